@@ -1,0 +1,2 @@
+//! vesper-bench.
+fn main() {}

@@ -1,0 +1,167 @@
+//! Keyed ciphers, and the one call that seals or opens a whole batch of packets with any mix
+//! of keys, suites and lengths.
+//!
+//! This module knows the layout of an ESP packet from the SPI to the ICV and nothing about
+//! IP, associations or policy.
+
+mod rustcrypto;
+
+use core::fmt;
+
+use crate::suite::Suite;
+
+/// One ESP packet to be sealed or opened in place.
+#[derive(Debug)]
+pub struct Job<'a> {
+    /// The key.
+    pub cipher: &'a Cipher,
+    /// The 64-bit sequence number; its low half equals the one on the wire.
+    pub sequence: u64,
+    /// Whether the high half of the sequence number is authenticated (RFC 4303 section 2.2.1).
+    pub esn: bool,
+    /// SPI, sequence number, IV, text, ICV. To be sealed: the IV is written (see
+    /// [`Cipher::write_iv`]), the text is clear and ends with padding, pad length and next
+    /// header, the last `icv_len` bytes are overwritten.
+    pub esp: &'a mut [u8],
+    /// Set by [`open_batch`]: the ICV was right and the text is clear. If it was wrong, the
+    /// text has been overwritten with zeroes.
+    pub authentic: bool,
+}
+
+/// A suite with its expanded key and the implementation that was chosen for it.
+///
+/// Shareable between threads; the key is wiped when it is dropped and never shown.
+pub struct Cipher {
+    suite: &'static Suite,
+    implementation: Implementation,
+    inner: Inner,
+}
+
+/// Expanded keys by implementation. Large ones are boxed, so that a [`Cipher`] of the fast
+/// kernels stays within a few cache lines.
+enum Inner {
+    RustCrypto(Box<rustcrypto::Key>),
+}
+
+/// Who does the cryptography.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Implementation {
+    /// The crates of the RustCrypto project: every suite, every CPU.
+    RustCrypto,
+}
+
+/// Why a key could not be made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum CipherError {
+    /// The encryption key with its salt has the wrong length, in bytes.
+    KeyLength {
+        /// What the suite takes.
+        expected: usize,
+        /// What was given.
+        given: usize,
+    },
+    /// The integrity key has the wrong length, in bytes.
+    AuthKeyLength {
+        /// What the suite takes.
+        expected: usize,
+        /// What was given.
+        given: usize,
+    },
+    /// The implementation lacks the suite, or this CPU lacks what the implementation needs.
+    Unsupported,
+    /// The system gave no random bytes for the IV key.
+    NoEntropy,
+}
+
+impl Cipher {
+    /// A key with the fastest implementation that this CPU has for the suite.
+    ///
+    /// `key` is the encryption key followed by the salt, `auth_key` the integrity key (empty
+    /// for AEADs).
+    pub fn new(suite: &'static Suite, key: &[u8], auth_key: &[u8]) -> Result<Self, CipherError> {
+        Self::with_implementation(suite, key, auth_key, Implementation::RustCrypto)
+    }
+
+    /// A key with the given implementation.
+    pub fn with_implementation(
+        suite: &'static Suite,
+        key: &[u8],
+        auth_key: &[u8],
+        implementation: Implementation,
+    ) -> Result<Self, CipherError> {
+        let expected = suite.key_len + suite.salt_len;
+        if key.len() != expected {
+            return Err(CipherError::KeyLength {
+                expected,
+                given: key.len(),
+            });
+        }
+        if auth_key.len() != suite.auth_key_len {
+            return Err(CipherError::AuthKeyLength {
+                expected: suite.auth_key_len,
+                given: auth_key.len(),
+            });
+        }
+        let inner = match implementation {
+            Implementation::RustCrypto => {
+                Inner::RustCrypto(Box::new(rustcrypto::Key::new(suite, key, auth_key)?))
+            }
+        };
+        Ok(Self {
+            suite,
+            implementation,
+            inner,
+        })
+    }
+
+    /// The suite.
+    pub const fn suite(&self) -> &'static Suite {
+        self.suite
+    }
+
+    /// Who does the work.
+    pub const fn implementation(&self) -> Implementation {
+        self.implementation
+    }
+
+    /// Writes the explicit IV of the packet with this sequence number; `iv` has the suite's
+    /// `iv_len`.
+    ///
+    /// The counter-based suites use the sequence number itself, which never repeats under one
+    /// key; AES-CBC needs an unpredictable IV (RFC 3602 section 3) and encrypts the number
+    /// under a key of its own.
+    pub fn write_iv(&self, sequence: u64, iv: &mut [u8]) {
+        if iv.len() == 8 {
+            iv.copy_from_slice(&sequence.to_be_bytes());
+        }
+    }
+}
+
+impl fmt::Debug for Cipher {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Cipher")
+            .field("suite", &self.suite.name)
+            .field("implementation", &self.implementation)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Encrypts every text in place and writes every ICV.
+pub fn seal_batch(jobs: &mut [Job<'_>]) {
+    for job in jobs {
+        match &job.cipher.inner {
+            Inner::RustCrypto(key) => key.seal(job.sequence, job.esn, job.esp),
+        }
+    }
+}
+
+/// Checks every ICV and decrypts every text in place; see [`Job::authentic`].
+pub fn open_batch(jobs: &mut [Job<'_>]) {
+    for job in jobs {
+        job.authentic = match &job.cipher.inner {
+            Inner::RustCrypto(key) => key.open(job.sequence, job.esn, job.esp),
+        };
+    }
+}

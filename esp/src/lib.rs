@@ -1,0 +1,7 @@
+//! IPsec ESP (RFC 4303), many packets at a time.
+#![deny(unsafe_code)]
+
+pub mod aead;
+mod suite;
+
+pub use suite::{Encryption, Integrity, Suite};

@@ -1,0 +1,2 @@
+//! The adapter.
+#![forbid(unsafe_code)]

@@ -1,0 +1,1 @@
+//! Promises that hold across the crates, one file per promise. Run with `cargo test -p vesper-tests`.

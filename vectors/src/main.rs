@@ -1,0 +1,2 @@
+//! vesper-verify.
+fn main() {}
