@@ -2,6 +2,9 @@
 #![deny(unsafe_code)]
 
 pub mod aead;
+mod buffer;
 mod suite;
+pub mod wire;
 
+pub use buffer::{Buffer, PacketBuf};
 pub use suite::{Encryption, Integrity, Suite};
