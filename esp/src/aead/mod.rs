@@ -75,6 +75,14 @@ pub enum CipherError {
     NoEntropy,
 }
 
+impl fmt::Display for CipherError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self:?}")
+    }
+}
+
+impl core::error::Error for CipherError {}
+
 impl Cipher {
     /// A key with the fastest implementation that this CPU has for the suite.
     ///
