@@ -78,4 +78,4 @@ pub use fragment::{FragmentError, FragmentParts, Fragments, fragments, too_big};
 pub use inbound::{Inbound, InboundSas};
 pub use outbound::{Content, Outbound};
 pub use reassembly::{Reassembler, Reassembly, ReassemblyError, ReassemblyLimits};
-pub use suite::{Encryption, Integrity, Suite};
+pub use suite::{Encryption, Integrity, Refused, Role, Suite, SuiteError, Xfrm};
