@@ -79,14 +79,6 @@ pub enum CipherError {
     NoEntropy,
 }
 
-impl fmt::Display for CipherError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{self:?}")
-    }
-}
-
-impl core::error::Error for CipherError {}
-
 impl Cipher {
     /// A key with the fastest implementation that this CPU has for the suite.
     ///
@@ -160,7 +152,32 @@ impl fmt::Debug for Cipher {
     }
 }
 
+impl fmt::Display for CipherError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::KeyLength { expected, given } => write!(
+                f,
+                "the encryption key with its salt has {given} bytes, the suite takes {expected}"
+            ),
+            Self::AuthKeyLength { expected, given } => write!(
+                f,
+                "the integrity key has {given} bytes, the suite takes {expected}"
+            ),
+            Self::Unsupported => {
+                f.write_str("the implementation does not have the suite on this CPU")
+            }
+            Self::NoEntropy => f.write_str("the system gave no random bytes for the IV key"),
+        }
+    }
+}
+
+impl core::error::Error for CipherError {}
+
 /// Encrypts every text in place and writes every ICV.
+///
+/// A packet that cannot be sealed, because it is shorter than header, IV and ICV or because its
+/// text is no multiple of the cipher's block, is overwritten with zeroes, SPI included, so that
+/// it cannot leave in clear.
 pub fn seal_batch(jobs: &mut [Job<'_>]) {
     for job in jobs {
         match &job.cipher.inner {
@@ -171,6 +188,8 @@ pub fn seal_batch(jobs: &mut [Job<'_>]) {
 }
 
 /// Checks every ICV and decrypts every text in place; see [`Job::authentic`].
+///
+/// Packets may be of any length, down to none at all.
 pub fn open_batch(jobs: &mut [Job<'_>]) {
     for job in jobs {
         job.authentic = match &job.cipher.inner {
@@ -179,3 +198,6 @@ pub fn open_batch(jobs: &mut [Job<'_>]) {
         };
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -27,6 +27,8 @@ macro_rules! with_lengths {
             (8, 16) => $call!(U16, U8),
             (9, 16) => $call!(U16, U9),
             (10, 16) => $call!(U16, U10),
+            (13, 8) => $call!(U8, U13),
+            (13, 10) => $call!(U10, U13),
             (13, 16) => $call!(U16, U13),
             _ => $otherwise,
         }
