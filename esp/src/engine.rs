@@ -30,6 +30,13 @@ struct Prepared<'a> {
     sequence: Option<u64>,
 }
 
+/// Who encrypts and decrypts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Cryptography {
+    Here,
+    Adapter,
+}
+
 /// Encapsulates and decapsulates batches of packets. One per worker: it keeps the counters and
 /// events of that worker and nothing else.
 ///
@@ -76,7 +83,30 @@ impl Engine {
     /// reserved is never given back.
     pub fn encapsulate<B: Buffer>(&mut self, now: Timestamp, batch: &mut [Outbound<'_, B>]) {
         for chunk in batch.chunks_mut(CHUNK) {
-            self.encapsulate_chunk(now, chunk);
+            self.encapsulate_chunk(now, chunk, Cryptography::Here);
+        }
+    }
+
+    /// Encapsulates as [`encapsulate`](Self::encapsulate) does, but leaves the cryptography to
+    /// an adapter: [`Verdict::Sealed`] then means that headers, IV, padding and trailer are
+    /// written, the text is **clear**, and where the ICV belongs there is room for it.
+    ///
+    /// The UDP checksum that ESP in UDP over IPv6 needs is not computed either.
+    pub fn frame<B: Buffer>(&mut self, now: Timestamp, batch: &mut [Outbound<'_, B>]) {
+        for chunk in batch.chunks_mut(CHUNK) {
+            self.encapsulate_chunk(now, chunk, Cryptography::Adapter);
+        }
+    }
+
+    /// Decapsulates packets that an adapter has authenticated and decrypted already: replay
+    /// window, trailer, selectors, inner packet.
+    ///
+    /// Every entry names its association and, as its sequence number, the one of 64 bits that
+    /// the adapter has used; if that is not the number that the window infers, the adapter was
+    /// behind, the packet may be an old one, and it is dropped as a replay.
+    pub fn accept<B: Buffer>(&mut self, now: Timestamp, batch: &mut [Inbound<'_, B>]) {
+        for chunk in batch.chunks_mut(CHUNK) {
+            self.decapsulate_chunk(now, &|_, _| None, chunk, Cryptography::Adapter);
         }
     }
 
@@ -88,11 +118,16 @@ impl Engine {
         batch: &mut [Inbound<'a, B>],
     ) {
         for chunk in batch.chunks_mut(CHUNK) {
-            self.decapsulate_chunk(now, sas, chunk);
+            self.decapsulate_chunk(now, sas, chunk, Cryptography::Here);
         }
     }
 
-    fn encapsulate_chunk<'a, B: Buffer>(&mut self, now: Timestamp, chunk: &mut [Outbound<'a, B>]) {
+    fn encapsulate_chunk<'a, B: Buffer>(
+        &mut self,
+        now: Timestamp,
+        chunk: &mut [Outbound<'a, B>],
+        by: Cryptography,
+    ) {
         let mut prepared: ArrayVec<Prepared<'a>, CHUNK> = ArrayVec::new();
         for (index, entry) in chunk.iter_mut().enumerate() {
             match outbound::measure(entry) {
@@ -149,14 +184,18 @@ impl Engine {
                 });
             }
         }
-        seal_batch(&mut jobs);
+        if by == Cryptography::Here {
+            seal_batch(&mut jobs);
+        }
         drop(jobs);
 
         for packet in &prepared {
             if let Some(sequence) = packet.sequence {
                 let entry = &mut chunk[packet.index];
                 let data = entry.packet.data_mut();
-                outbound::finish_udp(packet.sa.context(), data, &packet.lengths);
+                if by == Cryptography::Here {
+                    outbound::finish_udp(packet.sa.context(), data, &packet.lengths);
+                }
                 entry.verdict = Verdict::Sealed { sequence };
                 self.counters
                     .count(entry.verdict, packet.lengths.packet_len);
@@ -169,10 +208,17 @@ impl Engine {
         now: Timestamp,
         sas: &impl InboundSas<'a>,
         chunk: &mut [Inbound<'a, B>],
+        by: Cryptography,
     ) {
         let mut candidates: ArrayVec<(usize, Candidate<'a>), CHUNK> = ArrayVec::new();
         for (index, entry) in chunk.iter_mut().enumerate() {
-            match inbound::prepare(entry, sas, &self.ports, &mut self.scratch) {
+            let prepared = match by {
+                Cryptography::Here => {
+                    inbound::prepare(entry, sas, &self.ports, &mut self.scratch)
+                }
+                Cryptography::Adapter => inbound::prepare_opened(entry, &self.ports),
+            };
+            match prepared {
                 Ok(candidate) => candidates.push((index, candidate)),
                 Err(verdict) => {
                     entry.verdict = verdict;
@@ -196,7 +242,10 @@ impl Engine {
                 authentic: false,
             });
         }
-        open_batch(&mut jobs);
+        match by {
+            Cryptography::Here => open_batch(&mut jobs),
+            Cryptography::Adapter => jobs.iter_mut().for_each(|job| job.authentic = true),
+        }
         let authentic: ArrayVec<bool, CHUNK> = jobs.iter().map(|job| job.authentic).collect();
         drop(jobs);
 

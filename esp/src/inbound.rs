@@ -74,6 +74,50 @@ pub(crate) fn prepare<'a, B: Buffer>(
     ports: &EncapsulationPorts,
     scratch: &mut Vec<u8>,
 ) -> Result<Candidate<'a>, Verdict> {
+    let (sa, location) = find(entry, sas, ports)?;
+    let packet = entry.packet.data();
+    let esp = &packet[location.esp_at..location.esp_at + location.esp_len];
+    let resynchronised = resynchronise(sa, location.sequence, esp, scratch);
+    let sequence = match resynchronised {
+        Some(sequence) => sequence,
+        None => match sa.check(location.sequence) {
+            Ok(sequence) => sequence,
+            Err(_) => return Err(Verdict::Drop(DropReason::Replay)),
+        },
+    };
+    entry.sequence = sequence;
+    Ok(Candidate {
+        sa,
+        location,
+        sequence,
+    })
+}
+
+/// As [`prepare`], of a packet that an adapter has opened with the sequence number in `entry`.
+pub(crate) fn prepare_opened<'a, B: Buffer>(
+    entry: &mut Inbound<'a, B>,
+    ports: &EncapsulationPorts,
+) -> Result<Candidate<'a>, Verdict> {
+    let authenticated = entry.sequence;
+    let (sa, location) = find(entry, &|_, _| None, ports)?;
+    entry.sequence = authenticated;
+    match sa.check(location.sequence) {
+        Ok(sequence) if sequence == authenticated => Ok(Candidate {
+            sa,
+            location,
+            sequence,
+        }),
+        _ => Err(Verdict::Drop(DropReason::Replay)),
+    }
+}
+
+/// The association of a packet, if it is in force, and where ESP lies in the packet, if it is
+/// long enough for that association.
+fn find<'a, B: Buffer>(
+    entry: &mut Inbound<'a, B>,
+    sas: &impl InboundSas<'a>,
+    ports: &EncapsulationPorts,
+) -> Result<(&'a EspSa, EspLocation), Verdict> {
     let drop = |reason| Err(Verdict::Drop(reason));
     let packet = entry.packet.data();
     let location = match locate(packet, ports) {
@@ -108,21 +152,7 @@ pub(crate) fn prepare<'a, B: Buffer>(
     if text_len < 2 || !text_len.is_multiple_of(context.alignment()) {
         return drop(DropReason::Malformed);
     }
-    let esp = &packet[location.esp_at..location.esp_at + location.esp_len];
-    let resynchronised = resynchronise(sa, location.sequence, esp, scratch);
-    let sequence = match resynchronised {
-        Some(sequence) => sequence,
-        None => match sa.check(location.sequence) {
-            Ok(sequence) => sequence,
-            Err(_) => return drop(DropReason::Replay),
-        },
-    };
-    entry.sequence = sequence;
-    Ok(Candidate {
-        sa,
-        location,
-        sequence,
-    })
+    Ok((sa, location))
 }
 
 /// After long silence the high half of an extended sequence number may be guessed wrong for
