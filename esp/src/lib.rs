@@ -4,4 +4,4 @@
 pub mod aead;
 mod suite;
 
-pub use suite::{Encryption, Integrity, Suite};
+pub use suite::{Encryption, Integrity, Refused, Role, Suite, SuiteError, Xfrm};
