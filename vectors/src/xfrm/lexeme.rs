@@ -109,7 +109,14 @@ mod tests {
         assert_eq!(prefix("192.0.2.1"), Some((v4, 32)));
         assert_eq!(prefix("2001:db8::1/0"), Some((v6, 0)));
         assert_eq!(prefix("2001:db8::1"), Some((v6, 128)));
-        for bad in ["192.0.2.1/33", "192.0.2", "192.0.2.1/", "::1/129", "host", ""] {
+        for bad in [
+            "192.0.2.1/33",
+            "192.0.2",
+            "192.0.2.1/",
+            "::1/129",
+            "host",
+            "",
+        ] {
             assert_eq!(prefix(bad), None, "{bad:?}");
         }
         assert_eq!(address("192.0.2.1/32"), Some(v4));

@@ -33,7 +33,7 @@ use std::net::IpAddr;
 use std::path::Path;
 
 use vesper_esp::aead::{Cipher, CipherError, Implementation};
-use vesper_esp::Suite;
+use vesper_esp::{Suite, SuiteError};
 use vesper_sa::Spi;
 use zeroize::Zeroizing;
 
@@ -42,7 +42,6 @@ pub use wireshark::{AddressPattern, Row, SpiPattern};
 
 /// One association of a file.
 #[derive(Clone, Debug)]
-#[allow(clippy::large_enum_variant, reason = "a few per file, never moved in bulk")]
 pub enum Entry {
     /// An `ip xfrm state add` line.
     State(State),
@@ -223,7 +222,7 @@ pub enum Reason {
     /// Understood, but it cannot be honoured for this reason.
     Unsupported(&'static str),
     /// No such suite, or one that must not be used.
-    Algorithm(algorithm::Refused),
+    Algorithm(SuiteError),
     /// The key has the wrong length.
     KeyLength {
         /// The suite that the line names.
@@ -283,7 +282,10 @@ impl fmt::Display for Reason {
                 suite,
                 expected,
                 given,
-            } => write!(f, "{suite} takes a key of {expected} bytes, this has {given}"),
+            } => write!(
+                f,
+                "{suite} takes a key of {expected} bytes, this has {given}"
+            ),
             Self::Duplicate { first } => write!(
                 f,
                 "line {first} already describes the association with this destination and SPI"

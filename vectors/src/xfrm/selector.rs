@@ -25,9 +25,11 @@ pub(super) fn parse(words: &mut Words<'_>) -> Result<Selector, Fault> {
                 any = true;
                 continue;
             }
-            "key" => return Err(words.fault_here(Reason::Unsupported(
-                "selecting by GRE key is not supported; select by addresses and protocol",
-            ))),
+            "key" => {
+                return Err(words.fault_here(Reason::Unsupported(
+                    "selecting by GRE key is not supported; select by addresses and protocol",
+                )));
+            }
             "dev" => {
                 words.step();
                 if words.value()? != "none" {
@@ -74,8 +76,9 @@ impl Parts {
         let name = words.current();
         let value = words.value()?;
         if name == "proto" {
-            let protocol = protocol(value)
-                .ok_or_else(|| words.fault(Reason::Expected("a protocol name or number, or any")))?;
+            let protocol = protocol(value).ok_or_else(|| {
+                words.fault(Reason::Expected("a protocol name or number, or any"))
+            })?;
             self.protocol = Some(protocol);
             return Ok(());
         }

@@ -173,7 +173,9 @@ impl Word {
 }
 
 fn push(word: &mut Option<Word>, line: usize, next: char) {
-    word.get_or_insert_with(|| Word::empty(line)).text.push(next);
+    word.get_or_insert_with(|| Word::empty(line))
+        .text
+        .push(next);
 }
 
 #[cfg(test)]
@@ -202,7 +204,10 @@ mod tests {
     fn words_as_the_shell_splits_them() {
         assert_eq!(
             split("a  b\tc # rest\n\n#x\n'd e' \"\" f\\ g h#i\r\n"),
-            [line(1, &["a", "b", "c"]), line(4, &["d e", "", "f g", "h#i"])]
+            [
+                line(1, &["a", "b", "c"]),
+                line(4, &["d e", "", "f g", "h#i"])
+            ]
         );
         assert_eq!(
             split("'a'\"b\"c \"q\\\"\\\\\\x\" '\\'"),

@@ -7,7 +7,6 @@ use vesper_sa::{
     Df, Direction, Dscp, Ecn, Lifetime, Limits, Mode, ReplayProtection, SaParams, Selector, Spi,
     UdpEncapsulation, WindowSize,
 };
-use zeroize::Zeroizing;
 
 use super::algorithm::Algorithms;
 use super::lexeme::{address, number, shown};
@@ -335,9 +334,7 @@ impl Draft {
             }
             // What has no effect on ESP processing: the kernel's route lookup, its key
             // manager, and the processor that does the work.
-            "seq" | "if_id" | "nat-keepalive-interval" | "pcpu-num" => {
-                words.number_u32().map(drop)
-            }
+            "seq" | "if_id" | "nat-keepalive-interval" | "pcpu-num" => words.number_u32().map(drop),
             "output-mark" | "set-mark" => {
                 words.number_u32()?;
                 if words.peek() == Some("mask") {
@@ -390,7 +387,11 @@ impl Draft {
             _ => return Err(words.fault(Reason::Expected("in or out"))),
         };
         // `offload ... dir in dir in` is what current versions of `ip` print.
-        if self.direction.replace(direction).is_some_and(|before| before != direction) {
+        if self
+            .direction
+            .replace(direction)
+            .is_some_and(|before| before != direction)
+        {
             return Err(words.fault(Reason::Unsupported("both in and out")));
         }
         Ok(())
@@ -427,12 +428,18 @@ impl Draft {
             IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
         });
         if source.is_ipv4() != destination.is_ipv4() {
-            return fault("src", Reason::Expected("an address of the same version as dst"));
+            return fault(
+                "src",
+                Reason::Expected("an address of the same version as dst"),
+            );
         }
         let mode = self.mode.unwrap_or(Mode::Transport);
         let tfc_pad = self.tfc_pad.unwrap_or(0);
         if tfc_pad > 0 && mode != Mode::Tunnel {
-            return fault("tfcpad", Reason::Expected("mode tunnel; the kernel refuses it otherwise"));
+            return fault(
+                "tfcpad",
+                Reason::Expected("mode tunnel; the kernel refuses it otherwise"),
+            );
         }
         if self.flags.icmp && self.selector.is_some() {
             return fault(
@@ -440,11 +447,16 @@ impl Draft {
                 Reason::Unsupported("ICMP errors outside of `sel` cannot be let through"),
             );
         }
-        let replay = self.replay().map_err(|reason| (line, "replay-window".to_owned(), reason))?;
+        let replay = self
+            .replay()
+            .map_err(|reason| (line, "replay-window".to_owned(), reason))?;
         let [seq, seq_hi, oseq, oseq_hi] = self.sequence.map(Option::unwrap_or_default);
         for (name, high) in [("replay-seq-hi", seq_hi), ("replay-oseq-hi", oseq_hi)] {
             if high != 0 && !self.flags.esn {
-                return fault(name, Reason::Expected("flag esn; without it there is no high half"));
+                return fault(
+                    name,
+                    Reason::Expected("flag esn; without it there is no high half"),
+                );
             }
         }
         let joined = |high: u32, low: u32| u64::from(high) << 32 | u64::from(low);
@@ -478,11 +490,11 @@ impl Draft {
                 "a window above 0, which the kernel wants with flag esn",
             )),
             0 => Ok(ReplayProtection::Off),
-            window => WindowSize::new(window)
-                .map(ReplayProtection::Window)
-                .ok_or(Reason::Expected(
+            window => WindowSize::new(window).map(ReplayProtection::Window).ok_or(
+                Reason::Expected(
                     "0 (off) or 32 to 65536 packets; RFC 4303 section 3.4.3 asks for 32 at least",
-                )),
+                ),
+            ),
         }
     }
 }
@@ -637,7 +649,11 @@ fn limit(lifetime: &mut Lifetime, words: &mut Words<'_>) -> Result<(), Fault> {
     };
     let finite = (value != u64::MAX).then_some(value);
     match what {
-        "time" => limits.time = finite.filter(|&seconds| seconds > 0).map(Duration::from_secs),
+        "time" => {
+            limits.time = finite
+                .filter(|&seconds| seconds > 0)
+                .map(Duration::from_secs)
+        }
         "time-use" => {
             if finite.is_some_and(|seconds| seconds > 0) {
                 return Err(words.fault(Reason::Unsupported(
@@ -651,11 +667,5 @@ fn limit(lifetime: &mut Lifetime, words: &mut Words<'_>) -> Result<(), Fault> {
     Ok(())
 }
 
-const LIMIT: Reason = Reason::Expected(
-    "{ time | time-use | byte | packet }-{ soft | hard } and a number",
-);
-
-/// The empty key of `enc cipher_null ""`.
-pub(super) fn no_key() -> Zeroizing<Vec<u8>> {
-    Zeroizing::new(Vec::new())
-}
+const LIMIT: Reason =
+    Reason::Expected("{ time | time-use | byte | packet }-{ soft | hard } and a number");

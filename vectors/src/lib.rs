@@ -1,0 +1,4 @@
+//! Checks test vectors and packet captures against every ESP implementation.
+#![forbid(unsafe_code)]
+
+pub mod xfrm;
