@@ -1,4 +1,6 @@
 //! Checks test vectors and packet captures against every ESP implementation.
 #![forbid(unsafe_code)]
 
+pub mod capture;
+pub mod frame;
 pub mod xfrm;
