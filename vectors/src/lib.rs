@@ -2,5 +2,6 @@
 #![forbid(unsafe_code)]
 
 pub mod capture;
+pub mod formats;
 pub mod frame;
 pub mod xfrm;
