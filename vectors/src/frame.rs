@@ -6,7 +6,12 @@ use crate::capture::{LinkType, Record};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Frame<'a> {
     /// An IP packet, with whatever the link appends to it (padding, checksums).
-    Ip(&'a [u8]),
+    Ip {
+        /// The packet.
+        packet: &'a [u8],
+        /// The numbers of its VLAN tags, the inner one in the low 12 bits; 0 if it has none.
+        vlan: u32,
+    },
     /// Something else: ARP, LLDP, a protocol that this crate does not know.
     Other,
     /// The frame contradicts itself.
@@ -39,8 +44,8 @@ pub fn ip_packet<'a>(record: &Record<'a>) -> Frame<'a> {
     let data = record.data;
     let found = match record.link {
         LinkType::Raw => return any_version(data),
-        LinkType::Ipv4 => Some(versioned(data, 4)),
-        LinkType::Ipv6 => Some(versioned(data, 6)),
+        LinkType::Ipv4 => Some(versioned(data, 4, 0)),
+        LinkType::Ipv6 => Some(versioned(data, 6, 0)),
         LinkType::Ethernet => after(data, 12).and_then(|rest| ethertype(rest)),
         LinkType::LinuxCooked => after(data, 14).and_then(|rest| ethertype(rest)),
         LinkType::LinuxCooked2 => cooked2(data),
@@ -60,13 +65,18 @@ fn number(data: &[u8]) -> Option<(u16, &[u8])> {
 
 /// `data` begins with an EtherType.
 fn ethertype(mut data: &[u8]) -> Option<Frame<'_>> {
+    let mut vlan = 0_u32;
     loop {
         let (kind, rest) = number(data)?;
         match kind {
-            ETHERTYPE_IPV4 => return Some(versioned(rest, 4)),
-            ETHERTYPE_IPV6 => return Some(versioned(rest, 6)),
+            ETHERTYPE_IPV4 => return Some(versioned(rest, 4, vlan)),
+            ETHERTYPE_IPV6 => return Some(versioned(rest, 6, vlan)),
             // A VLAN tag: two bytes of priority and number, and the next EtherType.
-            0x8100 | 0x88a8 | 0x9100 => data = after(rest, 2)?,
+            0x8100 | 0x88a8 | 0x9100 => {
+                let (tag, next) = number(rest)?;
+                vlan = vlan << 12 | u32::from(tag & 0xfff);
+                data = next;
+            }
             _ => return Some(Frame::Other),
         }
     }
@@ -77,8 +87,9 @@ fn cooked2(data: &[u8]) -> Option<Frame<'_>> {
     let (protocol, _) = number(data)?;
     let rest = after(data, 20)?;
     match protocol {
-        ETHERTYPE_IPV4 => Some(versioned(rest, 4)),
-        ETHERTYPE_IPV6 => Some(versioned(rest, 6)),
+        ETHERTYPE_IPV4 => Some(versioned(rest, 4, 0)),
+        ETHERTYPE_IPV6 => Some(versioned(rest, 6, 0)),
+        // The tag's number follows, then the next EtherType.
         0x8100 | 0x88a8 | 0x9100 => ethertype(after(rest, 2)?),
         _ => Some(Frame::Other),
     }
@@ -89,17 +100,17 @@ fn loopback(data: &[u8]) -> Option<Frame<'_>> {
     let (head, rest) = data.split_first_chunk()?;
     let family = u32::from_le_bytes(*head).min(u32::from_be_bytes(*head));
     Some(match family {
-        2 => versioned(rest, 4),
-        10 | 24 | 28 | 30 => versioned(rest, 6),
+        2 => versioned(rest, 4, 0),
+        10 | 24 | 28 | 30 => versioned(rest, 6, 0),
         _ => Frame::Other,
     })
 }
 
 /// A packet that has to be of this IP version.
-fn versioned(packet: &[u8], version: u8) -> Frame<'_> {
+fn versioned(packet: &[u8], version: u8, vlan: u32) -> Frame<'_> {
     match packet.first() {
         None => Frame::Malformed(Defect::Runt),
-        Some(first) if first >> 4 == version => Frame::Ip(packet),
+        Some(first) if first >> 4 == version => Frame::Ip { packet, vlan },
         Some(_) => Frame::Malformed(Defect::Version),
     }
 }
@@ -108,7 +119,7 @@ fn versioned(packet: &[u8], version: u8) -> Frame<'_> {
 fn any_version(packet: &[u8]) -> Frame<'_> {
     match packet.first() {
         None => Frame::Malformed(Defect::Runt),
-        Some(first) if matches!(first >> 4, 4 | 6) => Frame::Ip(packet),
+        Some(first) if matches!(first >> 4, 4 | 6) => Frame::Ip { packet, vlan: 0 },
         Some(_) => Frame::Malformed(Defect::Version),
     }
 }
@@ -173,9 +184,26 @@ mod tests {
             (LinkType::Loopback, [&[2, 0, 0, 0][..], v4].concat(), v4),
             (LinkType::Loopback, [&[30, 0, 0, 0][..], v6].concat(), v6),
         ];
-        for (link, data, packet) in cases {
-            assert_eq!(frame(*link, data), Frame::Ip(packet), "{link:?} {data:?}");
+        for (link, data, expected) in cases {
+            match frame(*link, data) {
+                Frame::Ip { packet, .. } => assert_eq!(packet, *expected, "{link:?}"),
+                other => panic!("{link:?} {data:?}: {other:?}"),
+            }
         }
+    }
+
+    #[test]
+    fn vlan_numbers_are_kept_apart() {
+        let vlan = |tags: &[u8]| {
+            let data = [&[0; 12], tags, &[8, 0, 0x45]].concat();
+            match frame(LinkType::Ethernet, &data) {
+                Frame::Ip { vlan, .. } => vlan,
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!(vlan(&[]), 0);
+        assert_eq!(vlan(&[0x81, 0, 0xe1, 7]), 0x107);
+        assert_eq!(vlan(&[0x88, 0xa8, 0, 2, 0x81, 0, 0, 7]), 0x2007);
     }
 
     #[test]

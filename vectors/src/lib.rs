@@ -4,4 +4,7 @@
 pub mod capture;
 pub mod formats;
 pub mod frame;
+pub mod ingress;
+pub mod opener;
+pub mod verify;
 pub mod xfrm;

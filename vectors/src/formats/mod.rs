@@ -18,7 +18,7 @@ use crate::xfrm::SaFileError;
 
 pub use expectation::Expectation;
 pub use hex::Hex;
-pub use own::{PacketTest, Packets, Step, Wanted};
+pub use own::{PacketTest, Step, Wanted};
 
 /// The most that a compressed file may hold, in bytes.
 const LONGEST_FILE: u64 = 256 << 20;
@@ -252,14 +252,15 @@ impl fmt::Display for FormatFault {
     }
 }
 
-impl fmt::Display for Format {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
+impl Format {
+    /// Its name in tables and JSON.
+    pub const fn name(self) -> &'static str {
+        match self {
             Self::Wycheproof => "wycheproof",
             Self::Cavp => "cavp",
             Self::Packets => "packets",
             Self::Primitives => "primitives",
             Self::Expectation => "capture",
-        })
+        }
     }
 }

@@ -2,11 +2,13 @@
 //! described in `docs/verify.md`.
 
 use serde::Deserialize;
+use vesper_esp::DropReason;
 use vesper_esp::aead::primitive::Primitive;
 
 use super::{
     Format, FormatFault, Hex, PrimitiveTest, TestFile, Tests, Validity, deserialize,
 };
+use crate::opener::count_name;
 use crate::xfrm::{self, Entry};
 
 pub(super) const PACKETS: &str = "vesper-packets/1";
@@ -23,9 +25,6 @@ pub struct PacketTest {
     pub steps: Vec<Step>,
 }
 
-/// The steps of a packet test.
-pub type Packets = Vec<Step>;
-
 /// One packet that arrives.
 #[derive(Clone, Debug)]
 pub struct Step {
@@ -41,7 +40,7 @@ pub enum Wanted {
     /// It is accepted, and this is the inner IP packet.
     Inner(Vec<u8>),
     /// It is dropped, and counted under this name.
-    Drop(String),
+    Drop(&'static str),
     /// It is none of ESP's business.
     NotEsp,
 }
@@ -149,7 +148,7 @@ impl RawPacketTest {
         })?;
         let steps: Option<Vec<Step>> = self.packets.into_iter().map(RawStep::into_step).collect();
         let steps = steps.ok_or(FormatFault::Value(
-            "one of \"inner\", \"drop\" and \"not_esp\": true for each packet",
+            "one of \"inner\", \"drop\": REASON and \"not_esp\": true for each packet",
         ))?;
         Ok(PacketTest {
             name: self.name,
@@ -163,7 +162,10 @@ impl RawStep {
     fn into_step(self) -> Option<Step> {
         let wanted = match (self.inner, self.drop, self.not_esp) {
             (Some(inner), None, None) => Wanted::Inner(inner.0),
-            (None, Some(reason), None) => Wanted::Drop(reason),
+            (None, Some(name), None) => {
+                let mut names = DropReason::ALL.iter().map(|&reason| count_name(reason));
+                Wanted::Drop(names.find(|&known| known == name)?)
+            }
             (None, None, Some(true)) => Wanted::NotEsp,
             _ => return None,
         };

@@ -10,7 +10,6 @@ use super::{
 
 #[derive(Deserialize)]
 struct File {
-    algorithm: String,
     #[serde(rename = "testGroups")]
     groups: Vec<Group>,
 }
