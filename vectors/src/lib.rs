@@ -6,5 +6,7 @@ pub mod formats;
 pub mod frame;
 pub mod ingress;
 pub mod opener;
+pub mod seal;
+pub mod unseal;
 pub mod verify;
 pub mod xfrm;

@@ -157,7 +157,9 @@ impl Opener {
         destination: IpAddr,
         spi: Spi,
     ) -> Option<&EspSa> {
-        let association = self.associations.get(*self.index.get(&(destination, spi))?)?;
+        let association = self
+            .associations
+            .get(*self.index.get(&(destination, spi))?)?;
         let lane = association
             .lanes
             .iter()
@@ -165,11 +167,7 @@ impl Opener {
         lane.sas.get(&(destination, spi))
     }
 
-    fn add(
-        &mut self,
-        entry: Entry,
-        implementations: &[Implementation],
-    ) -> Result<(), OpenerError> {
+    fn add(&mut self, entry: Entry, implementations: &[Implementation]) -> Result<(), OpenerError> {
         let line = entry.line();
         let suite = entry.keys().suite();
         let mut lanes = Vec::new();
@@ -244,12 +242,12 @@ impl Opener {
             if let Entry::Row(row) = entry
                 && !lane.sas.contains_key(&key)
             {
-                let (sa, authentic) = lane
-                    .complete(row, &location, packet)
-                    .map_err(|error| OpenerError::Association {
+                let (sa, authentic) = lane.complete(row, &location, packet).map_err(|error| {
+                    OpenerError::Association {
                         line: row.line,
                         error,
-                    })?;
+                    }
+                })?;
                 if authentic {
                     lane.sas.insert(key, sa);
                 } else {
@@ -293,11 +291,9 @@ impl Opener {
             self.associations
                 .iter()
                 .position(|association| match &association.entry {
-                    Entry::Row(row) => row.matches(
-                        location.ip.source,
-                        location.ip.destination,
-                        location.spi,
-                    ),
+                    Entry::Row(row) => {
+                        row.matches(location.ip.source, location.ip.destination, location.spi)
+                    }
                     Entry::State(_) => false,
                 })
         })
@@ -318,8 +314,8 @@ impl Lane {
                 .cipher(self.implementation)
                 .map_err(AssociationError::Cipher)
         };
-        let sequence = u64::from(row.sequence_high.unwrap_or(0)) << 32
-            | u64::from(location.sequence);
+        let sequence =
+            u64::from(row.sequence_high.unwrap_or(0)) << 32 | u64::from(location.sequence);
         let mut esp = packet[location.esp_at..location.esp_at + location.esp_len].to_vec();
         let key = cipher()?;
         let icv_len = key.suite().icv_len;
@@ -332,7 +328,10 @@ impl Lane {
         }];
         open_batch(&mut jobs);
         let authentic = jobs[0].authentic;
-        let next_header = esp.len().checked_sub(icv_len + 1).and_then(|at| esp.get(at));
+        let next_header = esp
+            .len()
+            .checked_sub(icv_len + 1)
+            .and_then(|at| esp.get(at));
         let mode = match next_header {
             Some(&(protocol::IPV4 | protocol::IPV6 | protocol::NONE)) => Mode::Tunnel,
             _ if authentic => Mode::Transport,

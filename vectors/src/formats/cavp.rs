@@ -74,9 +74,10 @@ pub(super) fn parse(text: &str) -> Result<TestFile, (usize, FormatFault)> {
             });
             continue;
         }
-        let record = record
-            .as_mut()
-            .ok_or((at, FormatFault::Value("Count before the fields of a record")))?;
+        let record = record.as_mut().ok_or((
+            at,
+            FormatFault::Value("Count before the fields of a record"),
+        ))?;
         let slot = match name {
             "Key" => &mut record.key,
             "IV" => &mut record.nonce,
@@ -86,8 +87,10 @@ pub(super) fn parse(text: &str) -> Result<TestFile, (usize, FormatFault)> {
             "Tag" => &mut record.tag,
             _ => return Err((at, FormatFault::Value("Key, IV, AAD, PT, CT or Tag"))),
         };
-        let bytes = Hex::parse(value)
-            .ok_or((at, FormatFault::Value("an even number of hexadecimal digits")))?;
+        let bytes = Hex::parse(value).ok_or((
+            at,
+            FormatFault::Value("an even number of hexadecimal digits"),
+        ))?;
         if slot.replace(bytes.0).is_some() {
             return Err((at, FormatFault::Value("each field of a record once")));
         }
@@ -120,7 +123,10 @@ impl Record {
             return Err((line, FormatFault::Missing("PT or FAIL")));
         }
         Ok(PrimitiveTest {
-            name: format!("IV {iv} PT {pt} AAD {aad} tag {tag} bits, count {}", self.count),
+            name: format!(
+                "IV {iv} PT {pt} AAD {aad} tag {tag} bits, count {}",
+                self.count
+            ),
             primitive: Primitive::AesGcm,
             key: need(self.key, "Key")?,
             nonce: need(self.nonce, "IV")?,

@@ -21,7 +21,10 @@ pub struct Expectation {
 pub(super) fn parse(text: &str) -> Result<TestFile, (usize, FormatFault)> {
     let expectation: Expectation = deserialize(text)?;
     if expectation.inner.len() as u64 != expectation.packets {
-        return Err((0, FormatFault::Value("as many inner packets as \"packets\" says")));
+        return Err((
+            0,
+            FormatFault::Value("as many inner packets as \"packets\" says"),
+        ));
     }
     Ok(TestFile {
         format: Format::Expectation,

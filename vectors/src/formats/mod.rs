@@ -110,8 +110,7 @@ pub fn parse(bytes: &[u8], name: &str) -> Result<TestFile, FormatError> {
         reason,
     };
     let bytes = decompressed(bytes).map_err(|error| fault((0, FormatFault::Compression(error))))?;
-    let text =
-        core::str::from_utf8(&bytes).map_err(|_| fault((0, FormatFault::Unknown)))?;
+    let text = core::str::from_utf8(&bytes).map_err(|_| fault((0, FormatFault::Unknown)))?;
     let text = text.trim_start_matches('\u{feff}');
     let file = if text.trim_start().starts_with('{') {
         json(text)

@@ -5,9 +5,7 @@ use serde::Deserialize;
 use vesper_esp::DropReason;
 use vesper_esp::aead::primitive::Primitive;
 
-use super::{
-    Format, FormatFault, Hex, PrimitiveTest, TestFile, Tests, Validity, deserialize,
-};
+use super::{Format, FormatFault, Hex, PrimitiveTest, TestFile, Tests, Validity, deserialize};
 use crate::opener::count_name;
 use crate::xfrm::{self, Entry};
 
@@ -140,12 +138,11 @@ pub(super) fn primitives(text: &str) -> Result<TestFile, (usize, FormatFault)> {
 
 impl RawPacketTest {
     fn into_test(self) -> Result<PacketTest, FormatFault> {
-        let associations = xfrm::parse(&self.sa.join("\n"), "sa").map_err(|error| {
-            FormatFault::Sa {
+        let associations =
+            xfrm::parse(&self.sa.join("\n"), "sa").map_err(|error| FormatFault::Sa {
                 test: self.name.clone(),
                 error,
-            }
-        })?;
+            })?;
         let steps: Option<Vec<Step>> = self.packets.into_iter().map(RawStep::into_step).collect();
         let steps = steps.ok_or(FormatFault::Value(
             "one of \"inner\", \"drop\": REASON and \"not_esp\": true for each packet",

@@ -4,9 +4,7 @@
 use serde::Deserialize;
 use vesper_esp::aead::primitive::Primitive;
 
-use super::{
-    Format, FormatFault, Hex, PrimitiveTest, TestFile, Tests, Validity, deserialize,
-};
+use super::{Format, FormatFault, Hex, PrimitiveTest, TestFile, Tests, Validity, deserialize};
 
 #[derive(Deserialize)]
 struct File {
@@ -95,8 +93,13 @@ impl Test {
             Primitive::AesGcm | Primitive::AesCcm | Primitive::ChaCha20Poly1305
         );
         let sized = |flag: &String| {
-            ["InvalidNonceSize", "InvalidTagSize", "InsecureTagSize", "ZeroLengthIv"]
-                .contains(&flag.as_str())
+            [
+                "InvalidNonceSize",
+                "InvalidTagSize",
+                "InsecureTagSize",
+                "ZeroLengthIv",
+            ]
+            .contains(&flag.as_str())
         };
         let validity = match self.result {
             Verdict::Valid | Verdict::Acceptable => Validity::Valid,

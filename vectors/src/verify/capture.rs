@@ -78,7 +78,11 @@ fn packet_by_packet(
                 resealed(&opener, implementation, packet, sequence)?;
             }
             Some(_) => return Err(format!("sequence {sequence}: another inner packet")),
-            None => return Err(format!("sequence {sequence}: one packet more than expected")),
+            None => {
+                return Err(format!(
+                    "sequence {sequence}: one packet more than expected"
+                ));
+            }
         }
     }
     match expected.len() {

@@ -95,13 +95,8 @@ impl Report {
         self.passed > 0 && self.failed == 0
     }
 
-    /// Runs the tests of one file on each implementation. `step` is called after every test.
-    pub fn run(
-        &mut self,
-        vectors: &Vectors,
-        implementations: &[Implementation],
-        mut step: impl FnMut(),
-    ) {
+    /// Runs the tests of one file on each implementation.
+    pub fn run(&mut self, vectors: &Vectors, implementations: &[Implementation]) {
         let mut results = Vec::new();
         for &implementation in implementations {
             let mut score = Score {
@@ -110,23 +105,20 @@ impl Report {
                 failed: 0,
                 skipped: BTreeMap::new(),
             };
-            let mut take = |test: &str, outcome: Outcome, times: u64| {
-                match outcome {
-                    Outcome::Passed => score.passed += times,
-                    Outcome::Failed(reason) => {
-                        score.failed += times;
-                        self.failures.push(Failure {
-                            source: vectors.name.clone(),
-                            test: test.to_owned(),
-                            implementation: implementation.name(),
-                            reason,
-                        });
-                    }
-                    Outcome::Skipped(skip) => {
-                        *score.skipped.entry(skip.to_string()).or_default() += times;
-                    }
+            let mut take = |test: &str, outcome: Outcome, times: u64| match outcome {
+                Outcome::Passed => score.passed += times,
+                Outcome::Failed(reason) => {
+                    score.failed += times;
+                    self.failures.push(Failure {
+                        source: vectors.name.clone(),
+                        test: test.to_owned(),
+                        implementation: implementation.name(),
+                        reason,
+                    });
                 }
-                step();
+                Outcome::Skipped(skip) => {
+                    *score.skipped.entry(skip.to_string()).or_default() += times;
+                }
             };
             match &vectors.tests {
                 Tests::Primitives(tests) => {
@@ -144,7 +136,11 @@ impl Report {
                     take("capture", outcome, 1);
                 }
                 Tests::Foreign { algorithm, tests } => {
-                    take("", Outcome::Skipped(Skip::Foreign(algorithm.clone())), *tests);
+                    take(
+                        "",
+                        Outcome::Skipped(Skip::Foreign(algorithm.clone())),
+                        *tests,
+                    );
                 }
             }
             self.passed += score.passed;

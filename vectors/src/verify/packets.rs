@@ -36,11 +36,7 @@ pub(super) fn opener(entries: &[Entry], implementation: Implementation) -> Resul
         .map_err(|error| Outcome::Failed(error.to_string()))
 }
 
-fn arrive(
-    opener: &mut Opener,
-    implementation: Implementation,
-    step: &Step,
-) -> Result<(), String> {
+fn arrive(opener: &mut Opener, implementation: Implementation, step: &Step) -> Result<(), String> {
     let opening = opener
         .open(Timestamp::ZERO, &step.outer)
         .map_err(|error| error.to_string())?;

@@ -107,9 +107,35 @@ impl SpiPattern {
     }
 }
 
+impl fmt::Display for SpiPattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.mask == 0 {
+            return f.write_str("*");
+        }
+        f.write_str("0x")?;
+        for shift in (0..8).rev().map(|digit| 4 * digit) {
+            match (self.mask >> shift) & 0xf {
+                0 => f.write_str("*")?,
+                _ => write!(f, "{:x}", (self.value >> shift) & 0xf)?,
+            }
+        }
+        Ok(())
+    }
+}
+
 impl fmt::Debug for SpiPattern {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:#010x}/{:#010x}", self.value, self.mask)
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl fmt::Display for AddressPattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Any { .. } => f.write_str("*"),
+            Self::Prefix(range) if range.first() == range.last() => range.first().fmt(f),
+            Self::Prefix(range) => write!(f, "{}-{}", range.first(), range.last()),
+        }
     }
 }
 
