@@ -3,15 +3,19 @@
 use core::fmt;
 use core::net::IpAddr;
 use core::sync::atomic::Ordering;
+use core::time::Duration;
 
 use crate::event::{Event, Events, SaIdentity};
 use crate::ident::{Direction, Spi, Timestamp, VmId};
 use crate::inbound::Commit;
+use crate::lease::{Lease, LeaseError, LeaseHolder, LeaseRequest, LeaseStore};
 use crate::outbound::Reservation;
 use crate::params::{Mode, SaParams};
 use crate::replay::ReplayRefusal;
 use crate::sequence::end_of_space;
+use crate::snapshot::{RestoreError, SaSnapshot};
 use crate::state::{Flags, PacketState};
+use crate::update::{SaUpdate, UpdateError};
 
 /// A security association: its configuration, its per-packet state, and what the data path
 /// keeps beside them (keys, prepared headers) as the `context`.
@@ -130,10 +134,68 @@ impl<C> Sa<C> {
             });
         }
         Ok(Self {
-            state: PacketState::new(&params, now),
+            state: PacketState::new(&params, now, Duration::ZERO),
             context,
             params,
         })
+    }
+
+    /// Inbound: no number up to `params.sequence` is accepted. For an association that may
+    /// have received any of them before, as after a crash.
+    pub fn with_all_seen(self) -> Self {
+        self.state.see_all();
+        self
+    }
+
+    /// Takes over the state that another incarnation of the association had. Numbers of which
+    /// the snapshot knows nothing, because its window was smaller, count as received.
+    pub fn with_snapshot(
+        mut self,
+        snapshot: &SaSnapshot,
+        now: Timestamp,
+    ) -> Result<Self, RestoreError> {
+        self.admit_identity(snapshot.spi, snapshot.direction, snapshot.esn)?;
+        if self.params.sequence > snapshot.sequence() {
+            return Err(RestoreError::Behind {
+                snapshot: snapshot.sequence(),
+                params: self.params.sequence,
+            });
+        }
+        self.state = PacketState::new(&self.params, now, snapshot.age());
+        self.state.restore(snapshot, now);
+        Ok(self)
+    }
+
+    /// Ends `old` and takes over its state and its lease: the way to change parameters or
+    /// context of an association in use. Threads that still hold `old` are refused as if it
+    /// had been deleted, so that no sequence number is used by both.
+    pub fn continuing(self, old: &Sa<C>, now: Timestamp) -> Result<Self, RestoreError> {
+        self.admit_identity(old.spi(), old.direction(), old.esn())?;
+        old.close();
+        let snapshot = old.snapshot(now);
+        let sa = Self {
+            params: SaParams {
+                sequence: 0,
+                ..self.params
+            },
+            ..self
+        }
+        .with_snapshot(&snapshot, now)?;
+        sa.state.copy_lease(&old.state);
+        Ok(sa)
+    }
+
+    fn admit_identity(
+        &self,
+        spi: Spi,
+        direction: Direction,
+        esn: bool,
+    ) -> Result<(), RestoreError> {
+        if (spi, direction, esn) == (self.spi(), self.direction(), self.esn()) {
+            Ok(())
+        } else {
+            Err(RestoreError::OtherAssociation)
+        }
     }
 
     /// What the association was created with.
@@ -248,6 +310,55 @@ impl<C> Sa<C> {
     pub fn expire(&self, now: Timestamp) -> Events {
         let _held = self.state.lock.acquire();
         self.state.expire_held(now)
+    }
+
+    /// Changes what may change while packets pass; all of it or, on an error, nothing.
+    pub fn update(&self, update: &SaUpdate) -> Result<Events, UpdateError> {
+        self.state.update(update)
+    }
+
+    /// Path MTU towards the peer in bytes, of the outer IP packet, if it is known.
+    pub fn mtu(&self) -> Option<u32> {
+        Some(self.state.mtu.load(Ordering::Relaxed)).filter(|&mtu| mtu != 0)
+    }
+
+    /// Outbound: puts a lease in force. From the first lease on, only leased numbers are used;
+    /// a lease that does not continue the one before makes the counter jump to it.
+    pub fn set_lease(&self, lease: Lease) -> Result<(), LeaseError> {
+        self.state.set_lease(lease)
+    }
+
+    /// Outbound: takes the next `size` numbers from `store` and puts them in force. To be
+    /// called before the association is first used and on every [`Events::LEASE_LOW`].
+    pub fn renew_lease(
+        &self,
+        store: &impl LeaseStore,
+        holder: LeaseHolder,
+        size: u32,
+    ) -> Result<Lease, LeaseError> {
+        if self.direction() == Direction::Inbound {
+            return Err(LeaseError::Inbound);
+        }
+        let lease = store.grant(&LeaseRequest {
+            sa: self.identity(),
+            holder,
+            used: self.sequence(),
+            size,
+            end: end_of_space(self.esn()),
+        })?;
+        self.set_lease(lease)?;
+        Ok(lease)
+    }
+
+    /// Ends the association: from now on nothing is reserved or accepted.
+    pub fn close(&self) {
+        self.state.close();
+    }
+
+    /// The state at this moment, for [`with_snapshot`](Self::with_snapshot).
+    pub fn snapshot(&self, now: Timestamp) -> SaSnapshot {
+        let _held = self.state.lock.acquire();
+        self.state.snapshot(now)
     }
 
     /// `events` of this association as messages.

@@ -97,6 +97,20 @@ pub enum LeaseError {
     SequenceExhausted,
     /// An empty block was asked for.
     Empty,
+    /// The association is inbound; it needs no sequence numbers.
+    Inbound,
+    /// The lease begins with numbers that the association may have used.
+    Overlap {
+        /// The first number of the lease.
+        first: u64,
+        /// The last number used.
+        used: u64,
+    },
+    /// The lease goes beyond the last sequence number of the association.
+    BeyondEnd {
+        /// The last number of the lease.
+        last: u64,
+    },
     /// The store failed; nothing was granted.
     Store(Box<dyn core::error::Error + Send + Sync>),
 }
@@ -123,6 +137,17 @@ impl fmt::Display for LeaseError {
                 f.write_str("all sequence numbers are granted; replace the association")
             }
             Self::Empty => f.write_str("a lease of no sequence numbers was asked for"),
+            Self::Inbound => {
+                f.write_str("the association is inbound and needs no sequence numbers")
+            }
+            Self::Overlap { first, used } => write!(
+                f,
+                "the lease begins with sequence number {first} but {used} is used already"
+            ),
+            Self::BeyondEnd { last } => write!(
+                f,
+                "the lease ends with {last}, beyond the association's last sequence number"
+            ),
             Self::Store(error) => write!(f, "the lease store failed: {error}"),
         }
     }

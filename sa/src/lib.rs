@@ -13,7 +13,9 @@ mod params;
 mod replay;
 mod selector;
 mod sequence;
+mod snapshot;
 mod state;
+mod update;
 
 pub use association::{Sa, SaParamsError, SaState, SaStatistics};
 pub use event::{Event, Events, SaIdentity};
@@ -30,3 +32,5 @@ pub use params::{
 };
 pub use replay::ReplayRefusal;
 pub use selector::{AddressRange, Flow, PortRange, Ports, Selector};
+pub use snapshot::{RestoreError, SaSnapshot, SnapshotError};
+pub use update::{SaUpdate, UpdateError};

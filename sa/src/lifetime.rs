@@ -32,18 +32,20 @@ pub(crate) struct Usage {
 }
 
 impl LiveLifetime {
-    /// Replaces the limits; time counts from `added`.
-    pub(crate) fn set(&self, lifetime: &Lifetime, added: Timestamp) {
-        self.soft.set(&lifetime.soft, added);
-        self.hard.set(&lifetime.hard, added);
+    /// Replaces the limits of an association that was `aged` at `added`.
+    pub(crate) fn set(&self, lifetime: &Lifetime, added: Timestamp, aged: Duration) {
+        self.soft.set(&lifetime.soft, added, aged);
+        self.hard.set(&lifetime.hard, added, aged);
     }
 }
 
 impl LiveLimits {
-    fn set(&self, limits: &Limits, added: Timestamp) {
+    fn set(&self, limits: &Limits, added: Timestamp, aged: Duration) {
         let nanos = |duration: Duration| u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
         let deadline = limits.time.map_or(u64::MAX, |time| {
-            added.as_nanos().saturating_add(nanos(time))
+            added
+                .as_nanos()
+                .saturating_add(nanos(time.saturating_sub(aged)))
         });
         let store = |word: &AtomicU64, value| word.store(value, Ordering::Relaxed);
         store(&self.bytes, limits.bytes.unwrap_or(u64::MAX));

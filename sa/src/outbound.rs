@@ -5,6 +5,7 @@ use core::sync::atomic::Ordering;
 
 use crate::event::Events;
 use crate::ident::Timestamp;
+use crate::lease::{Lease, LeaseError};
 use crate::state::{Flags, PacketState, PerDirection};
 
 /// What [`Sa::reserve`](crate::Sa::reserve) granted.
@@ -100,6 +101,20 @@ impl PacketState {
             refused,
             events,
         }
+    }
+
+    /// Puts a lease in force.
+    pub(crate) fn set_lease(&self, lease: Lease) -> Result<(), LeaseError> {
+        let PerDirection::Outbound(bounds) = &self.per_direction else {
+            return Err(LeaseError::Inbound);
+        };
+        let _held = self.lock.acquire();
+        let used = self.sequence.load(Ordering::Relaxed);
+        let last = bounds.set_lease(lease, used)?;
+        self.sequence.store(last, Ordering::Relaxed);
+        self.stop.store(0, Ordering::Relaxed);
+        self.clear(Flags::LEASE_LOW);
+        Ok(())
     }
 
     /// The last number that may be used after `last` before asking again.

@@ -3,7 +3,7 @@
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use crate::event::Events;
-use crate::lease::Lease;
+use crate::lease::{Lease, LeaseError};
 use crate::outbound::OutboundRefusal;
 
 /// The bounds of an outbound association's sequence counter: the end of the number space and
@@ -39,15 +39,38 @@ impl SequenceBounds {
         }
     }
 
-    /// Replaces the lease.
-    pub(crate) fn set_lease(&self, lease: Lease) {
+    /// Puts a lease in force after the number `used` and returns the number to go on from:
+    /// `used` if the lease continues the one before, else the one that precedes the lease.
+    pub(crate) fn set_lease(&self, lease: Lease, used: u64) -> Result<u64, LeaseError> {
+        if lease.first() <= used {
+            return Err(LeaseError::Overlap {
+                first: lease.first(),
+                used,
+            });
+        }
+        if lease.last() > self.end {
+            return Err(LeaseError::BeyondEnd { last: lease.last() });
+        }
+        let before = lease.first() - 1;
+        let continues = before == self.lease_last.load(Ordering::Relaxed);
         self.lease_last.store(lease.last(), Ordering::Relaxed);
         self.lease_low.store(lease.middle(), Ordering::Relaxed);
+        Ok(if continues { used } else { before })
     }
 
-    /// The last leased number; `u64::MAX` without a lease.
-    pub(crate) fn lease_last(&self) -> u64 {
-        self.lease_last.load(Ordering::Relaxed)
+    /// Whether `number` may be used some time.
+    pub(crate) fn covers(&self, number: u64) -> bool {
+        number <= self.end.min(self.lease_last.load(Ordering::Relaxed))
+    }
+
+    /// The same lease for another association.
+    pub(crate) fn copy_lease(&self, from: &SequenceBounds) {
+        for (to, from) in [
+            (&self.lease_last, &from.lease_last),
+            (&self.lease_low, &from.lease_low),
+        ] {
+            to.store(from.load(Ordering::Relaxed), Ordering::Relaxed);
+        }
     }
 
     /// Whether and how far the counter may go on after `last`.
@@ -60,7 +83,7 @@ impl SequenceBounds {
         if last >= self.end {
             return Err(OutboundRefusal::SequenceExhausted);
         }
-        let lease_last = self.lease_last();
+        let lease_last = self.lease_last.load(Ordering::Relaxed);
         if last >= lease_last {
             return Err(OutboundRefusal::LeaseExhausted);
         }

@@ -2,12 +2,13 @@
 
 use core::ops::BitOr;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use core::time::Duration;
 
 use crate::event::Events;
 use crate::ident::{Direction, Spi, Timestamp, VmId};
 use crate::lifetime::{LiveLifetime, Usage};
 use crate::lock::SpinLock;
-use crate::params::{Mode, SaParams};
+use crate::params::{Lifetime, Mode, SaParams};
 use crate::replay::ReplayWindow;
 use crate::sequence::SequenceBounds;
 
@@ -41,6 +42,8 @@ pub(crate) struct PacketState {
     pub(crate) per_direction: PerDirection,
 
     added: Timestamp,
+    /// How old the association already was then.
+    aged: Duration,
     /// 0 is unknown.
     pub(crate) mtu: AtomicU32,
     /// Authentication failures since the last accepted packet.
@@ -60,7 +63,7 @@ pub(crate) enum PerDirection {
     Outbound(SequenceBounds),
 }
 
-/// Conditions that an association enters and, but for the lease, never leaves.
+/// Conditions that an association enters once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Flags(pub(crate) u32);
 
@@ -89,9 +92,9 @@ impl BitOr for Flags {
 }
 
 impl PacketState {
-    pub(crate) fn new(params: &SaParams, now: Timestamp) -> Self {
+    pub(crate) fn new(params: &SaParams, now: Timestamp, aged: Duration) -> Self {
         let lifetime = LiveLifetime::default();
-        lifetime.set(&params.lifetime, now);
+        lifetime.set(&params.lifetime, now, aged);
         Self {
             lock: SpinLock::default(),
             flags: AtomicU32::new(0),
@@ -111,6 +114,7 @@ impl PacketState {
                 Direction::Outbound => PerDirection::Outbound(SequenceBounds::unleased(params.esn)),
             },
             added: now,
+            aged,
             mtu: AtomicU32::new(params.mtu.unwrap_or(0)),
             failures_in_a_row: AtomicU32::new(0),
             resync_due: AtomicU32::new(0),
@@ -138,10 +142,10 @@ impl PacketState {
         event
     }
 
-    /// Notes that a new lease came. Needs the lock.
-    pub(crate) fn clear_lease_low(&self) {
-        let flags = self.flags().0 & !Flags::LEASE_LOW.0;
-        self.flags.store(flags, Ordering::Relaxed);
+    /// Leaves a condition. Needs the lock.
+    pub(crate) fn clear(&self, flags: Flags) {
+        self.flags
+            .store(self.flags().0 & !flags.0, Ordering::Relaxed);
     }
 
     pub(crate) fn usage(&self) -> Usage {
@@ -163,8 +167,42 @@ impl PacketState {
         Timestamp::from_nanos(self.used.load(Ordering::Relaxed))
     }
 
-    pub(crate) fn added(&self) -> Timestamp {
-        self.added
+    pub(crate) fn age(&self, now: Timestamp) -> Duration {
+        self.aged.saturating_add(now.since(self.added))
+    }
+
+    /// Needs the lock.
+    pub(crate) fn restore_usage(&self, usage: Usage, used: Timestamp, refused: u64) {
+        self.bytes.store(usage.bytes, Ordering::Relaxed);
+        self.packets.store(usage.packets, Ordering::Relaxed);
+        self.used.store(used.as_nanos(), Ordering::Relaxed);
+        self.refused.store(refused, Ordering::Relaxed);
+    }
+
+    /// Replaces the limits. A soft limit that was reached is armed again. Needs the lock.
+    pub(crate) fn set_lifetime(&self, lifetime: &Lifetime) {
+        self.lifetime.set(lifetime, self.added, self.aged);
+        self.clear(Flags::DYING);
+    }
+
+    pub(crate) fn close(&self) {
+        let _held = self.lock.acquire();
+        self.raise(Flags::DELETED, Events::NONE);
+    }
+
+    pub(crate) fn see_all(&self) {
+        if let PerDirection::Inbound(window) = &self.per_direction {
+            let _held = self.lock.acquire();
+            window.mark_all();
+        }
+    }
+
+    pub(crate) fn copy_lease(&self, from: &PacketState) {
+        if let (PerDirection::Outbound(to), PerDirection::Outbound(from)) =
+            (&self.per_direction, &from.per_direction)
+        {
+            to.copy_lease(from);
+        }
     }
 
     /// Compares usage with the limits after packets have passed. Needs the lock.

@@ -46,8 +46,8 @@ pub fn ip_packet<'a>(record: &Record<'a>) -> Frame<'a> {
         LinkType::Raw => return any_version(data),
         LinkType::Ipv4 => Some(versioned(data, 4, 0)),
         LinkType::Ipv6 => Some(versioned(data, 6, 0)),
-        LinkType::Ethernet => after(data, 12).and_then(|rest| ethertype(rest)),
-        LinkType::LinuxCooked => after(data, 14).and_then(|rest| ethertype(rest)),
+        LinkType::Ethernet => after(data, 12).and_then(ethertype),
+        LinkType::LinuxCooked => after(data, 14).and_then(ethertype),
         LinkType::LinuxCooked2 => cooked2(data),
         LinkType::Loopback => loopback(data),
     };

@@ -32,7 +32,7 @@ pub struct Sealer {
 
 #[derive(Debug)]
 struct Sender {
-    state: State,
+    state: Box<State>,
     sa: EspSa,
     sealed: u64,
     bytes: u64,

@@ -15,7 +15,7 @@ const AEAD: &str = "aead 'rfc4106(gcm(aes))' 0x000102030405060708090a0b0c0d0e0f1
 fn state(words: &str) -> State {
     let text = format!("ip xfrm state add {ID} {AEAD} {words}");
     match parse_one(&text) {
-        Ok(Entry::State(state)) => state,
+        Ok(Entry::State(state)) => *state,
         other => panic!("{words}: {other:?}"),
     }
 }

@@ -209,9 +209,10 @@ impl<K> EspKey<K> {
         let iv = &mut nonce[salt..salt + 8];
         if self.suite.iv_len == 8 {
             iv.copy_from_slice(&head[HEADER_LEN..]);
-        } else if esn {
-            iv.copy_from_slice(&sequence.to_be_bytes());
         } else {
+            if esn {
+                iv[..4].copy_from_slice(&high_half(sequence));
+            }
             iv[4..].copy_from_slice(&head[4..8]);
         }
         nonce
@@ -253,7 +254,8 @@ fn header_aad(sequence: u64, esn: bool, head: &[u8]) -> ([u8; 12], usize) {
     let mut aad = [0; 12];
     if esn {
         aad[..4].copy_from_slice(&head[..4]);
-        aad[4..].copy_from_slice(&sequence.to_be_bytes());
+        aad[4..8].copy_from_slice(&high_half(sequence));
+        aad[8..].copy_from_slice(&head[4..8]);
         (aad, 12)
     } else {
         aad[..8].copy_from_slice(&head[..8]);

@@ -79,14 +79,6 @@ pub enum CipherError {
     NoEntropy,
 }
 
-impl fmt::Display for CipherError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{self:?}")
-    }
-}
-
-impl core::error::Error for CipherError {}
-
 impl Cipher {
     /// A key with the fastest implementation that this CPU has for the suite.
     ///
@@ -143,9 +135,11 @@ impl Cipher {
     /// Writes the explicit IV of the packet with this sequence number; `iv` has the suite's
     /// `iv_len`.
     ///
-    /// The counter-based suites use the sequence number itself, which never repeats under one
-    /// key; AES-CBC needs an unpredictable IV (RFC 3602 section 3) and encrypts the number
-    /// under a key of its own.
+    /// AES-GCM, AES-CCM, AES-CTR, AES-GMAC and ChaCha20-Poly1305 take the sequence number
+    /// itself, which never repeats under one key as long as the key has one sender: distinct
+    /// senders must not share a key, for their IVs would be the same and give the texts away.
+    /// AES-CBC needs an IV that nobody can predict (RFC 3602 section 3) and takes the number
+    /// encrypted under a random key of its own.
     pub fn write_iv(&self, sequence: u64, iv: &mut [u8]) {
         self.iv.write(sequence, iv);
     }
@@ -160,7 +154,32 @@ impl fmt::Debug for Cipher {
     }
 }
 
+impl fmt::Display for CipherError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::KeyLength { expected, given } => write!(
+                f,
+                "the encryption key with its salt has {given} bytes, the suite takes {expected}"
+            ),
+            Self::AuthKeyLength { expected, given } => write!(
+                f,
+                "the integrity key has {given} bytes, the suite takes {expected}"
+            ),
+            Self::Unsupported => {
+                f.write_str("the implementation does not have the suite on this CPU")
+            }
+            Self::NoEntropy => f.write_str("the system gave no random bytes for the IV key"),
+        }
+    }
+}
+
+impl core::error::Error for CipherError {}
+
 /// Encrypts every text in place and writes every ICV.
+///
+/// A packet that cannot be sealed, because it is shorter than header, IV and ICV or because its
+/// text is no multiple of the cipher's block, is overwritten with zeroes, SPI included, so that
+/// it cannot leave in clear.
 pub fn seal_batch(jobs: &mut [Job<'_>]) {
     for job in jobs {
         match &job.cipher.inner {
@@ -171,6 +190,8 @@ pub fn seal_batch(jobs: &mut [Job<'_>]) {
 }
 
 /// Checks every ICV and decrypts every text in place; see [`Job::authentic`].
+///
+/// Packets may be of any length, down to none at all.
 pub fn open_batch(jobs: &mut [Job<'_>]) {
     for job in jobs {
         job.authentic = match &job.cipher.inner {
@@ -179,3 +200,6 @@ pub fn open_batch(jobs: &mut [Job<'_>]) {
         };
     }
 }
+
+#[cfg(test)]
+mod tests;

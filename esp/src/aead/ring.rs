@@ -10,6 +10,10 @@ use super::primitive::Primitive;
 use super::transform::{Spec, Transform, Unsupported, single_piece};
 
 /// A key of one algorithm; wiped when it is dropped.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "keys are boxed by their owners; a second box would be a second cache miss"
+)]
 pub(in crate::aead) enum Key {
     Aead(LessSafeKey),
     Hmac(hmac::Key),
@@ -152,4 +156,36 @@ fn compute_mac(key: &hmac::Key, message: [&[u8]; 2]) -> hmac::Tag {
         context.update(piece);
     }
     context.sign()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wiped_key_is_the_key_of_zeroes() {
+        for (primitive, key_len, nonce_len, tag_len) in [
+            (Primitive::AesGcm, 16, 12, 16),
+            (Primitive::AesGcm, 32, 12, 16),
+            (Primitive::ChaCha20Poly1305, 32, 12, 16),
+            (Primitive::HmacSha1, 20, 0, 12),
+            (Primitive::HmacSha512, 64, 0, 32),
+        ] {
+            let spec = Spec {
+                primitive,
+                nonce_len,
+                tag_len,
+            };
+            let tag_of = |key: &Key| {
+                let mut tag = vec![0; tag_len];
+                assert!(key.seal(&vec![9; nonce_len], [b"message", &[]], &mut [], &mut tag));
+                tag
+            };
+            let mut key = Key::new(spec, &vec![0x5a; key_len]).unwrap();
+            let zero = Key::new(spec, &vec![0; key_len]).unwrap();
+            assert_ne!(tag_of(&key), tag_of(&zero));
+            key.wipe();
+            assert_eq!(tag_of(&key), tag_of(&zero), "{primitive}");
+        }
+    }
 }

@@ -84,7 +84,7 @@ impl fmt::Display for Unsupported {
 impl core::error::Error for Unsupported {}
 
 /// The one piece of additional data, where the other is empty.
-pub(super) fn single_piece<'a>(aad: [&'a [u8]; 2]) -> Option<&'a [u8]> {
+pub(super) fn single_piece(aad: [&[u8]; 2]) -> Option<&[u8]> {
     match aad {
         [one, []] | [[], one] => Some(one),
         _ => None,

@@ -209,7 +209,7 @@ pub enum FormatFault {
         /// The name of the test.
         test: String,
         /// What is wrong with it.
-        error: SaFileError,
+        error: Box<SaFileError>,
     },
     /// A name that is none of the algorithms here.
     Primitive(String),

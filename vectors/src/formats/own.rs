@@ -141,7 +141,7 @@ impl RawPacketTest {
         let associations =
             xfrm::parse(&self.sa.join("\n"), "sa").map_err(|error| FormatFault::Sa {
                 test: self.name.clone(),
-                error,
+                error: error.into(),
             })?;
         let steps: Option<Vec<Step>> = self.packets.into_iter().map(RawStep::into_step).collect();
         let steps = steps.ok_or(FormatFault::Value(

@@ -44,7 +44,7 @@ pub use wireshark::{AddressPattern, Row, SpiPattern};
 #[derive(Clone, Debug)]
 pub enum Entry {
     /// An `ip xfrm state add` line.
-    State(State),
+    State(Box<State>),
     /// A row of Wireshark's `esp_sa` table. It says less: neither mode nor replay state, and
     /// addresses and SPI may be patterns.
     Row(Row),
@@ -96,9 +96,9 @@ pub fn parse(text: &str, file: &str) -> Result<Vec<Entry>, SaFileError> {
             reason,
         };
         let entry = match &command.text {
-            shell::Text::Words(words) => {
-                Entry::State(state::parse(command.line, words).map_err(located)?)
-            }
+            shell::Text::Words(words) => Entry::State(Box::new(
+                state::parse(command.line, words).map_err(located)?,
+            )),
             shell::Text::Row(row) => Entry::Row(
                 wireshark::parse(command.line, row)
                     .map_err(|(word, reason)| located((command.line, word, reason)))?,

@@ -210,3 +210,29 @@ fn compute_mac<M: Mac + Clone>(mac: &M, message: [&[u8]; 2]) -> Array<u8, M::Out
     }
     mac.finalize().into_bytes()
 }
+
+#[cfg(test)]
+mod tests {
+    use zeroize::ZeroizeOnDrop;
+
+    use super::*;
+
+    /// The crates promise by this trait to wipe their keys; it hangs on Cargo features. `Hmac`
+    /// has no promise of its own, but its two halves are hash states of these types.
+    #[test]
+    fn every_key_wipes_itself() {
+        fn wipes<T: ZeroizeOnDrop>() {}
+        wipes::<::aes::Aes128>();
+        wipes::<::aes::Aes192>();
+        wipes::<::aes::Aes256>();
+        wipes::<::aes::Aes128Enc>();
+        wipes::<AesGcm<::aes::Aes256, U12>>();
+        wipes::<ChaCha20Poly1305>();
+        wipes::<Sha1>();
+        wipes::<Sha256>();
+        wipes::<Sha512>();
+        assert!(std::mem::needs_drop::<ghash::GHash>());
+        assert!(std::mem::needs_drop::<Hmac<Sha1>>());
+        assert!(std::mem::needs_drop::<Hmac<Sha384>>());
+    }
+}
