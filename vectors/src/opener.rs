@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 
 use vesper_esp::aead::{Implementation, Job, open_batch};
-use vesper_esp::wire::{EncapsulationPorts, EspLocation, Located, locate, protocol};
+use vesper_esp::wire::{EncapsulationPorts, EspLocation, IpHeader, Located, locate, protocol};
 use vesper_esp::{
     AssociationError, Buffer, DropReason, Engine, EspSa, Inbound, PacketBuf, Verdict, association,
 };
@@ -216,9 +216,9 @@ impl Opener {
             _ => None,
         };
         let found = location.and_then(|location| {
-            let at = self.association_at(&location)?;
+            let at = self.association_at(&location, packet)?;
             let spi = Spi::new(location.spi)?;
-            Some((at, location, (location.ip.destination, spi)))
+            Some((at, location, (location.destination, spi)))
         });
         let Some((at, location, key)) = found else {
             let verdict = decapsulate(&mut self.engine, now, None, &mut self.buffer, packet).0;
@@ -284,16 +284,15 @@ impl Opener {
 
     /// The place of the association for a packet: the line with its destination and SPI, else
     /// the first row that matches.
-    fn association_at(&self, location: &EspLocation) -> Option<usize> {
+    fn association_at(&self, location: &EspLocation, packet: &[u8]) -> Option<usize> {
         let spi = Spi::new(location.spi)?;
-        let exact = self.index.get(&(location.ip.destination, spi)).copied();
+        let exact = self.index.get(&(location.destination, spi)).copied();
         exact.or_else(|| {
+            let source = IpHeader::base(packet).ok()?.source;
             self.associations
                 .iter()
                 .position(|association| match &association.entry {
-                    Entry::Row(row) => {
-                        row.matches(location.ip.source, location.ip.destination, location.spi)
-                    }
+                    Entry::Row(row) => row.matches(source, location.destination, location.spi),
                     Entry::State(_) => false,
                 })
         })
@@ -341,8 +340,9 @@ impl Lane {
         let shown = authentic && next_header != Some(&protocol::NONE);
         // The SPI of a located packet that a row matches is not reserved.
         let spi = Spi::new(location.spi).unwrap_or(Spi::MIN);
-        let (source, destination) = (location.ip.source, location.ip.destination);
-        let mut params = SaParams::new(spi, Direction::Inbound, mode, source, destination);
+        // The source plays no part in opening; only its version has to fit.
+        let destination = location.destination;
+        let mut params = SaParams::new(spi, Direction::Inbound, mode, destination, destination);
         params.replay = ReplayProtection::Off;
         params.esn = row.sequence_high.is_some();
         params.sequence = sequence.saturating_sub(1);

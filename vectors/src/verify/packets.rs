@@ -99,7 +99,7 @@ fn located<'a>(
         return None;
     };
     let spi = Spi::new(location.spi)?;
-    let sa = opener.find(implementation, location.ip.destination, spi)?;
+    let sa = opener.find(implementation, location.destination, spi)?;
     Some((location, sa))
 }
 
