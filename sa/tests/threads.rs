@@ -2,8 +2,8 @@
 
 mod common;
 
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::{Barrier, Mutex};
 use std::thread;
 
 use common::{Random, inbound, params};
@@ -15,15 +15,23 @@ const THREADS: u64 = 4;
 
 #[test]
 fn a_number_that_all_threads_commit_is_accepted_once() {
+    for round in 0..10 {
+        commit_from_all_threads(round);
+    }
+}
+
+fn commit_from_all_threads(round: u64) {
     const NUMBERS: u64 = 40_000;
     let sa = inbound(65_536, true, 0);
     let accepted: Vec<AtomicU32> = (0..=NUMBERS).map(|_| AtomicU32::new(0)).collect();
     let beyond = AtomicUsize::new(0);
+    let start = Barrier::new(THREADS as usize);
     thread::scope(|scope| {
         for seed in 0..THREADS {
-            let (sa, accepted, beyond) = (&sa, &accepted, &beyond);
+            let (sa, accepted, beyond, start) = (&sa, &accepted, &beyond, &start);
             scope.spawn(move || {
-                let mut random = Random(seed);
+                let mut random = Random(round * THREADS + seed);
+                start.wait();
                 // All numbers, in runs, beginning somewhere and going round.
                 let mut next = random.below(NUMBERS);
                 let mut left = NUMBERS;
@@ -69,14 +77,16 @@ fn a_number_that_all_threads_commit_is_accepted_once() {
 #[test]
 fn threads_get_disjoint_numbers_within_the_lease() {
     let sa = Sa::new(params(Direction::Outbound), (), Timestamp::ZERO).unwrap();
-    sa.set_lease(Lease::new(101, 30_100).unwrap()).unwrap();
+    sa.set_lease(Lease::new(101, 300_100).unwrap()).unwrap();
     let all = Mutex::new(Vec::new());
     let low = AtomicU32::new(0);
+    let start = Barrier::new(THREADS as usize);
     thread::scope(|scope| {
         for seed in 0..THREADS {
-            let (sa, all, low) = (&sa, &all, &low);
+            let (sa, all, low, start) = (&sa, &all, &low, &start);
             scope.spawn(move || {
                 let mut random = Random(seed);
+                start.wait();
                 let mut mine = Vec::new();
                 loop {
                     let run = 1 + random.below(64) as usize;
@@ -96,7 +106,7 @@ fn threads_get_disjoint_numbers_within_the_lease() {
     });
     let mut all = all.into_inner().unwrap();
     all.sort_unstable();
-    assert!(all.into_iter().eq(101..=30_100));
+    assert!(all.into_iter().eq(101..=300_100));
     assert_eq!(low.into_inner(), 1);
     assert_eq!(sa.state(), SaState::Mature);
 }

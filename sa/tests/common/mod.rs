@@ -4,7 +4,7 @@
 use vesper_sa::{Direction, Mode, ReplayProtection, Sa, SaParams, Spi, Timestamp, WindowSize};
 
 /// Parameters with the SPI 0x1000 between 192.0.2.1 and 192.0.2.2.
-pub fn params(direction: Direction) -> SaParams {
+pub(crate) fn params(direction: Direction) -> SaParams {
     SaParams::new(
         Spi::new(0x1000).unwrap(),
         direction,
@@ -15,7 +15,7 @@ pub fn params(direction: Direction) -> SaParams {
 }
 
 /// An inbound association; window 0 is none.
-pub fn inbound(window: u32, esn: bool, sequence: u64) -> Sa<()> {
+pub(crate) fn inbound(window: u32, esn: bool, sequence: u64) -> Sa<()> {
     let replay = match window {
         0 => ReplayProtection::Off,
         _ => ReplayProtection::Window(WindowSize::new(window).unwrap()),
@@ -30,7 +30,7 @@ pub fn inbound(window: u32, esn: bool, sequence: u64) -> Sa<()> {
 }
 
 /// Accepts one number, without a lifetime charge.
-pub fn accept(sa: &Sa<()>, sequence: u64) -> bool {
+pub(crate) fn accept(sa: &Sa<()>, sequence: u64) -> bool {
     let mut commit = sa.commit(Timestamp::ZERO);
     let outcome = commit.accept(sequence, 0);
     commit.finish();
@@ -38,10 +38,10 @@ pub fn accept(sa: &Sa<()>, sequence: u64) -> bool {
 }
 
 /// SplitMix64: not random enough for keys, but for walks.
-pub struct Random(pub u64);
+pub(crate) struct Random(pub(crate) u64);
 
 impl Random {
-    pub fn next(&mut self) -> u64 {
+    pub(crate) fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -49,11 +49,11 @@ impl Random {
         z ^ (z >> 31)
     }
 
-    pub fn below(&mut self, bound: u64) -> u64 {
+    pub(crate) fn below(&mut self, bound: u64) -> u64 {
         self.next() % bound
     }
 
-    pub fn pick<T: Copy>(&mut self, from: &[T]) -> T {
+    pub(crate) fn pick<T: Copy>(&mut self, from: &[T]) -> T {
         from[self.below(from.len() as u64) as usize]
     }
 }
