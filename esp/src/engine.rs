@@ -198,7 +198,7 @@ impl Engine {
                 }
                 entry.verdict = Verdict::Sealed { sequence };
                 self.counters
-                    .count(entry.verdict, packet.lengths.packet_len);
+                    .count(entry.verdict, packet.lengths.packet_len as usize);
             }
         }
     }
