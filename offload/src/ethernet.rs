@@ -55,6 +55,8 @@ impl fmt::Display for VlanId {
 pub mod ethertype {
     /// IPv4.
     pub const IPV4: u16 = 0x0800;
+    /// ARP.
+    pub const ARP: u16 = 0x0806;
     /// IPv6.
     pub const IPV6: u16 = 0x86dd;
     /// An 802.1Q tag.
@@ -140,6 +142,13 @@ impl<B: Buffer> Frame<B> {
         }
         data[len - 2..len].copy_from_slice(&self.link.ethertype.to_be_bytes());
         Ok(self.payload)
+    }
+
+    /// The whole frame without a tag, as its sender had it; just the payload if something has
+    /// taken the room.
+    pub(crate) fn give_back(self) -> B {
+        let untagged = Self { vlan: None, ..self };
+        untagged.close().unwrap_or_else(|frame| frame.payload)
     }
 
     /// Whether the payload says that it is an IP packet.

@@ -267,7 +267,7 @@ impl<B> VmPort<B> {
     }
 }
 
-impl<B> SendRing<B> {
+impl<B: Buffer> SendRing<B> {
     /// Ends a send that failed; the buffer comes back.
     pub(crate) fn fail(&mut self, pending: Pending<B>, error: SendError) {
         self.counters.send_losses.count(error.loss());
@@ -275,7 +275,7 @@ impl<B> SendRing<B> {
             self.completions.push_back(Completion {
                 id,
                 result: Err(error),
-                buffer: Some(pending.frame.payload),
+                buffer: Some(pending.frame.give_back()),
             });
         }
     }

@@ -56,7 +56,7 @@ pub struct Completion<B> {
     pub id: u64,
     /// Whether the frame is on its way.
     pub result: Result<(), SendError>,
-    /// The buffer, if the send failed; else it went out with the frame.
+    /// The frame, if the send failed; else it is on its way.
     pub buffer: Option<B>,
 }
 

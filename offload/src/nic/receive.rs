@@ -10,15 +10,13 @@ use vesper_sa::{Action, Direction, ReceiveKey, Receiver, Spi, Timestamp, VmId};
 use super::{BATCH, Config, Nic, NicEvent, Processor};
 use crate::capability::OffloadMode;
 use crate::crypto_status::{CryptoInfo, CryptoStatus};
-use crate::ethernet::Frame;
+use crate::ethernet::{Frame, ethertype};
 use crate::fate::Loss;
 use crate::nic::large_send::checksum_is_right;
 use crate::queue::{QueueId, QueueState};
 use crate::rings::{Class, Queue, Waiting, lock};
 use crate::transfer::{HostWork, Received, ReceivedIpsec};
 use crate::unit::Offloaded;
-
-const ETHERTYPE_ARP: u16 = 0x0806;
 
 /// What became of one frame of a batch.
 enum Outcome {
@@ -271,7 +269,7 @@ impl<B: Buffer> Nic<B> {
                             true => flow(frame.payload.data()).is_some_and(|flow| {
                                 policies.lookup(Direction::Inbound, &flow) == Action::Bypass
                             }),
-                            false => frame.link.ethertype == ETHERTYPE_ARP,
+                            false => frame.link.ethertype == ethertype::ARP,
                         });
                         match admitted {
                             true => Outcome::Deliver(ReceivedIpsec::Untouched),

@@ -162,7 +162,7 @@ fn admit<B: Buffer>(
         None
     };
     if let Some(loss) = loss {
-        return refuse(frame.payload, loss);
+        return refuse(frame.give_back(), loss);
     }
     if frame.vlan.is_none() {
         frame.vlan = port.address.vlan;
@@ -174,7 +174,7 @@ fn admit<B: Buffer>(
             Some(offloaded) if offloaded.offload.port == port.port => {
                 Plan::Bound(Arc::clone(offloaded))
             }
-            _ => return refuse(frame.payload, Loss::ForeignHandle),
+            _ => return refuse(frame.give_back(), Loss::ForeignHandle),
         },
     };
     Ok(Pending {

@@ -10,7 +10,7 @@ use vesper_sa::{Action, Direction, Timestamp, VmId};
 
 use super::{BATCH, Config, Nic, Processor};
 use crate::capability::OffloadMode;
-use crate::ethernet::{Frame, VlanId};
+use crate::ethernet::{Frame, VlanId, ethertype};
 use crate::fate::{Loss, SendError};
 use crate::fault::Faults;
 use crate::nic::large_send::{cut, fill_checksum};
@@ -19,8 +19,6 @@ use crate::rings::{Pending, Plan, SendRing, VmPort, lock};
 use crate::sriov::Function;
 use crate::transfer::{Completion, HostWork, Received, ReceivedIpsec};
 use crate::unit::{Offloaded, Rewrite};
-
-const ETHERTYPE_ARP: u16 = 0x0806;
 
 /// What is done about IPsec for one frame of a batch.
 enum Step {
@@ -406,7 +404,7 @@ fn choose<'a, B: Buffer>(
     };
     if !frame.is_ip() {
         return match frame.link.ethertype {
-            ETHERTYPE_ARP => Choice::Clear,
+            ethertype::ARP => Choice::Clear,
             _ => Choice::Fail(Loss::Policy),
         };
     }
