@@ -4,11 +4,14 @@
 //! This module knows the layout of an ESP packet from the SPI to the ICV and nothing about
 //! IP, associations or policy.
 
+#[cfg(target_arch = "x86_64")]
+#[allow(unsafe_code)]
+mod kernel;
 mod rustcrypto;
 
 use core::fmt;
 
-use crate::suite::Suite;
+use crate::suite::{Encryption, Suite};
 
 /// One ESP packet to be sealed or opened in place.
 #[derive(Debug)]
@@ -40,6 +43,8 @@ pub struct Cipher {
 /// Expanded keys by implementation. Large ones are boxed, so that a [`Cipher`] of the fast
 /// kernels stays within a few cache lines.
 enum Inner {
+    #[cfg(target_arch = "x86_64")]
+    Kernel(kernel::GcmKey),
     RustCrypto(Box<rustcrypto::Key>),
 }
 
@@ -47,6 +52,12 @@ enum Inner {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Implementation {
+    /// AES-GCM and GMAC with AVX-512, VAES and VPCLMULQDQ.
+    Vaes512,
+    /// AES-GCM and GMAC with AVX2, VAES and VPCLMULQDQ.
+    Vaes256,
+    /// AES-GCM and GMAC with AES-NI and PCLMULQDQ.
+    AesNi,
     /// The crates of the RustCrypto project: every suite, every CPU.
     RustCrypto,
 }
@@ -105,6 +116,14 @@ impl Cipher {
             });
         }
         let inner = match implementation {
+            #[cfg(target_arch = "x86_64")]
+            Implementation::Vaes512 | Implementation::Vaes256 | Implementation::AesNi => {
+                Inner::Kernel(kernel_key(suite, key, implementation)?)
+            }
+            #[cfg(not(target_arch = "x86_64"))]
+            Implementation::Vaes512 | Implementation::Vaes256 | Implementation::AesNi => {
+                return Err(CipherError::Unsupported);
+            }
             Implementation::RustCrypto => {
                 Inner::RustCrypto(Box::new(rustcrypto::Key::new(suite, key, auth_key)?))
             }
@@ -126,6 +145,16 @@ impl Cipher {
         self.implementation
     }
 
+    /// The key of a multi-packet kernel, if that is what this cipher has.
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    fn gcm_key(&self) -> Option<&kernel::GcmKey> {
+        match &self.inner {
+            Inner::Kernel(key) => Some(key),
+            _ => None,
+        }
+    }
+
     /// Writes the explicit IV of the packet with this sequence number; `iv` has the suite's
     /// `iv_len`.
     ///
@@ -139,6 +168,30 @@ impl Cipher {
     }
 }
 
+#[cfg(target_arch = "x86_64")]
+fn kernel_key(
+    suite: &Suite,
+    key: &[u8],
+    implementation: Implementation,
+) -> Result<kernel::GcmKey, CipherError> {
+    use kernel::{Form, GcmKey, Kernel};
+    let form = match suite.encryption {
+        Encryption::AesGcm => Form::Gcm,
+        Encryption::AesGmac => Form::Gmac,
+        Encryption::AesGcmImplicitIv => Form::ImplicitIv,
+        _ => return Err(CipherError::Unsupported),
+    };
+    let name = match implementation {
+        Implementation::Vaes512 => "vaes512",
+        Implementation::Vaes256 => "vaes256",
+        Implementation::AesNi => "aesni",
+        Implementation::RustCrypto => return Err(CipherError::Unsupported),
+    };
+    let kernel = Kernel::by_name(name).ok_or(CipherError::Unsupported)?;
+    let (key, salt) = key.split_last_chunk().ok_or(CipherError::Unsupported)?;
+    GcmKey::new(kernel, key, *salt, form, suite.icv_len).ok_or(CipherError::Unsupported)
+}
+
 impl fmt::Debug for Cipher {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Cipher")
@@ -150,8 +203,14 @@ impl fmt::Debug for Cipher {
 
 /// Encrypts every text in place and writes every ICV.
 pub fn seal_batch(jobs: &mut [Job<'_>]) {
+    #[cfg(target_arch = "x86_64")]
+    if kernel::seal(jobs) == jobs.len() {
+        return;
+    }
     for job in jobs {
         match &job.cipher.inner {
+            #[cfg(target_arch = "x86_64")]
+            Inner::Kernel(_) => {}
             Inner::RustCrypto(key) => key.seal(job.sequence, job.esn, job.esp),
         }
     }
@@ -159,9 +218,17 @@ pub fn seal_batch(jobs: &mut [Job<'_>]) {
 
 /// Checks every ICV and decrypts every text in place; see [`Job::authentic`].
 pub fn open_batch(jobs: &mut [Job<'_>]) {
+    #[cfg(target_arch = "x86_64")]
+    if kernel::open(jobs) == jobs.len() {
+        return;
+    }
     for job in jobs {
-        job.authentic = match &job.cipher.inner {
-            Inner::RustCrypto(key) => key.open(job.sequence, job.esn, job.esp),
-        };
+        match &job.cipher.inner {
+            #[cfg(target_arch = "x86_64")]
+            Inner::Kernel(_) => {}
+            Inner::RustCrypto(key) => {
+                job.authentic = key.open(job.sequence, job.esn, job.esp);
+            }
+        }
     }
 }
