@@ -242,7 +242,10 @@ mod imp {
     fn probe() -> (f64, bool) {
         let ticks = (0..3).map(|_| dependent(300)).min().unwrap_or(1);
         let ratio = 300.0 * 64.0 / ticks as f64;
-        (ratio, independent(400) as f64 * ratio / (400.0 * 80.0) < ALONE)
+        (
+            ratio,
+            independent(400) as f64 * ratio / (400.0 * 80.0) < ALONE,
+        )
     }
 
     /// Ticks of 64 dependent additions `n` times.

@@ -18,6 +18,7 @@ mod packet;
 mod selftest;
 #[cfg(test)]
 mod tests;
+mod wide;
 
 use core::fmt;
 use std::sync::OnceLock;
@@ -120,7 +121,7 @@ impl Kernel {
     fn crypt<const SEAL: bool>(self, packets: &mut [Packet]) {
         match self {
             // SAFETY: a `Kernel` is made only where the CPU has what it needs.
-            Self::Vaes512(_) => unsafe { narrow::vaes512::<SEAL>(packets) },
+            Self::Vaes512(_) => unsafe { wide::crypt::<SEAL>(packets) },
             // SAFETY: a `Kernel` is made only where the CPU has what it needs.
             Self::Vaes256(_) => unsafe { narrow::vaes256::<SEAL>(packets) },
             // SAFETY: a `Kernel` is made only where the CPU has what it needs.

@@ -339,11 +339,3 @@ fn opaque<T>(reference: &T) -> &T {
         &*pointer
     }
 }
-
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,vaes,vpclmulqdq")]
-pub(super) fn vaes512<const SEAL: bool>(packets: &mut [Packet]) {
-    for packet in packets {
-        // SAFETY: this function enables what `X4` needs.
-        unsafe { crypt::<super::lanes::X4, SEAL>(packet) }
-    }
-}
