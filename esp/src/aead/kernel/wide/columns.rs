@@ -3,7 +3,7 @@
 use core::arch::x86_64::*;
 
 use super::super::packet::Packet;
-use super::engine::{Keys, STATES, join};
+use super::engine::{Keys, STATES, join, unrolled};
 use super::{Pipeline, Then, bytes_of_text, count_up, counter_blocks, reverse_bytes};
 
 /// Packets of a group and where their blocks lie in columns.
@@ -88,31 +88,35 @@ pub(super) unsafe fn crypt<const SEAL: bool>(line: &mut Pipeline, packets: &[*mu
             aad: join([aad(0), aad(1), aad(2), aad(3)]),
             counters: _mm512_add_epi32(nonces, starts),
         };
-        let first = if columns <= 8 {
+        let mut start = 0;
+        let mut count = if columns <= 8 {
             columns
         } else {
             (columns - 1) % 4 + 5
         };
-        match first {
-            0 => chunk::<SEAL, true, 0, 1>(line, group, 0, nonces),
-            1 => chunk::<SEAL, true, 1, 2>(line, group, 0, nonces),
-            2 => chunk::<SEAL, true, 2, 3>(line, group, 0, nonces),
-            3 => chunk::<SEAL, true, 3, 4>(line, group, 0, nonces),
-            4 => chunk::<SEAL, true, 4, 5>(line, group, 0, nonces),
-            5 => chunk::<SEAL, true, 5, 6>(line, group, 0, nonces),
-            6 => chunk::<SEAL, true, 6, 7>(line, group, 0, nonces),
-            7 => chunk::<SEAL, true, 7, 8>(line, group, 0, nonces),
-            _ => chunk::<SEAL, true, 8, 9>(line, group, 0, nonces),
-        }
-        let mut done = first;
-        while done < columns {
-            if columns - done >= 8 {
-                chunk::<SEAL, false, 8, 8>(line, group, done, nonces);
-                done += 8;
+        loop {
+            if start == 0 {
+                match count {
+                    0 => chunk::<SEAL, true, 0, 1>(line, group, 0, nonces),
+                    1 => chunk::<SEAL, true, 1, 2>(line, group, 0, nonces),
+                    2 => chunk::<SEAL, true, 2, 3>(line, group, 0, nonces),
+                    3 => chunk::<SEAL, true, 3, 4>(line, group, 0, nonces),
+                    4 => chunk::<SEAL, true, 4, 5>(line, group, 0, nonces),
+                    5 => chunk::<SEAL, true, 5, 6>(line, group, 0, nonces),
+                    6 => chunk::<SEAL, true, 6, 7>(line, group, 0, nonces),
+                    7 => chunk::<SEAL, true, 7, 8>(line, group, 0, nonces),
+                    _ => chunk::<SEAL, true, 8, 9>(line, group, 0, nonces),
+                }
+            } else if count == 8 {
+                chunk::<SEAL, false, 8, 8>(line, group, start, nonces);
             } else {
-                chunk::<SEAL, false, 4, 4>(line, group, done, nonces);
-                done += 4;
+                chunk::<SEAL, false, 4, 4>(line, group, start, nonces);
             }
+            start += count;
+            if start == columns {
+                break;
+            }
+            count = if columns - start >= 8 { 8 } else { 4 };
         }
     }
 }
@@ -147,53 +151,63 @@ unsafe fn chunk<const SEAL: bool, const FIRST: bool, const TEXT: usize, const CO
         if FIRST {
             states[0] = counter_blocks(count_up(nonces, 1));
         }
-        for state in &mut states[skip..COUNT] {
-            *state = counter_blocks(group.counters);
-            group.counters = count_up(group.counters, 1);
-        }
-        let mut sum = line.advance::<COUNT, SEAL>(&mut states, &group.keys);
+        unrolled!(I < COUNT, {
+            if I >= skip {
+                states[I] = counter_blocks(group.counters);
+                group.counters = count_up(group.counters, 1);
+            }
+        });
+        let sum = line.advance::<COUNT, SEAL>(&mut states, &group.keys);
         if FIRST {
             line.masks = states[0];
         }
         let is_last = start + TEXT == group.columns;
-        let mut slot = skip + TEXT + usize::from(is_last);
-        line.pending.count = slot;
+        // The block of lengths goes to the first place, if this is the last chunk.
+        let count = skip + TEXT;
+        line.pending.skip = usize::from(!is_last);
+        line.pending.count = count + usize::from(is_last);
         if FIRST {
-            slot -= 1;
-            line.pending.blocks[slot] = starting(group, 0, zero);
+            line.pending.blocks[count] = starting(group, 0, zero);
         }
-        for quad in 0..TEXT.div_ceil(4) {
-            let columns = (TEXT - 4 * quad).min(4);
-            let column = start + 4 * quad;
-            let first = skip + 4 * quad;
+        unrolled!(QUAD < TEXT.div_ceil(4), {
+            let columns = if TEXT - 4 * QUAD < 4 {
+                TEXT - 4 * QUAD
+            } else {
+                4
+            };
+            let column = start + 4 * QUAD;
             let mut keystream = [zero; 4];
-            keystream[..columns].copy_from_slice(&states[first..first + columns]);
+            unrolled!(I < 4, {
+                if I < columns {
+                    keystream[I] = states[skip + 4 * QUAD + I];
+                }
+            });
             let keystream = transposed(keystream);
             let mut rows = [zero; 4];
-            for lane in 0..4 {
-                let (text, len) = group.texts[lane];
-                let offset = 16 * (column as isize - group.leads[lane] as isize);
+            unrolled!(LANE < 4, {
+                let (text, len) = group.texts[LANE];
+                let offset = 16 * (column as isize - group.leads[LANE] as isize);
                 let mask = bytes_of_text(offset, len) & (!0 >> (64 - 16 * columns));
                 let at = text.wrapping_offset(offset);
                 let input = _mm512_maskz_loadu_epi8(mask, at.cast());
-                let output = _mm512_maskz_mov_epi8(mask, _mm512_xor_si512(input, keystream[lane]));
+                let output = _mm512_maskz_mov_epi8(mask, _mm512_xor_si512(input, keystream[LANE]));
                 _mm512_mask_storeu_epi8(at.cast(), mask, output);
-                rows[lane] = if SEAL { output } else { input };
-            }
+                rows[LANE] = if SEAL { output } else { input };
+            });
             let rows = transposed(rows);
-            for i in 0..columns {
-                let mut block = reverse_bytes(rows[i]);
-                if group.ragged {
-                    block = _mm512_xor_si512(block, starting(group, column + i + 1, zero));
+            unrolled!(I < 4, {
+                if I < columns {
+                    let mut block = reverse_bytes(rows[I]);
+                    if group.ragged {
+                        block = _mm512_xor_si512(block, starting(group, column + I + 1, zero));
+                    }
+                    if !FIRST && QUAD == 0 && I == 0 {
+                        block = _mm512_xor_si512(block, sum);
+                    }
+                    line.pending.blocks[TEXT - 4 * QUAD - I] = block;
                 }
-                if !FIRST && quad == 0 && i == 0 {
-                    block = _mm512_xor_si512(block, sum);
-                    sum = zero;
-                }
-                slot -= 1;
-                line.pending.blocks[slot] = block;
-            }
-        }
+            });
+        });
         if is_last {
             let lengths = |i: usize| load(&(*group.packets[i]).lengths);
             line.pending.blocks[0] = join([lengths(0), lengths(1), lengths(2), lengths(3)]);

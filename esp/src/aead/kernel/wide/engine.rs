@@ -20,6 +20,9 @@ pub(super) const BLOCKS: usize = 10;
 pub(super) struct Pending {
     /// The last vector first: number n goes with power n of `powers`.
     pub(super) blocks: [__m512i; BLOCKS],
+    /// Blocks at the start that have another use.
+    pub(super) skip: usize,
+    /// Blocks after these.
     pub(super) count: usize,
     /// The powers of each lane.
     pub(super) powers: [*const u128; 4],
@@ -43,6 +46,21 @@ pub(super) struct Keys {
     /// 16 times the number of rounds.
     pub(super) last: usize,
 }
+
+/// Repeats a block for each `$i < $count`, both constants, so that arrays indexed with `$i`
+/// are registers.
+macro_rules! unrolled {
+    ($i:ident < $count:expr, $body:block) => {
+        unrolled!(@ $i < $count, $body, 0 1 2 3 4 5 6 7 8)
+    };
+    (@ $i:ident < $count:expr, $body:block, $($n:literal)+) => {
+        $(if $n < $count {
+            const $i: usize = $n;
+            $body
+        })+
+    };
+}
+pub(super) use unrolled;
 
 /// AES round keys number `$round` of the lanes, in zmm10.
 macro_rules! round_key {
@@ -217,7 +235,7 @@ macro_rules! block {
             k0 = in(reg) $keys.lanes[0],
             last = in(reg) $keys.last,
             p0 = in(reg) $pending.powers[0],
-            blocks = in(reg) &raw const $pending.blocks,
+            blocks = in(reg) $pending.blocks.as_ptr().add($pending.skip),
             count = in(reg) $pending.count,
             $(inout($register) $states[$index],)+
             out("zmm10") _,
@@ -240,7 +258,7 @@ macro_rules! block {
             p1 = in(reg) $pending.powers[1],
             p2 = in(reg) $pending.powers[2],
             p3 = in(reg) $pending.powers[3],
-            blocks = in(reg) &raw const $pending.blocks,
+            blocks = in(reg) $pending.blocks.as_ptr().add($pending.skip),
             count = in(reg) $pending.count,
             $(inout($register) $states[$index],)+
             out("zmm10") _, out("zmm11") _,
@@ -413,7 +431,10 @@ pub(super) unsafe fn multiply(pending: &Pending) -> Products {
             middle: zero,
             high: zero,
         };
-        for (n, block) in pending.blocks[..pending.count].iter().enumerate() {
+        for (n, block) in pending.blocks[pending.skip..][..pending.count]
+            .iter()
+            .enumerate()
+        {
             let power = |lane: usize| _mm_loadu_si128(pending.powers[lane].add(n).cast());
             let products = Products::of(*block, join([power(0), power(1), power(2), power(3)]));
             sum.low = _mm512_xor_si512(sum.low, products.low);

@@ -41,8 +41,6 @@ struct Pipeline {
     packets: [*mut Packet; 4],
     /// Encrypted counter blocks for their tags.
     masks: __m512i,
-    /// The last vector of a row.
-    last: __m512i,
 }
 
 /// Blocks of text from which on a packet is worked on alone.
@@ -109,6 +107,7 @@ impl Pipeline {
         Self {
             pending: Pending {
                 blocks: [zero; BLOCKS],
+                skip: 0,
                 count: 0,
                 powers: [core::ptr::null(); 4],
                 same: true,
@@ -116,7 +115,6 @@ impl Pipeline {
             then: Then::Nothing,
             packets: [core::ptr::null_mut(); 4],
             masks: zero,
-            last: zero,
         }
     }
 
@@ -158,7 +156,7 @@ impl Pipeline {
                 }
                 Then::FinishRow => {
                     let packet = self.packets[0];
-                    let last = _mm512_xor_si512(products.reduce(), self.last);
+                    let last = _mm512_xor_si512(products.reduce(), self.pending.blocks[0]);
                     let rising = _mm512_loadu_si512((*packet).key().powers.as_ptr().cast());
                     let falling = _mm512_shuffle_i64x2(rising, rising, 0x1b);
                     let sum = reverse_bytes(Products::of(last, falling).reduce());

@@ -3,6 +3,7 @@
 use core::arch::x86_64::*;
 
 use super::super::packet::Packet;
+use super::engine::unrolled;
 use super::engine::{Keys, STATES};
 use super::{Pipeline, Then, bytes_of_text, count_up, counter_blocks, lanes, reverse_bytes};
 
@@ -46,21 +47,21 @@ pub(super) unsafe fn crypt<const SEAL: bool>(line: &mut Pipeline, packet: *mut P
                 _mm512_set_epi32(3, 0, 0, 0, 2, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0),
             ),
         };
-        let first = (vectors - 1) % CHUNK + 1;
-        match first {
-            1 => chunk::<SEAL, 1>(line, row, 0),
-            2 => chunk::<SEAL, 2>(line, row, 0),
-            3 => chunk::<SEAL, 3>(line, row, 0),
-            4 => chunk::<SEAL, 4>(line, row, 0),
-            5 => chunk::<SEAL, 5>(line, row, 0),
-            6 => chunk::<SEAL, 6>(line, row, 0),
-            7 => chunk::<SEAL, 7>(line, row, 0),
-            _ => chunk::<SEAL, 8>(line, row, 0),
-        }
-        let mut done = first;
-        while done < vectors {
-            chunk::<SEAL, CHUNK>(line, row, done);
-            done += CHUNK;
+        let mut start = 0;
+        let mut count = (vectors - 1) % CHUNK + 1;
+        while start < vectors {
+            match count {
+                1 => chunk::<SEAL, 1>(line, row, start),
+                2 => chunk::<SEAL, 2>(line, row, start),
+                3 => chunk::<SEAL, 3>(line, row, start),
+                4 => chunk::<SEAL, 4>(line, row, start),
+                5 => chunk::<SEAL, 5>(line, row, start),
+                6 => chunk::<SEAL, 6>(line, row, start),
+                7 => chunk::<SEAL, 7>(line, row, start),
+                _ => chunk::<SEAL, CHUNK>(line, row, start),
+            }
+            start += count;
+            count = CHUNK;
         }
     }
 }
@@ -80,10 +81,10 @@ unsafe fn chunk<const SEAL: bool, const COUNT: usize>(
     unsafe {
         let packet = &*row.packet;
         let mut states = [_mm512_setzero_si512(); STATES];
-        for state in &mut states[..COUNT] {
-            *state = counter_blocks(row.counters);
+        unrolled!(I < COUNT, {
+            states[I] = counter_blocks(row.counters);
             row.counters = count_up(row.counters, 4);
-        }
+        });
         let sum = line.advance::<COUNT, SEAL>(&mut states, &row.keys);
         let is_first = start == 0;
         let is_last = start + COUNT == row.vectors;
@@ -93,44 +94,44 @@ unsafe fn chunk<const SEAL: bool, const COUNT: usize>(
             line.masks = _mm512_maskz_mov_epi64(first_lane, states[0]);
         }
         let offset = 64 * start as isize - 16 * (row.gap as isize + 1);
-        for i in 0..COUNT {
-            let offset = offset + 64 * i as isize;
+        unrolled!(I < COUNT, {
+            let offset = offset + 64 * I as isize;
             let at = packet.text.wrapping_offset(offset);
             let ciphertext;
-            if (is_first && i == 0) || (is_last && i == COUNT - 1) {
+            if (is_first && I == 0) || (is_last && I == COUNT - 1) {
                 let mask = bytes_of_text(offset, packet.len);
                 let input = _mm512_maskz_loadu_epi8(mask, at.cast());
-                let output = _mm512_maskz_mov_epi8(mask, _mm512_xor_si512(input, states[i]));
+                let output = _mm512_maskz_mov_epi8(mask, _mm512_xor_si512(input, states[I]));
                 _mm512_mask_storeu_epi8(at.cast(), mask, output);
                 ciphertext = if SEAL { output } else { input };
             } else {
                 let input = _mm512_loadu_si512(at.cast());
-                let output = _mm512_xor_si512(input, states[i]);
+                let output = _mm512_xor_si512(input, states[I]);
                 _mm512_storeu_si512(at.cast(), output);
                 ciphertext = if SEAL { output } else { input };
             }
             let mut block = reverse_bytes(ciphertext);
-            if i == 0 {
+            if I == 0 {
                 block = _mm512_xor_si512(block, sum);
                 if is_first {
                     block = _mm512_mask_mov_epi64(block, first_lane, lanes(packet.aad as i128));
                 }
             }
-            if i == COUNT - 1 && is_last {
-                line.last = _mm512_mask_mov_epi64(block, 0xc0, lanes(packet.lengths as i128));
-            } else if is_last {
-                line.pending.blocks[COUNT - 2 - i] = block;
-            } else {
-                line.pending.blocks[COUNT - 1 - i] = block;
+            if is_last && I == COUNT - 1 {
+                block = _mm512_mask_mov_epi64(block, 0xc0, lanes(packet.lengths as i128));
             }
-        }
+            line.pending.blocks[COUNT - 1 - I] = block;
+        });
         line.pending.same = true;
         line.pending.powers = [packet.key().strides.as_ptr(); 4];
         if is_last {
+            // The last vector is not multiplied with a stride.
+            line.pending.skip = 1;
             line.pending.count = COUNT - 1;
             line.then = Then::FinishRow;
             line.packets[0] = row.packet;
         } else {
+            line.pending.skip = 0;
             line.pending.count = COUNT;
             line.then = Then::GoOn;
         }
