@@ -23,6 +23,7 @@ mod wide;
 use core::fmt;
 use std::sync::OnceLock;
 
+use arrayvec::ArrayVec;
 use zeroize::Zeroize;
 
 pub(crate) use key::{Form, GcmKey};
@@ -156,16 +157,28 @@ pub(crate) fn open(jobs: &mut [Job<'_>]) -> usize {
 fn crypt<const SEAL: bool>(jobs: &mut [Job<'_>]) -> usize {
     let mut taken = 0;
     for jobs in jobs.chunks_mut(BATCH) {
-        for kernel in Kernel::available() {
-            taken += crypt_batch::<SEAL>(*kernel, jobs);
+        let mut done = 0u64;
+        // Once, unless keys of several kernels meet in one batch.
+        while let Some(kernel) = next_kernel(jobs, done) {
+            done |= crypt_batch::<SEAL>(kernel, jobs);
         }
+        taken += done.count_ones() as usize;
     }
     taken
 }
 
-fn crypt_batch<const SEAL: bool>(kernel: Kernel, jobs: &mut [Job<'_>]) -> usize {
-    let mut packets = Vec::new();
-    let mut indices = Vec::new();
+/// The kernel of the first job that has one and is not `done`.
+fn next_kernel(jobs: &[Job<'_>], done: u64) -> Option<Kernel> {
+    let mut jobs = jobs.iter().enumerate();
+    jobs.find_map(|(i, job)| {
+        let key = job.cipher.gcm_key()?;
+        (done >> i & 1 == 0).then_some(key.kernel)
+    })
+}
+
+/// The jobs with keys of one kernel; returns which they were.
+fn crypt_batch<const SEAL: bool>(kernel: Kernel, jobs: &mut [Job<'_>]) -> u64 {
+    let mut packets = ArrayVec::<Packet, BATCH>::new();
     let mut taken = 0;
     for (index, job) in jobs.iter_mut().enumerate() {
         let Some(key) = job.cipher.gcm_key() else {
@@ -174,21 +187,20 @@ fn crypt_batch<const SEAL: bool>(kernel: Kernel, jobs: &mut [Job<'_>]) -> usize 
         if key.kernel != kernel {
             continue;
         }
-        taken += 1;
+        taken |= 1 << index;
         job.authentic = false;
-        if let Some(packet) = Packet::esp(key, job.sequence, job.esn, job.esp) {
+        if let Some(packet) = Packet::esp(key, job.sequence, job.esn, job.esp, index) {
             packets.push(packet);
-            indices.push(index);
         }
     }
     kernel.crypt::<SEAL>(&mut packets);
     if !SEAL {
-        for (packet, index) in packets.iter().zip(indices) {
-            let job = &mut jobs[index];
+        for packet in &packets {
+            let job = &mut jobs[packet.index];
             job.authentic = packet.authentic;
             if !packet.authentic {
-                let header = job.esp.len() - packet.icv_len;
-                job.esp[usize::from(packet.key().header_len)..header].zeroize();
+                let end = job.esp.len() - packet.icv_len;
+                job.esp[usize::from(packet.key().header_len)..end].zeroize();
             }
         }
     }

@@ -2,8 +2,8 @@
 
 use subtle::ConstantTimeEq;
 
+use super::ghash;
 use super::key::{Form, GcmKey};
-use super::{Kernel, ghash};
 
 /// One text to be sealed or opened in place.
 ///
@@ -26,6 +26,8 @@ pub(super) struct Packet {
     pub(super) lengths: u128,
     /// Set when a packet has been opened.
     pub(super) authentic: bool,
+    /// Of the job.
+    pub(super) index: usize,
 }
 
 /// Text that a 32-bit counter can encrypt (SP 800-38D section 5.2.1.1), in bytes.
@@ -36,7 +38,13 @@ impl Packet {
     ///
     /// `esp` is SPI, sequence number, IV if explicit, text, ICV.
     #[inline(always)]
-    pub(super) fn esp(key: &GcmKey, sequence: u64, esn: bool, esp: &mut [u8]) -> Option<Self> {
+    pub(super) fn esp(
+        key: &GcmKey,
+        sequence: u64,
+        esn: bool,
+        esp: &mut [u8],
+        index: usize,
+    ) -> Option<Self> {
         let header_len = usize::from(key.header_len);
         let icv_len = usize::from(key.icv_len);
         let len = esp.len().checked_sub(header_len + icv_len)?;
@@ -74,6 +82,7 @@ impl Packet {
                 aad,
                 lengths: (aad_len as u128 * 8) << 64,
                 authentic: false,
+                index,
             });
         }
         //= https://www.rfc-editor.org/rfc/rfc4106#section-5
@@ -97,6 +106,7 @@ impl Packet {
             aad,
             lengths: aad_bits << 64 | len as u128 * 8,
             authentic: false,
+            index,
         })
     }
 
@@ -123,6 +133,7 @@ impl Packet {
             aad: ghash::absorb(key, 0, aad),
             lengths: (aad.len() as u128 * 8) << 64 | text.len() as u128 * 8,
             authentic: false,
+            index: 0,
         })
     }
 
@@ -138,12 +149,6 @@ impl Packet {
         } else {
             self.authentic = tag.ct_eq(icv).into();
         }
-    }
-
-    /// The kernel of the key.
-    #[inline(always)]
-    pub(super) fn kernel(&self) -> Kernel {
-        self.key().kernel
     }
 
     #[inline(always)]

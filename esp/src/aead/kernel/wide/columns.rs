@@ -9,6 +9,7 @@ use super::{Pipeline, Then, bytes_of_text, count_up, counter_blocks, reverse_byt
 /// Packets of a group and where their blocks lie in columns.
 struct Group {
     packets: [*mut Packet; 4],
+    count: usize,
     keys: Keys,
     /// Columns of text.
     columns: usize,
@@ -34,12 +35,13 @@ struct Group {
 pub(super) unsafe fn crypt<const SEAL: bool>(line: &mut Pipeline, packets: &[*mut Packet]) {
     // SAFETY: the caller keeps the contract.
     unsafe {
-        let lane = |i: usize| *packets.get(i).unwrap_or(&packets[0]);
-        let packets_ = [lane(0), lane(1), lane(2), lane(3)];
+        // Lanes without a packet repeat the first, without its text.
+        let mut lanes = [packets[0]; 4];
+        lanes[..packets.len()].copy_from_slice(packets);
         let mut texts = [(core::ptr::null_mut(), 0); 4];
         let mut blocks = [0; 4];
         for i in 0..4 {
-            let packet = &*packets_[i];
+            let packet = &*lanes[i];
             texts[i] = (packet.text, if i < packets.len() { packet.len } else { 0 });
             blocks[i] = packet.len.div_ceil(16);
         }
@@ -50,8 +52,8 @@ pub(super) unsafe fn crypt<const SEAL: bool>(line: &mut Pipeline, packets: &[*mu
             columns - blocks[2],
             columns - blocks[3],
         ];
-        let key = |i: usize| (*packets_[i]).key as *const _;
-        let counter = |i: usize| load(&(*packets_[i]).counter);
+        let key = |i: usize| (*lanes[i]).key as *const _;
+        let counter = |i: usize| load(&(*lanes[i]).counter);
         let nonces = join([counter(0), counter(1), counter(2), counter(3)]);
         let start = |i: usize| 2 - leads[i] as i32;
         let starts = _mm512_set_epi32(
@@ -72,14 +74,15 @@ pub(super) unsafe fn crypt<const SEAL: bool>(line: &mut Pipeline, packets: &[*mu
             0,
             0,
         );
-        let aad = |i: usize| load(&(*packets_[i]).aad);
+        let aad = |i: usize| load(&(*lanes[i]).aad);
         let keys = [key(0), key(1), key(2), key(3)];
         let group = &mut Group {
-            packets: packets_,
+            packets: lanes,
+            count: packets.len(),
             keys: Keys {
                 lanes: keys,
                 same: keys[0] == keys[1] && keys[0] == keys[2] && keys[0] == keys[3],
-                last: 16 * (*packets_[0]).key().rounds as usize,
+                last: 16 * (*lanes[0]).key().rounds as usize,
             },
             columns,
             leads,
@@ -217,6 +220,7 @@ unsafe fn chunk<const SEAL: bool, const FIRST: bool, const TEXT: usize, const CO
         }
         line.pending.same = group.keys.same;
         line.packets = group.packets;
+        line.count = group.count;
         line.then = if is_last {
             Then::FinishColumns
         } else {

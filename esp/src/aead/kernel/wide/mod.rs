@@ -39,63 +39,110 @@ struct Pipeline {
     then: Then,
     /// Packets whose last blocks are pending: a group, or one in a row.
     packets: [*mut Packet; 4],
+    count: usize,
     /// Encrypted counter blocks for their tags.
     masks: __m512i,
 }
 
-/// Blocks of text from which on a packet is worked on alone.
-const LARGE: usize = 21;
+/// Packets that are put in order together.
+const BATCH: usize = 64;
+/// Blocks of text of a packet that can be one of a group.
+const MOST_BLOCKS: usize = 20;
 /// Blocks by which the packets of a group may differ.
-const SPREAD: u16 = 3;
+const SPREAD: u8 = 3;
+/// The class of packets that are worked on alone.
+const LARGE: u8 = 3 * (MOST_BLOCKS as u8 + 1 + SPREAD);
 
 /// Seals or opens packets, whatever their keys and lengths.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,vaes,vpclmulqdq,bmi1,bmi2")]
 pub(super) fn crypt<const SEAL: bool>(packets: &mut [Packet]) {
     let mut line = Pipeline::new();
-    for packets in packets.chunks_mut(64) {
-        let mut order: [u8; 64] = core::array::from_fn(|i| i as u8);
-        let order = &mut order[..packets.len()];
-        order.sort_by_key(|i| class(&packets[usize::from(*i)]));
-        let mut rest = &order[..];
-        while let [first, ..] = rest {
-            let smallest = class(&packets[usize::from(*first)]);
-            let mut group = [core::ptr::null_mut(); 4];
-            let mut count = 0;
-            for (packet, i) in group.iter_mut().zip(rest) {
-                let i = usize::from(*i);
-                let class = class(&packets[i]);
-                if count > 0 && (class >= LARGE as u16 || class > smallest + SPREAD) {
-                    break;
-                }
-                *packet = &mut packets[i];
-                count += 1;
+    for packets in packets.chunks_mut(BATCH) {
+        let order = Order::new(packets);
+        let mut start = 0;
+        while start < packets.len() {
+            let smallest = order.classes[start];
+            let mut end = start + 1;
+            while end < packets.len().min(start + 4)
+                && order.classes[end] < LARGE
+                && order.classes[end] <= smallest + SPREAD
+            {
+                end += 1;
             }
-            rest = &rest[count..];
+            let mut group = [core::ptr::null_mut(); 4];
+            for (packet, i) in group.iter_mut().zip(&order.indices[start..end]) {
+                *packet = &mut packets[usize::from(*i)];
+            }
             // SAFETY: the pointers are those of packets that are not moved before `drain`;
             // this function enables what both need.
             unsafe {
-                if count == 1 {
+                if end == start + 1 {
                     row::crypt::<SEAL>(&mut line, group[0]);
                 } else {
-                    columns::crypt::<SEAL>(&mut line, &group[..count]);
+                    columns::crypt::<SEAL>(&mut line, &group[..end - start]);
                 }
             }
+            start = end;
         }
         // SAFETY: this function enables what it needs.
         unsafe { line.drain::<SEAL>() };
     }
 }
 
-/// Packets of neighbouring classes can be worked on together.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,vaes,vpclmulqdq,bmi1,bmi2")]
-fn class(packet: &Packet) -> u16 {
-    let blocks = packet.len.div_ceil(16).min(LARGE) as u16;
-    // Large ones come last whatever their keys.
-    if blocks == LARGE as u16 {
-        0x8000
+/// Packets by class.
+struct Order {
+    indices: [u8; BATCH],
+    classes: [u8; BATCH],
+}
+
+impl Order {
+    #[inline]
+    fn new(packets: &[Packet]) -> Self {
+        let mut order = Self {
+            indices: core::array::from_fn(|i| i as u8),
+            classes: [0; BATCH],
+        };
+        let mut different = 0;
+        for (class, packet) in order.classes.iter_mut().zip(packets) {
+            *class = class_of(packet);
+            different |= *class ^ class_of(&packets[0]);
+        }
+        if different != 0 {
+            order.sort(packets.len());
+        }
+        order
+    }
+
+    /// Counts, then places.
+    fn sort(&mut self, len: usize) {
+        let mut places = [0u8; 256];
+        for class in &self.classes[..len] {
+            places[usize::from(*class)] += 1;
+        }
+        let mut sum = 0;
+        for place in &mut places[..=usize::from(LARGE)] {
+            sum += *place;
+            *place = sum - *place;
+        }
+        let classes = self.classes;
+        for (i, class) in classes[..len].iter().enumerate() {
+            let place = &mut places[usize::from(*class)];
+            self.indices[usize::from(*place)] = i as u8;
+            self.classes[usize::from(*place)] = *class;
+            *place += 1;
+        }
+    }
+}
+
+/// Packets of neighbouring classes can be worked on together: the number of blocks, counted
+/// from another start for each length of keys.
+#[inline(always)]
+fn class_of(packet: &Packet) -> u8 {
+    let blocks = packet.len.div_ceil(16);
+    if blocks > MOST_BLOCKS {
+        LARGE
     } else {
-        packet.key().rounds as u16 * 64 + blocks
+        (packet.key().rounds as u8 / 2 - 5) * (MOST_BLOCKS as u8 + 1 + SPREAD) + blocks as u8
     }
 }
 
@@ -114,6 +161,7 @@ impl Pipeline {
             },
             then: Then::Nothing,
             packets: [core::ptr::null_mut(); 4],
+            count: 0,
             masks: zero,
         }
     }
@@ -149,10 +197,15 @@ impl Pipeline {
                 Then::GoOn => return products.reduce(),
                 Then::FinishColumns => {
                     let tags = _mm512_xor_si512(reverse_bytes(products.reduce()), self.masks);
-                    finish::<SEAL>(self.packets[0], _mm512_castsi512_si128(tags));
-                    finish::<SEAL>(self.packets[1], _mm512_extracti32x4_epi32(tags, 1));
-                    finish::<SEAL>(self.packets[2], _mm512_extracti32x4_epi32(tags, 2));
-                    finish::<SEAL>(self.packets[3], _mm512_extracti32x4_epi32(tags, 3));
+                    let tags = [
+                        _mm512_castsi512_si128(tags),
+                        _mm512_extracti32x4_epi32(tags, 1),
+                        _mm512_extracti32x4_epi32(tags, 2),
+                        _mm512_extracti32x4_epi32(tags, 3),
+                    ];
+                    for (packet, tag) in self.packets[..self.count].iter().zip(tags) {
+                        finish::<SEAL>(*packet, tag);
+                    }
                 }
                 Then::FinishRow => {
                     let packet = self.packets[0];
