@@ -70,6 +70,7 @@ impl Commit<'_> {
     //= https://www.rfc-editor.org/rfc/rfc4303#section-3.4.3
     //# The receive window is updated only if the integrity verification
     //# succeeds.
+    #[inline]
     pub fn accept(&mut self, sequence: u64, bytes: u32) -> Result<(), InboundRefusal> {
         let outcome = self.decide(sequence, bytes);
         match outcome {
@@ -85,6 +86,7 @@ impl Commit<'_> {
     }
 
     /// Gives the lock back.
+    #[inline]
     pub fn finish(mut self) -> Events {
         if self.accepted {
             self.events |= self.state.settle(self.usage);
@@ -92,6 +94,7 @@ impl Commit<'_> {
         self.events
     }
 
+    #[inline]
     fn decide(&mut self, sequence: u64, bytes: u32) -> Result<(), InboundRefusal> {
         let state = self.state;
         let flags = state.flags();
@@ -124,6 +127,7 @@ impl Commit<'_> {
 }
 
 impl Drop for Commit<'_> {
+    #[inline]
     fn drop(&mut self) {
         if self.accepted {
             self.state.use_up(self.usage, self.now);
@@ -143,6 +147,12 @@ const RESYNC_SUBSPACES: u32 = 16;
 const REPORT_INTERVAL: Duration = Duration::from_secs(1);
 
 impl PacketState {
+    #[inline]
+    pub(crate) fn is_resync_due(&self) -> bool {
+        self.resync_due.load(Ordering::Relaxed) != 0
+    }
+
+    #[inline]
     pub(crate) fn check(&self, low: u32) -> Result<u64, ReplayRefusal> {
         let PerDirection::Inbound(window) = &self.per_direction else {
             return Err(ReplayRefusal::Outbound);
@@ -160,6 +170,7 @@ impl PacketState {
         outcome
     }
 
+    #[inline]
     pub(crate) fn commit(&self, now: Timestamp) -> Commit<'_> {
         let held = self.lock.acquire();
         Commit {
