@@ -133,7 +133,7 @@ impl Drop for Commit<'_> {
 
 /// After this many authentication failures in a row the sender may be in another subspace of
 /// extended sequence numbers, or the key is wrong.
-pub(crate) const FAILURES_IN_A_ROW: u32 = 16;
+const FAILURES_IN_A_ROW: u8 = 16;
 
 /// How many subspaces of 2^32 numbers ahead are tried to find the sender again.
 const RESYNC_SUBSPACES: u32 = 16;
@@ -182,8 +182,7 @@ impl PacketState {
             return Events::NONE;
         }
         self.failures_in_a_row.store(0, Ordering::Relaxed);
-        self.resync_due
-            .store(u32::from(self.esn), Ordering::Relaxed);
+        self.resync_due.store(self.esn, Ordering::Relaxed);
         let reported = Timestamp::from_nanos(self.failures_reported.load(Ordering::Relaxed));
         if reported != Timestamp::ZERO && now.since(reported) < REPORT_INTERVAL {
             return Events::NONE;
@@ -194,8 +193,8 @@ impl PacketState {
     }
 
     pub(crate) fn resync_candidates(&self, low: u32) -> impl Iterator<Item = u64> + use<> {
-        let due = self.resync_due.load(Ordering::Relaxed) != 0
-            && self.resync_due.swap(0, Ordering::Relaxed) != 0;
+        let due = self.resync_due.load(Ordering::Relaxed)
+            && self.resync_due.swap(false, Ordering::Relaxed);
         let tried = match &self.per_direction {
             PerDirection::Inbound(window) if due => window
                 .infer(self.sequence.load(Ordering::Relaxed), low)
