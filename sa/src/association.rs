@@ -277,6 +277,7 @@ impl<C> Sa<C> {
     ///
     /// Takes no lock and writes nothing unless it refuses (then it counts the replay). Beside
     /// other threads the answer may be a moment old: [`Commit::accept`] decides.
+    #[inline]
     pub fn check(&self, sequence_low: u32) -> Result<u64, ReplayRefusal> {
         self.state.check(sequence_low)
     }

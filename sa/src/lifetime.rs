@@ -82,6 +82,7 @@ impl LiveLimits {
     }
 
     /// Usage with one more packet, `None` if that would exceed a limit.
+    #[inline]
     pub(crate) fn charge(&self, usage: Usage, bytes: u32) -> Option<Usage> {
         let charged = Usage {
             bytes: usage.bytes.checked_add(u64::from(bytes))?,

@@ -8,10 +8,21 @@ use std::thread;
 
 use common::{Random, inbound, params};
 use vesper_sa::{
-    Direction, Events, Lease, Lifetime, Limits, OutboundRefusal, Sa, SaParams, SaState, Timestamp,
+    Database, Direction, Events, Lease, Lifetime, Limits, OutboundRefusal, Reader, Readers, Sa,
+    SaParams, SaState, Timestamp,
 };
 
 const THREADS: u64 = 4;
+
+/// What threads share, and what each has of its own.
+const _: () = {
+    const fn is_shared<T: Send + Sync>() {}
+    const fn is_sent<T: Send>() {}
+    is_shared::<Sa<Vec<u8>>>();
+    is_shared::<Readers<Vec<u8>>>();
+    is_sent::<Reader<Vec<u8>>>();
+    is_sent::<Database<Vec<u8>>>();
+};
 
 #[test]
 fn a_number_that_all_threads_commit_is_accepted_once() {
