@@ -81,16 +81,18 @@ impl LiveLimits {
         store(&self.idle, limits.idle.map_or(u64::MAX, nanos));
     }
 
-    /// Usage with one more packet, `None` if that would exceed a limit.
+    /// Usage with one more packet; `None` if that would exceed a limit, or one is used up.
     #[inline]
     pub(crate) fn charge(&self, usage: Usage, bytes: u32) -> Option<Usage> {
         let charged = Usage {
             bytes: usage.bytes.checked_add(u64::from(bytes))?,
             packets: usage.packets.checked_add(1)?,
         };
+        let limit = self.bytes.load(Ordering::Relaxed);
         (charged.packets <= self.packets.load(Ordering::Relaxed)
-            && charged.bytes <= self.bytes.load(Ordering::Relaxed))
-        .then_some(charged)
+            && charged.bytes <= limit
+            && usage.bytes < limit)
+            .then_some(charged)
     }
 
     /// Whether the byte or the packet limit is used up.
