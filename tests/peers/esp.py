@@ -4,7 +4,7 @@ import os
 import struct
 
 import suites
-from wire import ESP, IPIP, IPV6, UDP, ip, parse, udp
+from wire import ESP, IPIP, IPV6, UDP, ipv4, ipv6, parse, parse_leniently, udp
 
 
 def padding(suite, length):
@@ -32,19 +32,24 @@ def seal_payload(sa, sequence, payload, next_header, tfc=0):
     return seal_plaintext(sa, sequence, payload + trailer(sa.suite, len(payload), next_header))
 
 
-def carry(sa, esp, *, tos=0, hop_limit=64):
+def carry(sa, esp, *, tos=0, df=False):
     """The outer packet of a tunnel around an ESP packet."""
+    protocol, payload = ESP, esp
     if sa.encap:
-        datagram = udp(sa.source, sa.destination, *sa.encap, esp, with_checksum=sa.source.version == 6)
-        return ip(sa.source, sa.destination, UDP, datagram, tos=tos, hop_limit=hop_limit)
-    return ip(sa.source, sa.destination, ESP, esp, tos=tos, hop_limit=hop_limit)
+        protocol = UDP
+        payload = udp(sa.source, sa.destination, *sa.encap, esp, with_checksum=sa.source.version == 6)
+    if sa.source.version == 4:
+        return ipv4(sa.source, sa.destination, protocol, payload, tos=tos, df=df)
+    return ipv6(sa.source, sa.destination, protocol, payload, traffic_class=tos)
 
 
 def seal(sa, sequence, inner, tfc=0):
-    """The packet on the wire for the IP packet `inner`."""
+    """The packet on the wire for the IP packet `inner`; DSCP, ECN and DF of a tunnel are copied."""
     if sa.mode == "tunnel":
-        next_header = IPIP if inner[0] >> 4 == 4 else IPV6
-        return carry(sa, seal_payload(sa, sequence, inner, next_header, tfc))
+        packet = parse_leniently(inner)
+        next_header = IPIP if packet.version == 4 else IPV6
+        esp = seal_payload(sa, sequence, inner, next_header, tfc)
+        return carry(sa, esp, tos=packet.traffic_class, df=packet.dont_fragment)
     packet = parse(inner)
     esp = seal_payload(sa, sequence, packet.payload, packet.protocol, tfc)
     if not sa.encap:

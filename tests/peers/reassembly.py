@@ -4,9 +4,6 @@ import struct
 
 from wire import Malformed, parse
 
-DISCARDED = "discarded"
-
-
 class Reassembler:
     """Keeps what it is given for ever: captures of tests are short."""
 
@@ -20,14 +17,12 @@ class Reassembler:
             raise Malformed("fragment length")
         key = (packet.source, packet.destination, fragment.ident, packet.protocol if packet.version == 4 else None)
         parts = self.partial.setdefault(key, {})
-        if parts == DISCARDED:
-            return None
         mine = (fragment.offset, fragment.offset + len(data))
         for start, (end, _, _) in parts.items():
             if (start, end) == mine:
                 return None
             if start < mine[1] and mine[0] < end:
-                self.partial[key] = DISCARDED
+                del self.partial[key]
                 raise Malformed("fragments overlap")
         parts[fragment.offset] = (mine[1], packet, fragment.more)
         whole = self._assemble(parts)

@@ -7,9 +7,9 @@ Decisions where the meaning of a count leaves room:
 - A frame of another network protocol, and an IP packet of another upper-layer protocol, is `not_esp`.
   A frame that ends inside its link-layer header is `malformed`, as is one whose link layer promises
   the other IP version.
-- A wrong IPv4 header checksum is `malformed`, outside and inside a tunnel; 0 means that the sending
-  adapter was to fill it in. A UDP checksum is not looked at: captures of a sender have it unfinished,
-  and the ICV proves more.
+- A wrong IPv4 header checksum is `malformed`; 0 means that the sending adapter was to fill it in. A
+  UDP checksum is not looked at: captures of a sender have it unfinished, and the ICV proves more. Of
+  an inner packet version and lengths are checked, nothing else: it comes out as it was encrypted.
 - UDP counts as ESP in UDP if either port is 4500 or a port of an SA's `encap`; a UDP length below the
   IP payload cuts what follows (as the kernel does), one beyond it is `malformed` on every port.
 - In ESP in UDP one byte 0xff is a keepalive, four zero bytes at the start are IKE's marker; what is
@@ -18,9 +18,10 @@ Decisions where the meaning of a count leaves room:
   takes part.
 - Too short for the SA's IV, trailer and ICV is `malformed` before replay is looked at.
 - A number that has been authentic is seen, whatever happens to the packet after its ICV.
-- Overlapping fragments of a datagram are a contradiction: the datagram counts once as `malformed`, and
-  nothing more of it is kept. An exact duplicate of a fragment is no overlap.
-- Transport mode: any next header but 59 is welcome; the upper layer is not looked into.
+- Overlapping fragments contradict each other: `malformed`, and nothing of their datagram is kept. An
+  exact duplicate of a fragment is no overlap.
+- Transport mode: any next header but 59 is welcome; the upper layer is not looked into, except by a
+  selector, which sees it past IPv6 extension headers.
 """
 
 from collections import Counter
@@ -116,7 +117,7 @@ class Receiver:
         if next_header == NO_NEXT:
             return "dummy"
         inner = self._tunnel(payload, next_header) if sa.mode == "tunnel" else outer.with_payload(next_header, payload)
-        if sa.selector and not sa.selector.matches(wire.parse(inner)):
+        if sa.selector and not sa.selector.matches(wire.parse_leniently(inner)):
             return "selector"
         self.inner.append(inner)
         return "accepted"
@@ -126,5 +127,5 @@ class Receiver:
         versions = {IPIP: 4, IPV6: 6}
         if next_header not in versions or payload[:1] and payload[0] >> 4 != versions[next_header]:
             raise Malformed("next header")
-        packet = wire.parse(payload)
+        packet = wire.parse_base(payload)
         return packet.header + packet.payload

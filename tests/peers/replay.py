@@ -12,17 +12,17 @@ class ReplayWindow:
         """The whole sequence number of a packet with these low 32 bits.
 
         RFC 4303 appendix A2.1, said differently: of all numbers with these low bits, the one in the
-        2^32 numbers that begin with the left edge of the window. It may be negative.
+        2^32 numbers that begin with the left edge of the window, or with 0 while that is further right.
         """
         if not self.esn:
             return low
-        edge = self.top - self.size + 1
+        edge = max(self.top - self.size + 1, 0)
         return edge + (low - edge) % (1 << 32)
 
     def accepts(self, number):
         if self.size == 0:
             return True
-        return number > 0 and number > self.top - self.size and number not in self.seen
+        return 0 < number < 1 << 64 and number > self.top - self.size and number not in self.seen
 
     def mark(self, number):
         """To be called once the packet is authentic."""

@@ -2,7 +2,7 @@
 
 import ipaddress
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 HOP_BY_HOP, ICMP, IPIP, TCP, UDP, IPV6, ROUTING, FRAGMENT, ESP, ICMPV6, NO_NEXT, DEST_OPTIONS = (
     0, 1, 4, 6, 17, 41, 43, 44, 50, 58, 59, 60)
@@ -68,6 +68,16 @@ def parse(data):
 
     An IPv4 header checksum of 0 stands for one that the adapter was to fill in.
     """
+    packet = parse_base(data)
+    if packet.version == 6:
+        return _walk_extensions(packet)
+    if packet.header[10:12] != b"\0\0" and checksum(packet.header) != 0:
+        raise Malformed("header checksum")
+    return packet
+
+
+def parse_base(data):
+    """As `parse`, but checks version and lengths alone; IPv6 extension headers count as payload."""
     if not data:
         raise Malformed("empty")
     if data[0] >> 4 == 4:
@@ -75,6 +85,14 @@ def parse(data):
     if data[0] >> 4 == 6:
         return _parse_v6(data)
     raise Malformed("version")
+
+
+def parse_leniently(data):
+    """As `parse` where that works, else as `parse_base`."""
+    try:
+        return parse(data)
+    except Malformed:
+        return parse_base(data)
 
 
 def _parse_v4(data):
@@ -86,12 +104,9 @@ def _parse_v4(data):
         raise Malformed("IHL")
     if total < header_len or total > len(data):
         raise Malformed("total length")
-    header = data[:header_len]
-    if header[10:12] != b"\0\0" and checksum(header) != 0:
-        raise Malformed("header checksum")
     ident, flags = struct.unpack_from("!HH", data, 4)
     fragment = Fragment(ident, (flags & 0x1FFF) * 8, bool(flags & 0x2000)) if flags & 0x3FFF else None
-    return IpPacket(4, header, data[header_len:total], data[9], 9, address(data[12:16]), address(data[16:20]),
+    return IpPacket(4, data[:header_len], data[header_len:total], data[9], 9, address(data[12:16]), address(data[16:20]),
                     data[1], data[8], bool(flags & 0x4000), fragment)
 
 
@@ -101,8 +116,13 @@ def _parse_v6(data):
     total = 40 + struct.unpack_from("!H", data, 4)[0]
     if total > len(data):
         raise Malformed("payload length")
-    data = data[:total]
-    at, protocol, protocol_at, fragment = 40, data[6], 6, None
+    return IpPacket(6, data[:40], data[40:total], data[6], 6, address(data[8:24]), address(data[24:40]),
+                    (data[0] & 15) << 4 | data[1] >> 4, data[7], True, None)
+
+
+def _walk_extensions(packet):
+    data = packet.header + packet.payload
+    at, protocol, protocol_at, fragment = 40, packet.protocol, packet.protocol_at, None
     while protocol in EXTENSIONS or protocol == FRAGMENT:
         if len(data) < at + 8:
             raise Malformed("extension header")
@@ -120,9 +140,8 @@ def _parse_v6(data):
         at += length
         if fragment:
             break
-    traffic_class = (data[0] & 15) << 4 | data[1] >> 4
-    return IpPacket(6, data[:at], data[at:], protocol, protocol_at, address(data[8:24]), address(data[24:40]),
-                    traffic_class, data[7], True, fragment)
+    return replace(packet, header=data[:at], payload=data[at:], protocol=protocol, protocol_at=protocol_at,
+                   fragment=fragment)
 
 
 def ipv4(source, destination, protocol, payload, *, ttl=64, tos=0, ident=0, df=False, more=False, offset=0,
