@@ -15,8 +15,8 @@ class Selector:
     source: ipaddress.IPv4Network | ipaddress.IPv6Network | None = None
     destination: ipaddress.IPv4Network | ipaddress.IPv6Network | None = None
     protocol: int | None = None
-    source_port: int | None = None
-    destination_port: int | None = None
+    source_port: int | None = None  # or ICMP type
+    destination_port: int | None = None  # or ICMP code
 
     def matches(self, packet):
         """Whether the IP packet (`wire.IpPacket`) is inside. Ports of later fragments are unknown and match none."""
@@ -32,8 +32,10 @@ class Selector:
 
     def words(self):
         words = ["sel"]
+        icmp = self.protocol in (ICMP, ICMPV6)
         for key, value in (("src", self.source), ("dst", self.destination), ("proto", self.protocol),
-                           ("sport", self.source_port), ("dport", self.destination_port)):
+                           ("type" if icmp else "sport", self.source_port),
+                           ("code" if icmp else "dport", self.destination_port)):
             if value is not None:
                 words += [key, str(value)]
         return " ".join(words)
