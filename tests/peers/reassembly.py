@@ -18,8 +18,8 @@ class Reassembler:
         key = (packet.source, packet.destination, fragment.ident, packet.protocol if packet.version == 4 else None)
         parts = self.partial.setdefault(key, {})
         mine = (fragment.offset, fragment.offset + len(data))
-        for start, (end, _, _) in parts.items():
-            if (start, end) == mine:
+        for start, (end, other, _) in parts.items():
+            if (start, end, other.payload) == (*mine, data):
                 return None
             if start < mine[1] and mine[0] < end:
                 del self.partial[key]
