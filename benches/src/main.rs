@@ -1,2 +1,3 @@
 //! vesper-bench.
+#![deny(unsafe_code)]
 fn main() {}
