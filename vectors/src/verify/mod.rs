@@ -133,7 +133,7 @@ impl Report {
                 }
                 Tests::Expectation(expectation) => {
                     let outcome = capture::run(expectation, vectors, implementation);
-                    take("capture", outcome, 1);
+                    take("capture", outcome, expectation.packets);
                 }
                 Tests::Foreign { algorithm, tests } => {
                     take(

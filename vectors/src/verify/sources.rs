@@ -191,7 +191,7 @@ impl Vectors {
         match &self.tests {
             Tests::Primitives(tests) => tests.len() as u64,
             Tests::Packets(tests) => tests.len() as u64,
-            Tests::Expectation(_) => 1,
+            Tests::Expectation(expectation) => expectation.packets,
             Tests::Foreign { tests, .. } => *tests,
         }
     }
