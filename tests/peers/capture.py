@@ -119,3 +119,14 @@ def network_layer(link_type, frame):
     if ether_type == ETHERTYPE_IPV6:
         return frame[start:], 6
     raise NotIp
+
+
+def vlans(link_type, frame):
+    """The VLAN numbers of a frame that `network_layer` understood."""
+    if link_type != ETHERNET:
+        return ()
+    numbers, at = [], 12
+    while int.from_bytes(frame[at:at + 2], "big") in VLAN_TYPES:
+        numbers.append(int.from_bytes(frame[at + 2:at + 4], "big") & 0xFFF)
+        at += 4
+    return tuple(numbers)

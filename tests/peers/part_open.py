@@ -16,6 +16,9 @@ def run(verifier, report, quick):
     packets = scapy_packets = 0
     for index, cell in enumerate(matrix.cells(quick)):
         rng = random.Random(cell.name)
+        if cell.suite.implicit_iv and cell.suite.transform == "ccm":
+            report.skip("AES-CCM with implicit IVs has no name in `ip xfrm` and none in Wireshark")
+            continue
         sa = cell.association()
         inner = traffic.flows(cell.name, cell.flows(), traffic.LENGTHS[index % 3::3])
         pairs = []
@@ -30,7 +33,8 @@ def run(verifier, report, quick):
         else:
             report.skip(f"{reason}: sealed by the Python peer alone")
         packets += len(pairs)
-        pairs = _reordered(rng, pairs)
+        # A row of esp_sa says where the numbers stand at the first packet of the capture.
+        pairs = pairs[:cell.suite.implicit_iv] + _reordered(rng, pairs[cell.suite.implicit_iv:])
         link_type = LINK_TYPES[index % len(LINK_TYPES)]
         frames = [capture.FRAMING[link_type](data) for _, data in pairs]
         data = capture.write_pcap(link_type, frames)

@@ -10,12 +10,13 @@ class Reassembler:
     def __init__(self):
         self.partial = {}
 
-    def add(self, packet):
-        """The whole packet if this fragment completes it, else None."""
+    def add(self, packet, vlans=()):
+        """The whole packet if this fragment completes it, else None. What came on other VLANs is kept apart."""
         fragment, data = packet.fragment, packet.payload
         if (fragment.more and len(data) % 8) or fragment.offset + len(data) > 65535 or not data:
             raise Malformed("fragment length")
-        key = (packet.source, packet.destination, fragment.ident, packet.protocol if packet.version == 4 else None)
+        key = (vlans, packet.source, packet.destination, fragment.ident,
+               packet.protocol if packet.version == 4 else None)
         parts = self.partial.setdefault(key, {})
         mine = (fragment.offset, fragment.offset + len(data))
         for start, (end, other, _) in parts.items():
@@ -24,6 +25,10 @@ class Reassembler:
             if start < mine[1] and mine[0] < end:
                 del self.partial[key]
                 raise Malformed("fragments overlap")
+        ends = [end for end, _, more in parts.values() if not more] + ([] if fragment.more else [mine[1]])
+        if ends and max([mine[1], *(end for end, _, _ in parts.values())]) > min(ends):
+            del self.partial[key]
+            raise Malformed("fragment beyond the last one")
         parts[fragment.offset] = (mine[1], packet, fragment.more)
         whole = self._assemble(parts)
         if whole is not None:

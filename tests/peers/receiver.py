@@ -10,16 +10,18 @@ Decisions where the meaning of a count leaves room:
 - A wrong IPv4 header checksum is `malformed`; 0 means that the sending adapter was to fill it in. A
   UDP checksum is not looked at: captures of a sender have it unfinished, and the ICV proves more. Of
   an inner packet version and lengths are checked, nothing else: it comes out as it was encrypted.
-- UDP counts as ESP in UDP if either port is 4500 or a port of an SA's `encap`; a UDP length below the
-  IP payload cuts what follows (as the kernel does), one beyond it is `malformed` on every port.
+- UDP counts as ESP in UDP if either port is 4500 or a destination port of an SA's `encap` that names
+  no 4500; a UDP length below the IP payload cuts what follows (as the kernel does), one beyond it is
+  `malformed` on every port.
 - In ESP in UDP one byte 0xff is a keepalive, four zero bytes at the start are IKE's marker; what is
   shorter than SPI and sequence number (8 bytes) is `malformed`.
 - An SA is found by destination and SPI alone: neither the source address nor whether ESP came in UDP
   takes part.
 - Too short for the SA's IV, trailer and ICV is `malformed` before replay is looked at.
 - A number that has been authentic is seen, whatever happens to the packet after its ICV.
-- Overlapping fragments contradict each other: `malformed`, and nothing of their datagram is kept. An
-  exact duplicate of a fragment is no overlap.
+- Fragments that overlap, or that lie beyond the last one, contradict each other: `malformed`, and
+  nothing of their datagram is kept. An exact duplicate of a fragment is no overlap. Fragments on
+  different VLANs belong to different datagrams.
 - Transport mode: any next header but 59 is welcome; the upper layer is not looked into, except by a
   selector, which sees it past IPv6 extension headers.
 """
@@ -28,7 +30,7 @@ from collections import Counter
 
 import esp
 import wire
-from capture import NotIp, Runt, network_layer
+from capture import NotIp, Runt, network_layer, vlans
 from reassembly import Reassembler
 from replay import ReplayWindow
 from wire import ESP, IPIP, IPV6, NO_NEXT, UDP, Malformed
@@ -40,7 +42,7 @@ class Receiver:
     def __init__(self, associations):
         self.associations = {(sa.spi, sa.destination): sa for sa in associations}
         self.windows = {key: ReplayWindow(sa.window, sa.sequence, sa.esn) for key, sa in self.associations.items()}
-        self.ports = {4500} | {port for sa in associations if sa.encap for port in sa.encap}
+        self.ports = {4500} | {sa.encap[1] for sa in associations if sa.encap and 4500 not in sa.encap}
         self.reassembler = Reassembler()
         self.counts = Counter()
         self.inner = []  # opened packets in order
@@ -49,7 +51,7 @@ class Receiver:
         """Counts one frame; returns the count's name, None for a fragment that completes nothing."""
         try:
             data, promised = network_layer(link_type, frame)
-            verdict = self._ip(data, promised)
+            verdict = self._ip(data, promised, vlans(link_type, frame))
         except NotIp:
             verdict = "not_esp"
         except (Runt, Malformed):
@@ -64,12 +66,12 @@ class Receiver:
         return {"packets": self.counts["accepted"] + sum(dropped.values()), "accepted": self.counts["accepted"],
                 "dropped": dropped, "not_esp": self.counts["not_esp"]}
 
-    def _ip(self, data, promised):
+    def _ip(self, data, promised, vlans):
         if promised and data and data[0] >> 4 != promised:
             raise Malformed("IP version contradicts the link layer")
         packet = wire.parse(data)
         if packet.fragment:
-            packet = self.reassembler.add(packet)
+            packet = self.reassembler.add(packet, vlans)
             if packet is None:
                 return None
         if packet.protocol == ESP:

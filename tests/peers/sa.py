@@ -69,7 +69,7 @@ class Sa:
     tfc_pad: int = 0
 
     def line(self):
-        """The association as an `ip xfrm state` line; implicit-IV suites as an `esp_sa` row."""
+        """The association as an `ip xfrm state` line; with implicit IVs as a Wireshark row, which has no AES-CCM."""
         algorithm = self.suite.algorithm_words(self.key, self.auth_key)
         if algorithm is None:
             return self._wireshark_row()
@@ -95,7 +95,6 @@ class Sa:
 
     def _wireshark_row(self):
         names = {"gcm": "AES-GCM with IIV and 16 octet ICV [RFC4106 & RFC8750]",
-                 "ccm": "AES-CCM with IIV and 8 octet ICV [RFC4309 & RFC8750]",
                  "chacha": "ChaCha20 with Poly1305 and IIV [RFC7634 & RFC8750]"}
         columns = [f"IPv{self.source.version}", self.source, self.destination, f"{self.spi:#010x}",
                    names[self.suite.transform], f"0x{self.key.hex()}", "NULL", ""]
