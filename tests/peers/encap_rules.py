@@ -1,6 +1,7 @@
 """Rules of `vesper-verify encap` that one small capture each shows."""
 
 import ipaddress
+import random
 from dataclasses import replace
 
 import capture
@@ -41,7 +42,7 @@ def _opened(associations, packets):
 
 
 def run(verifier, report):
-    for rule in (_selector, _several, _exhaustion, _traffic_flow, _outer_fields, _fragments, _too_long, _nothing):
+    for rule in (_selector, _several, _exhaustion, _traffic_flow, _outer_fields, _fragments, _too_long, _hostile, _nothing):
         fault = rule(verifier)
         report.check(fault is None, lambda: f"{rule.__name__.strip('_')}: {fault}")
 
@@ -132,6 +133,42 @@ def _too_long(verifier):
     packets = [_udp_packet(size=65535 - 28), _udp_packet(size=65535 - 28 - 60), _udp_packet(size=5)]
     _, wire_packets = _sealed(verifier, [sa.line()], packets)
     return None if _opened([sa], wire_packets) == packets[1:] else f"{len(wire_packets)} packets sealed, expected 2"
+
+
+def _hostile(verifier):
+    """Of hostile input only whole packets are sealed, each cut to its own length."""
+    rng = random.Random("hostile input")
+    for mode in ("tunnel", "transport"):
+        sa = _association(mode=mode)
+        good = matrix.OUTER[4] if mode == "transport" else matrix.INNER[4]
+        packets = []
+        for packet in traffic.packets("hostile input", *good, (64, 200, 600)) * 12:
+            data = bytearray(packet)
+            if rng.random() < 0.7:
+                data[rng.randrange(10)] = rng.randrange(256)
+            packets.append(bytes(data[:rng.randrange(len(data))] if rng.random() < 0.2 else data))
+        sealed, wire_packets = _sealed(verifier, [sa.line()], packets)
+        if sealed.exit not in (0, 1):
+            return f"{mode}: exit {sealed.exit}: {sealed.stderr[:200]}"
+        whole = iter(_whole(packet, mode) for packet in packets)
+        opened = _opened([sa], wire_packets)
+        if len(opened) != len(wire_packets) or not all(packet in whole for packet in opened):
+            return f"{mode}: {len(opened)} of {len(wire_packets)} packets opened, in the order of the input or not"
+        numbers = [int.from_bytes(wire.parse(data).payload[4:8], "big") for data in wire_packets]
+        if numbers != list(range(1, len(numbers) + 1)):
+            return f"{mode}: sequence numbers {numbers}"
+    return None
+
+
+def _whole(packet, mode):
+    """The packet that its header describes; None if there is none. Transport mode renews the header checksum."""
+    try:
+        described = wire.parse_base(packet)
+    except wire.Malformed:
+        return None
+    if mode == "transport":
+        return described.with_payload(described.protocol, described.payload)
+    return described.header + described.payload
 
 
 def _nothing(verifier):

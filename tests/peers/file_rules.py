@@ -14,6 +14,8 @@ def run(verifier, report):
     _snaplen(verifier, report)
     _broken_captures(verifier, report)
     _broken_associations(verifier, report)
+    _spellings(verifier, report)
+    _mutated_files(verifier, report)
 
 
 def _formats(verifier, report):
@@ -115,3 +117,55 @@ def _broken_associations(verifier, report):
                      f"association file with {name}: exit {opened.exit}, message {opened.stderr[:200]!r}")
     opened = verifier.pcap("# nothing but a comment", data)
     report.check(opened.exit == 1, f"association file without a line: exit {opened.exit}, expected 1")
+
+
+def _spellings(verifier, report):
+    """Other ways to write the same association."""
+    for suite, words in (
+        ("aes128gcm16", [("", ""), ("xfrm state add", "x s a"), ("xfrm state add", "xfrm state update"),
+                         ("ip xfrm", "sudo ip xfrm"), ("ip xfrm", "ip -4 xfrm"), ("ip xfrm", "  ip\t xfrm"),
+                         ("spi 0xc0ffee01", "spi 3237998081"), ("spi 0xc0ffee01", "spi 0xC0FFEE01"),
+                         ("'rfc4106(gcm(aes))'", '"rfc4106(gcm(aes))"'), (" mode", " \\\n  mode"), (" 128", " 128\r"),
+                         (" 128", " 128 # a comment"), ("ip xfrm", "\n# a comment\n\n  # another\nip xfrm"),
+                         (" 128", " 128 flag noecn"), (" 128", " 128 sel src 0.0.0.0/0 dst 0.0.0.0/0")]),
+        ("aes128-sha256", [("'cbc(aes)'", "aes"), ("'hmac(sha256)'", "sha256")]),
+        ("null-sha256", [("cipher_null", "ecb(cipher_null)"), ('""', "''")]),
+    ):
+        sa = association(suite)
+        data = capture.write_pcap(ETHERNET, [capture.ethernet(Sender(sa).seal())])
+        for old, new in words:
+            opened = verifier.pcap(sa.line().replace(old, new), data)
+            report.check(opened.exit == 0, f"{suite} with {new!r} for {old!r}: exit {opened.exit}; {opened.stderr[:200]}")
+
+
+def _mutated_files(verifier, report):
+    """Files with random bytes changed are opened or refused with a reason; nothing else happens."""
+    rng = random.Random("mutated files")
+    sa_text = "\n".join(sa.line() for sa in associations())
+    frames = mixed(rng, 20)
+    files = [capture.write_pcap(ETHERNET, frames), capture.write_pcapng([ETHERNET, RAW], [(0, each) for each in frames])]
+    for index in range(200):
+        data = _mutated(rng, files[index % 2], 120)
+        opened = verifier.pcap(sa_text, data)
+        report.check(opened.exit in (0, 1) or opened.exit == 2 and opened.stderr, lambda: (
+            f"mutated capture {index}: exit {opened.exit}, message {opened.stderr[:200]!r} "
+            f"({report.keep(f'mutated {index}', sa_text, data)})"))
+        text = _mutated(rng, sa_text.encode(), len(sa_text)).decode("latin-1")
+        opened = verifier.pcap(text, files[0])
+        report.check(opened.exit in (0, 1) or opened.exit == 2 and "in.sa" in opened.stderr, lambda: (
+            f"mutated association file {index}: exit {opened.exit}, message {opened.stderr[:200]!r} "
+            f"({report.keep(f'mutated lines {index}', text, files[0])})"))
+
+
+def _mutated(rng, data, end):
+    changed = bytearray(data)
+    for _ in range(rng.randrange(1, 5)):
+        at = rng.randrange(min(end, len(changed)))
+        kind = rng.random()
+        if kind < 0.7:
+            changed[at] = rng.choice((0, 255, 32, 34, rng.randrange(256), changed[at] ^ 1 << rng.randrange(8)))
+        elif kind < 0.85:
+            del changed[at:at + rng.randrange(1, 9)]
+        else:
+            changed[at:at] = rng.randbytes(rng.randrange(1, 9))
+    return bytes(changed)

@@ -149,5 +149,10 @@ def _for_selector(sender):
                                [(wire.HOP_BY_HOP, wire.padding_option(8)), (DEST_OPTIONS, wire.padding_option(16))]):
                 inner.append(wire.ipv6(plain.source, plain.destination, UDP, plain.payload, extensions=extensions))
     packets = [sender.seal(each) for each in inner]
+    if sa.mode == "transport" and sa.source.version == 6:
+        # Destination options behind ESP (RFC 4303 section 3.1.1), then UDP.
+        datagram = wire.parse(packet(sa)).payload
+        packets.append(sender.payload(bytes([UDP]) + wire.padding_option(16)[1:] + datagram, DEST_OPTIONS))
+        packets.append(sender.payload(bytes([UDP, 9]) + wire.padding_option(16)[2:] + datagram, DEST_OPTIONS))
     # What a selector refused is nevertheless seen.
     return [*packets, packets[1], sender.seal()]
