@@ -66,6 +66,10 @@ impl Commit<'_> {
     ///
     /// A refusal leaves window and lifetime as they were, except that a packet beyond a hard
     /// limit ends the association.
+    ///
+    //= https://www.rfc-editor.org/rfc/rfc4303#section-3.4.3
+    //# The receive window is updated only if the integrity verification
+    //# succeeds.
     pub fn accept(&mut self, sequence: u64, bytes: u32) -> Result<(), InboundRefusal> {
         let outcome = self.decide(sequence, bytes);
         match outcome {
@@ -113,7 +117,8 @@ impl Commit<'_> {
         };
         self.usage = charged;
         let top = window.mark(top, sequence);
-        state.sequence.store(top, Ordering::Relaxed);
+        // Whoever sees the new top sees the positions cleared for it.
+        state.sequence.store(top, Ordering::Release);
         Ok(())
     }
 }
@@ -142,7 +147,7 @@ impl PacketState {
         let PerDirection::Inbound(window) = &self.per_direction else {
             return Err(ReplayRefusal::Outbound);
         };
-        let top = self.sequence.load(Ordering::Relaxed);
+        let top = self.sequence.load(Ordering::Acquire);
         let sequence = if self.esn {
             window.infer(top, low)
         } else {
