@@ -1,16 +1,18 @@
 """The parts of tests/peers/run, one after the other."""
 
 import argparse
+import shutil
 import sys
 import time
 
 import part_captures
 import part_cavp
 import part_encap
+import part_large
 import part_negative
 import part_open
 import part_self
-from report import Report
+from report import FAILURES, Report
 from verifier import Verifier
 
 PARTS = {
@@ -19,6 +21,7 @@ PARTS = {
     "encap": (part_encap, "sealed by vesper-verify, opened by the Python peer and scapy"),
     "open": (part_open, "sealed by the Python peer and scapy, opened by vesper-verify"),
     "negative": (part_negative, "hostile captures: every count against a naive receiver"),
+    "large": (part_large, "a capture of 100 MB in bounded memory"),
     "cavp": (part_cavp, "all NIST CAVP GCM vectors"),
 }
 
@@ -33,6 +36,7 @@ def main():
     arguments = parser.parse_args()
     if unknown := set(arguments.parts) - set(PARTS):
         parser.error(f"no such part: {', '.join(sorted(unknown))}")
+    shutil.rmtree(FAILURES, ignore_errors=True)
     verifier = Verifier()
     reports = []
     for name in arguments.parts or PARTS:

@@ -4,6 +4,8 @@ Also looked at: outer headers, sequence numbers, padding, IVs, and that nothing 
 packets comes out.
 """
 
+from collections import Counter
+
 import capture
 import encap_check
 import encap_rules
@@ -18,6 +20,7 @@ IMPLICIT = "implicit-IV suites have no name in `ip xfrm`, so no line asks encap 
 
 def run(verifier, report, quick):
     packets = scapy_packets = 0
+    counts = Counter()
     for index, cell in enumerate(matrix.cells(quick)):
         if cell.suite.implicit_iv:
             report.skip(IMPLICIT)
@@ -28,6 +31,12 @@ def run(verifier, report, quick):
         sealed = verifier.encap(sa.line(), data)
         packets += len(inner)
         faults = _faults(sa, cell.start, inner, sealed)
+        for other in verifier.implementations[cell.suite.name][1:]:
+            again = verifier.encap(sa.line(), data, other)
+            counts[other] += len(inner)
+            # The same bytes need no second look; where IVs are random they are others.
+            if not faults and again.frames != sealed.frames:
+                faults = [f"{other}: {fault}" for fault in _faults(sa, cell.start, inner, again)]
         if not faults and (reason := scapy_peer.lacks(sa)) is None:
             # scapy opens some two hundred packets a second.
             at = scapy_peer.sample(sa, index, inner)
@@ -40,6 +49,7 @@ def run(verifier, report, quick):
                                          f"({len(faults)} in all; {report.keep(cell.name, sa.line(), data)})")
     encap_rules.run(verifier, report)
     report.note(f"{packets} packets sealed by vesper-verify and opened here, {scapy_packets} of them by scapy as well")
+    report.note("the same once more by " + ", ".join(f"{name} {count}" for name, count in counts.items()))
 
 
 def _capture(packets, *, ethernet):

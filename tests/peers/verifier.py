@@ -5,11 +5,13 @@ import os
 import subprocess
 import tempfile
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import capture
 
 TIMEOUT_SECONDS = 300
+FORCE = "VESPER_KERNEL"
 
 
 @dataclass(frozen=True)
@@ -20,8 +22,14 @@ class Opened:
     stderr: str
 
     def counts(self):
-        """The keys that the command line promises; None if the program printed none."""
-        return self.json and {key: self.json.get(key) for key in ("packets", "accepted", "dropped", "not_esp")}
+        """The keys that the command line promises; None if the program printed none.
+
+        It opens with every implementation that it has; where these disagree there is one key more.
+        """
+        if self.json is None:
+            return None
+        counts = {key: self.json.get(key) for key in ("packets", "accepted", "dropped", "not_esp")}
+        return counts | ({"disagreements": disagreements} if (disagreements := self.json.get("disagreements")) else {})
 
 
 @dataclass(frozen=True)
@@ -37,12 +45,21 @@ class Verifier:
     def __init__(self, path=None):
         self.path = Path(path or os.environ["VESPER_VERIFY"])
         self.directory = tempfile.TemporaryDirectory(prefix="vesper-peers-")
-        self.runs = 0
 
-    def run(self, *arguments):
-        self.runs += 1
+    def run(self, *arguments, implementation=None):
+        """Runs the program; `implementation` forces one upon it."""
+        environment = os.environ | ({FORCE: implementation} if implementation else {})
         return subprocess.run([self.path, *arguments], capture_output=True, timeout=TIMEOUT_SECONDS, check=False,
-                              stdin=subprocess.DEVNULL)
+                              stdin=subprocess.DEVNULL, env=environment)
+
+    @cached_property
+    def implementations(self):
+        """Suite: names of the implementations of it that this CPU can run, the fastest first."""
+        suites = {}
+        for implementation in json.loads(self.run("--list", "--json").stdout)["implementations"]:
+            for suite in implementation["suites"] if implementation["available"] else ():
+                suites.setdefault(suite, []).append(implementation["name"])
+        return suites
 
     def pcap(self, sa_text, data):
         """`vesper-verify pcap`: counts and inner packets of a capture file's bytes."""
@@ -58,10 +75,10 @@ class Verifier:
             assert link_type == capture.RAW, f"--write wrote link type {link_type}"
         return Opened(done.returncode, answer, inner, _text(done.stderr))
 
-    def encap(self, sa_text, data):
+    def encap(self, sa_text, data, implementation=None):
         """`vesper-verify encap`: what the wire would carry."""
         sa_file, in_file, out_file = self._files(sa_text, data)
-        done = self.run("encap", "--sa", sa_file, "--json", in_file, out_file)
+        done = self.run("encap", "--sa", sa_file, "--json", in_file, out_file, implementation=implementation)
         link_type = frames = None
         if out_file.exists() and out_file.stat().st_size:
             link_type, frames = capture.read_pcap(out_file.read_bytes())
