@@ -1,18 +1,19 @@
 """A capture of 100 MB sealed and opened again: every packet comes back, and memory stays bounded."""
 
 import hashlib
-import os
 import random
+import re
 import struct
 import subprocess
 import tempfile
+import time
 from pathlib import Path
 
 import capture
 import hostile
 
 BYTES = 100_000_000
-MEMORY_KIB = 64 * 1024
+MEMORY_KIB = 32 * 1024
 LENGTH = 1300
 
 
@@ -28,7 +29,7 @@ def run(verifier, report, quick):
                                 ("pcap", ("--sa", sa_file, "--write", opened, sealed))):
             exit_code, memory = _measured(verifier, name, *arguments)
             report.check(exit_code == 0, f"{name}: exit {exit_code}")
-            report.check(memory < MEMORY_KIB, f"{name}: {memory} KiB of memory, more than {MEMORY_KIB}")
+            report.check(0 < memory < MEMORY_KIB, f"{name}: {memory} KiB of memory, not below {MEMORY_KIB}")
             report.note(f"{name}: {count} packets, {memory // 1024} MiB of memory at most")
         report.check(_packets(opened) == _packets(plain), "other packets came back than were sealed")
 
@@ -43,11 +44,16 @@ def _write(path, packet, count):
 
 
 def _measured(verifier, *arguments):
-    """Exit code, and the greatest resident memory in KiB."""
+    """Exit code, and the greatest resident memory in KiB, as far as a look every 5 ms tells."""
     child = subprocess.Popen([verifier.path, *arguments], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    _, status, usage = os.wait4(child.pid, 0)
-    child.returncode = os.waitstatus_to_exitcode(status)
-    return child.returncode, usage.ru_maxrss
+    peak = 0
+    while child.poll() is None:
+        # Of the resource usage that wait() gives, the part before exec is this interpreter's own.
+        status = Path(f"/proc/{child.pid}/status").read_text()
+        if found := re.search(r"VmHWM:\s*(\d+) kB", status):
+            peak = int(found[1])
+        time.sleep(0.005)
+    return child.returncode, peak
 
 
 def _packets(path):
