@@ -21,7 +21,7 @@ const RING: usize = 1024;
 
 /// Buffers that stay with the synthetic path of a machine that has a queue: for what comes to
 /// it through the software switch.
-const KEPT_BUFFERS: usize = 32;
+const KEPT_BUFFERS: usize = 128;
 
 /// Which way a machine's packets take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

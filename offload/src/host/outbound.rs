@@ -44,26 +44,27 @@ impl<B: Buffer> Host<B> {
             let Some(&vm) = order.get(self.turn) else {
                 break;
             };
-            let frames = self.take_turn(vm);
-            let count = frames.len();
-            idle = if count == 0 { idle + 1 } else { 0 };
-            moved += count;
-            if count > 0 {
+            let Some(frames) = self.take_turn(vm) else {
+                idle += 1;
+                continue;
+            };
+            idle = 0;
+            moved += frames.len();
+            if !frames.is_empty() {
                 self.protect(vm, now, frames, true);
             }
         }
         moved
     }
 
-    /// A fair share of what a machine has sent, at most a batch. Nothing while the adapter has
-    /// not even taken what came before.
-    fn take_turn(&mut self, vm: VmId) -> Vec<B> {
-        let Some(machine) = self.machines.get_mut(&vm) else {
-            return Vec::new();
-        };
+    /// A fair share of what a machine has sent, at most a batch; perhaps nothing, if it has had
+    /// more than its share before. `None` if nothing waits, or while the adapter has not even
+    /// taken what came before.
+    fn take_turn(&mut self, vm: VmId) -> Option<Vec<B>> {
+        let machine = self.machines.get_mut(&vm)?;
         self.nic.send_from_host(vm, &mut machine.unsent);
         if !machine.unsent.is_empty() || machine.sends.is_empty() {
-            return Vec::new();
+            return None;
         }
         let weight = machine.settings.vmq_weight.max(machine.settings.iov_weight);
         machine.deficit += weight_of(1500) * 8 * i64::from(weight.max(1)) / 100;
@@ -76,7 +77,7 @@ impl<B: Buffer> Host<B> {
             machine.deficit -= weight_of(frame.data().len());
             frames.push(frame);
         }
-        frames
+        Some(frames)
     }
 
     /// Applies policy to frames of a machine and sends them on. `switched` is false for frames
