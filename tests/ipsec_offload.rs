@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use vesper_esp::{Buffer, PacketBuf, Suite};
 use vesper_offload::{
-    Capabilities, CryptoStatus, Loss, NicEvent, OffloadHandle, OffloadMode, Placement, PortId,
-    Profile, Received, ReceivedIpsec, SaOffload, Send, SendError, SendIpsec, SoftwareReason,
-    UpdateSaError, VmSettings, WhyNot,
+    Capabilities, CryptoStatus, IpsecDriver, Loss, NicEvent, OffloadHandle, OffloadMode, Placement,
+    PortId, Profile, Received, ReceivedIpsec, SaOffload, Send, SendError, SendIpsec,
+    SoftwareReason, UpdateSaError, VmSettings, WhyNot,
 };
-use vesper_sa::{Direction, SaUpdate, Timestamp, VmId};
+use vesper_sa::{Direction, Mode, SaUpdate, Timestamp, VmId};
 use vesper_tests::bed::{Bed, Node, SaPlan, empty, frame, gateway, sendable};
 
 const VM: VmId = VmId(7);
@@ -473,4 +473,56 @@ fn an_association_has_one_vlan() {
     let losses = nic.vm_counters(VM).unwrap().receive_losses;
     assert_eq!(losses.of(Loss::Vlan), 1);
     assert!(bed.nodes[1].received(VM).is_empty());
+}
+
+/// The same verbs through the trait that a real driver would implement.
+#[test]
+fn a_driver_is_driven_through_the_trait() {
+    fn drive(driver: &dyn IpsecDriver, wanted: SaOffload, now: Timestamp) -> OffloadHandle {
+        let sa = SaPlan::new(VM, &[]).make(0, Direction::Outbound);
+        let suite = sa.context().cipher().suite();
+        assert_eq!(driver.why_not(sa.params(), suite, &wanted), []);
+        let handle = driver.add_sa(Arc::clone(&sa), wanted).unwrap();
+        assert_eq!(
+            driver.why_not(sa.params(), suite, &wanted),
+            [WhyNot::Quota { limit: 1 }]
+        );
+        assert!(driver.offload_ok(VM, handle, &frame(0, VM, 9)[14..]));
+        assert!(!driver.offload_ok(VmId(9), handle, &frame(0, VM, 9)[14..]));
+        assert_eq!(driver.sa_statistics(VM, handle), Some(sa.statistics()));
+        assert!(driver.update_sa(VM, handle, 1, now).is_err());
+        driver.delete_sa(VM, handle).unwrap();
+        assert_eq!(driver.reap_sas(), [(handle, sa.identity())]);
+        driver.set_policies(VM, None);
+        handle
+    }
+    let mut node = Node::new(0, Profile::full(), None);
+    let settings = VmSettings {
+        ipsec_offload_limit: 1,
+        ..VmSettings::default()
+    };
+    node.add(VM, settings);
+    let wanted = offload(&node, VM, OffloadMode::Packet);
+    let nic = Arc::clone(node.host.nic());
+    let handle = drive(&*nic, wanted, Timestamp::ZERO);
+    assert_eq!(nic.sa_statistics(VM, handle), None);
+}
+
+/// IPv4 options in transport mode, where the adapter stops at them: software protects those
+/// packets, the adapter the others.
+#[test]
+fn options_beyond_the_adapter_are_left_to_software() {
+    let mlx5 = Profile::mlx5().ipsec;
+    let plain = &frame(0, VM, 20)[14..];
+    let mut options = plain.to_vec();
+    options[0] = 0x46;
+    assert!(mlx5.carries(Mode::Transport, plain));
+    assert!(!mlx5.carries(Mode::Transport, &options));
+    assert!(mlx5.carries(Mode::Tunnel, &options));
+    assert!(Profile::full().ipsec.carries(Mode::Transport, &options));
+    let mut v6 = vec![0x60; 48];
+    v6[6] = 60;
+    assert!(!mlx5.carries(Mode::Transport, &v6));
+    v6[6] = 17;
+    assert!(mlx5.carries(Mode::Transport, &v6));
 }

@@ -52,6 +52,8 @@ losses! {
     NoSa, "no_sa", "no association for a packet to protect";
     /// A crypto-mode packet is not the ESP packet of its association.
     NotFramed, "not_framed", "not an ESP packet of its association";
+    /// A packet with options or extension headers that the adapter can not protect.
+    NotOffloadable, "not_offloadable", "options or extension headers are beyond the adapter";
     /// A large segment that can not be cut, or no buffer to cut it into.
     LargeSend, "large_send", "large segment can not be cut";
     /// No room in the buffer for the Ethernet header.

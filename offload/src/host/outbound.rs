@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use vesper_esp::wire::flow;
 use vesper_esp::{Buffer, EspSa, Outbound, Verdict};
-use vesper_sa::{Action, Direction, Event, SaHandle, Timestamp, VmId};
+use vesper_sa::{Action, Direction, Event, Mode, SaHandle, Timestamp, VmId};
 
 use super::{Host, Placement};
 use crate::capability::OffloadMode;
@@ -201,7 +201,11 @@ impl<B: Buffer> Host<B> {
             Some(Placement::Offloaded {
                 handle: offloaded,
                 mode: OffloadMode::Packet,
-            }) => Plan::Adapter(*offloaded),
+            }) if sa.mode() == Mode::Tunnel
+                || self.nic.offload_ok(vm, *offloaded, frame.payload.data()) =>
+            {
+                Plan::Adapter(*offloaded)
+            }
             Some(Placement::Offloaded {
                 handle: offloaded,
                 mode: OffloadMode::Crypto,

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use vesper_esp::{Buffer, EspSa, Suite};
-use vesper_sa::{Event, SaIdentity, SaParams, SaUpdate, Scope, Spd, Timestamp, VmId};
+use vesper_sa::{Event, SaIdentity, SaParams, SaStatistics, SaUpdate, Scope, Spd, Timestamp, VmId};
 
 use super::{Config, Nic, NicEvent};
 use crate::capability::{Capabilities, OffloadMode, WhyNot};
@@ -131,6 +131,21 @@ impl<B: Buffer> Nic<B> {
     /// Deleted associations that packets in flight still use.
     pub fn draining_sas(&self) -> usize {
         self.read().unit.draining()
+    }
+
+    /// Whether the adapter can protect this IP packet with an association of its own. It can
+    /// not where IPv4 options or IPv6 extension headers are beyond it in transport mode.
+    pub fn offload_ok(&self, owner: VmId, handle: OffloadHandle, packet: &[u8]) -> bool {
+        let config = self.read();
+        let found = config.unit.get(owner, handle);
+        found.is_some_and(|offloaded| config.enabled.carries(offloaded.sa.mode(), packet))
+    }
+
+    /// What an association has done, in the adapter and in software together.
+    pub fn sa_statistics(&self, owner: VmId, handle: OffloadHandle) -> Option<SaStatistics> {
+        let config = self.read();
+        let found = config.unit.get(owner, handle);
+        found.map(|offloaded| offloaded.sa.statistics())
     }
 
     /// Sets the policies that the adapter applies to a machine's packets (packet mode;

@@ -159,6 +159,13 @@ impl<B: Buffer> Nic<B> {
                             false => Step::Fail(SendError::Lost(Loss::NotFramed)),
                         }
                     }
+                    OffloadMode::Packet
+                        if !config
+                            .enabled
+                            .carries(offloaded.sa.mode(), pending.frame.payload.data()) =>
+                    {
+                        Step::Fail(SendError::Lost(Loss::NotOffloadable))
+                    }
                     OffloadMode::Packet => {
                         jobs.push(Outbound::new(&offloaded.sa, &mut pending.frame.payload));
                         Step::Seal {
