@@ -100,6 +100,12 @@ fn a_change_is_published_whole_or_taken_back_whole() {
         .map(|spi| change.add(sa(Direction::Outbound, spi)).unwrap())
         .collect();
     assert!(!later.contains(&new) && !later.contains(&again));
+    let slots = later.iter().map(|handle| handle.to_bits() as u32);
+    assert_eq!(
+        slots.max(),
+        Some(10),
+        "places that were taken back are used"
+    );
     change.publish();
 
     drop(database);
@@ -219,10 +225,9 @@ fn views_are_consistent_while_the_writer_writes() {
                         let granted = sa.reserve(NOW, [1; 4].into_iter());
                         assert_eq!(granted.refused, None);
                     }
-                    assert!(
-                        view.outbound(VM, protection.reqid - 1, destination)
-                            .is_none()
-                    );
+                    for other in [protection.reqid - 1, protection.reqid + 1] {
+                        assert!(view.outbound(VM, other, destination).is_none());
+                    }
                     drop(view);
                     thread::yield_now();
                 }
