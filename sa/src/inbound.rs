@@ -84,6 +84,7 @@ impl Commit<'_> {
     }
 
     /// Gives the lock back.
+    #[inline]
     pub fn finish(mut self) -> Events {
         if self.accepted {
             self.events |= self.state.settle(self.usage);
@@ -126,6 +127,7 @@ impl Commit<'_> {
 }
 
 impl Drop for Commit<'_> {
+    #[inline]
     fn drop(&mut self) {
         if self.accepted {
             // Whoever sees the new top sees the positions cleared for it.
@@ -147,6 +149,11 @@ const RESYNC_SUBSPACES: u32 = 16;
 const REPORT_INTERVAL: Duration = Duration::from_secs(1);
 
 impl PacketState {
+    #[inline]
+    pub(crate) fn is_resync_due(&self) -> bool {
+        self.resync_due.load(Ordering::Relaxed)
+    }
+
     #[inline]
     pub(crate) fn check(&self, low: u32) -> Result<u64, ReplayRefusal> {
         let PerDirection::Inbound(window) = &self.per_direction else {
@@ -171,6 +178,7 @@ impl PacketState {
         self.replays.fetch_add(1, Ordering::Relaxed);
     }
 
+    #[inline]
     pub(crate) fn commit(&self, now: Timestamp) -> Commit<'_> {
         let held = self.lock.acquire();
         let events = self.expire_held(now);

@@ -16,6 +16,7 @@ pub(crate) struct SpinLock(AtomicU32);
 pub(crate) struct Held<'a>(&'a AtomicU32);
 
 impl SpinLock {
+    #[inline]
     pub(crate) fn acquire(&self) -> Held<'_> {
         while self.0.swap(1, Ordering::Acquire) != 0 {
             self.wait();
@@ -42,6 +43,7 @@ impl SpinLock {
 const SPINS_BEFORE_YIELD: u32 = 100;
 
 impl Drop for Held<'_> {
+    #[inline]
     fn drop(&mut self) {
         self.0.store(0, Ordering::Release);
     }

@@ -124,6 +124,7 @@ impl PacketState {
         }
     }
 
+    #[inline]
     pub(crate) fn flags(&self) -> Flags {
         Flags(self.flags.load(Ordering::Relaxed))
     }
@@ -147,6 +148,7 @@ impl PacketState {
             .store(self.flags().0 & !flags.0, Ordering::Relaxed);
     }
 
+    #[inline]
     pub(crate) fn usage(&self) -> Usage {
         Usage {
             bytes: self.bytes.load(Ordering::Relaxed),
@@ -155,6 +157,7 @@ impl PacketState {
     }
 
     /// Needs the lock.
+    #[inline]
     pub(crate) fn use_up(&self, usage: Usage, now: Timestamp) {
         self.bytes.store(usage.bytes, Ordering::Relaxed);
         self.packets.store(usage.packets, Ordering::Relaxed);
@@ -162,6 +165,7 @@ impl PacketState {
         self.used.store(used, Ordering::Relaxed);
     }
 
+    #[inline]
     pub(crate) fn used(&self) -> Timestamp {
         Timestamp::from_nanos(self.used.load(Ordering::Relaxed))
     }
@@ -205,6 +209,7 @@ impl PacketState {
     }
 
     /// Compares usage with the limits after packets have passed. Needs the lock.
+    #[inline]
     pub(crate) fn settle(&self, usage: Usage) -> Events {
         let mut events = Events::NONE;
         if self.lifetime.soft.is_used_up(usage) {
@@ -217,6 +222,7 @@ impl PacketState {
     }
 
     /// Compares the clock with the limits. Needs the lock.
+    #[inline]
     pub(crate) fn expire_held(&self, now: Timestamp) -> Events {
         let mut events = Events::NONE;
         let used = self.used();
