@@ -151,7 +151,7 @@ const REPORT_INTERVAL: Duration = Duration::from_secs(1);
 impl PacketState {
     #[inline]
     pub(crate) fn is_resync_due(&self) -> bool {
-        self.resync_due.load(Ordering::Relaxed) != 0
+        self.resync_due.load(Ordering::Relaxed)
     }
 
     #[inline]
