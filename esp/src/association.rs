@@ -20,6 +20,8 @@ pub struct EspContext {
     iv_len: u8,
     icv_len: u8,
     alignment: u8,
+    /// Bytes before the payload, the IP header of transport mode not counted.
+    front_len: u8,
     udp: bool,
     mode: Mode,
     tfc_pad: u16,
@@ -69,7 +71,12 @@ impl EspContext {
     pub fn new(params: &SaParams, cipher: Cipher) -> Result<Self, AssociationError> {
         let headers = Headers::new(params)?;
         let suite = cipher.suite();
+        let ip_len = match params.mode {
+            Mode::Tunnel => headers.ip_len(),
+            Mode::Transport => 0,
+        };
         let context = Self {
+            front_len: (ip_len + headers.udp_len() + 8 + suite.iv_len) as u8,
             headers,
             // The table of suites has no length beyond 255.
             iv_len: suite.iv_len as u8,
@@ -134,11 +141,7 @@ impl EspContext {
 
     /// Bytes before the payload, the IP header of transport mode not counted.
     pub(crate) fn front_len(&self) -> usize {
-        let ip = match self.mode {
-            Mode::Tunnel => self.headers.ip_len(),
-            Mode::Transport => 0,
-        };
-        ip + self.headers.udp_len() + 8 + usize::from(self.iv_len)
+        usize::from(self.front_len)
     }
 
     pub(crate) const fn headers(&self) -> &Headers {
@@ -163,6 +166,12 @@ impl EspContext {
 
     pub(crate) const fn is_udp(&self) -> bool {
         self.udp
+    }
+
+    /// Whether sealed packets need a UDP checksum: none over IPv4 (RFC 3948 section 2.1), but
+    /// IPv6 receivers drop packets without one unless they were told to expect them (RFC 6935).
+    pub(crate) fn has_udp_checksum(&self) -> bool {
+        self.udp && self.headers.version() == IpVersion::V6
     }
 
     /// The length to which traffic flow confidentiality pads; never beyond the path MTU.

@@ -379,6 +379,17 @@ fn authentic_tunnel_payloads_that_are_no_ip_packet() {
 }
 
 #[test]
+fn congestion_marks_of_the_outer_header_change_nothing() {
+    for words in ["replay-window 64", "replay-window 64 flag noecn decap-dscp"] {
+        let mut peer = Peer::new(words);
+        let mut marked = peer.right(1);
+        marked[1] = 0xbb;
+        // The inner packet is not capable of congestion marks, and has another DSCP.
+        assert_eq!(peer.count(&checksummed(marked)), "accepted");
+    }
+}
+
+#[test]
 fn selectors_are_looked_at_last() {
     let mut peer = Peer::new("replay-window 64 sel src 10.0.0.1/32 dst 10.0.0.0/24 proto udp");
     let mut sequence = 0;
