@@ -3,7 +3,7 @@
 use core::arch::x86_64::*;
 
 use super::super::packet::Packet;
-use super::aes::{Keys, STATES, unrolled};
+use super::aes::{Keys, unrolled};
 use super::hash::{Powers, join};
 use super::{Line, Task, bytes_of_text, finish, lanes, reverse_bytes};
 
@@ -35,8 +35,6 @@ pub(super) struct Chunk {
     start: usize,
     /// Columns of text.
     text: usize,
-    /// Holds the counter blocks of the tags and the first hash block.
-    first: bool,
     /// Holds the last hash block.
     pub(super) last: bool,
 }
@@ -150,21 +148,17 @@ unsafe fn chunk<const SEAL: bool, const TEXT: usize, const COUNT: usize>(
     let first = COUNT > TEXT;
     // SAFETY: the caller keeps the contract.
     unsafe {
-        let mut states = [_mm512_setzero_si512(); STATES];
         unrolled!(I < TEXT, {
-            states[I] = count_up(counters, I as i32);
+            line.counters[I] = count_up(counters, I as i32);
         });
         if first {
-            states[TEXT] = tag_counters;
+            line.counters[TEXT] = tag_counters;
         }
-        line.encrypt::<SEAL, COUNT>(&mut states, keys);
-        unrolled!(I < TEXT, {
-            line.keystream[I] = states[I];
-        });
+        line.encrypt::<SEAL, COUNT>(keys);
         let last = start + TEXT == group.columns;
         line.count = COUNT + usize::from(last);
         if first {
-            line.masks = states[TEXT];
+            line.masks = line.keystream[TEXT];
             line.blocks[line.count - 1] = starting(group, 0);
         }
         if last {
@@ -178,7 +172,6 @@ unsafe fn chunk<const SEAL: bool, const TEXT: usize, const COUNT: usize>(
             group,
             start,
             text: TEXT,
-            first,
             last,
         });
     }
@@ -188,8 +181,7 @@ unsafe fn chunk<const SEAL: bool, const TEXT: usize, const COUNT: usize>(
 ///
 /// # Safety
 /// As for [`crypt`].
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,vaes,vpclmulqdq,bmi1,bmi2")]
+#[inline(always)]
 pub(super) unsafe fn finish_text<const SEAL: bool>(line: &mut Line, chunk: &Chunk, quad: usize) {
     if 4 * quad >= chunk.text {
         return;
@@ -238,12 +230,11 @@ pub(super) unsafe fn finish_text<const SEAL: bool>(line: &mut Line, chunk: &Chun
 
 /// # Safety
 /// As for [`crypt`].
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,vaes,vpclmulqdq,bmi1,bmi2")]
+#[inline(always)]
 pub(super) unsafe fn finish_tags<const SEAL: bool>(chunk: &Chunk, sums: __m512i, masks: __m512i) {
-    let tags = _mm512_xor_si512(reverse_bytes(sums), masks);
     // SAFETY: the caller keeps the contract.
     unsafe {
+        let tags = _mm512_xor_si512(reverse_bytes(sums), masks);
         let group = &*chunk.group;
         finish::<SEAL>(group.packets[0], _mm512_castsi512_si128(tags));
         finish::<SEAL>(group.packets[1], _mm512_extracti32x4_epi32(tags, 1));

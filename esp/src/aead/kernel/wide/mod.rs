@@ -22,7 +22,7 @@ use core::arch::x86_64::*;
 
 use zeroize::Zeroize;
 
-use self::aes::{Keys, STATES, last_round, round, whiten};
+use self::aes::{Keys, STATES, last_round, round, unrolled, whiten};
 use self::hash::{Powers, Products};
 use self::order::Order;
 use super::packet::Packet;
@@ -41,6 +41,8 @@ enum Task {
 /// What waits to be mixed with AES rounds.
 #[repr(C, align(64))]
 struct Line {
+    /// Counter blocks of the chunk to come.
+    counters: [__m512i; STATES],
     keystream: [__m512i; STATES],
     /// Hash input, the last vector first.
     blocks: [__m512i; BLOCKS],
@@ -95,6 +97,7 @@ impl Line {
     fn new() -> Self {
         let zero = _mm512_setzero_si512();
         Self {
+            counters: [zero; STATES],
             keystream: [zero; STATES],
             blocks: [zero; BLOCKS],
             count: 0,
@@ -120,8 +123,7 @@ impl Line {
     ///
     /// # Safety
     /// The CPU has what the kernel needs; the packets of the task are valid.
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,vaes,vpclmulqdq,bmi1,bmi2")]
+    #[inline(always)]
     unsafe fn work<const SEAL: bool, const SLOT: usize>(
         &mut self,
         products: &mut Products,
@@ -159,8 +161,7 @@ impl Line {
 
     /// # Safety
     /// As for [`Line::work`].
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,vaes,vpclmulqdq,bmi1,bmi2")]
+    #[inline(always)]
     unsafe fn hash_two(&mut self, products: &mut Products, n: usize) {
         // SAFETY: the caller keeps the contract.
         unsafe {
@@ -176,13 +177,12 @@ impl Line {
     ///
     /// # Safety
     /// As for [`Line::work`].
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,vaes,vpclmulqdq,bmi1,bmi2")]
+    #[inline(always)]
     unsafe fn complete<const SEAL: bool>(&mut self, products: Products) {
-        let sum = products.reduce();
-        self.sum = _mm512_setzero_si512();
         // SAFETY: the caller keeps the contract.
         unsafe {
+            let sum = products.reduce();
+            self.sum = _mm512_setzero_si512();
             match self.task {
                 Task::Columns(chunk) if chunk.last => {
                     columns::finish_tags::<SEAL>(&chunk, sum, self.masks);
@@ -196,7 +196,8 @@ impl Line {
         }
     }
 
-    /// Encrypts the first `COUNT` states, and finishes the last chunk meanwhile.
+    /// Encrypts the first `COUNT` counter blocks to keystream, and finishes the last chunk
+    /// meanwhile.
     ///
     /// # Safety
     /// As for [`Line::work`]; the keys are valid.
@@ -204,9 +205,12 @@ impl Line {
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,vaes,vpclmulqdq,bmi1,bmi2")]
     unsafe fn encrypt<const SEAL: bool, const COUNT: usize>(
         &mut self,
-        states: &mut [__m512i; STATES],
         keys: &Keys,
     ) {
+        let states = &mut [_mm512_setzero_si512(); STATES];
+        unrolled!(I < COUNT, {
+            states[I] = self.counters[I];
+        });
         let mut products = Products::zero();
         let mut pair = [self.sum; 2];
         // SAFETY: the caller keeps the contract.
@@ -242,6 +246,9 @@ impl Line {
             self.complete::<SEAL>(products);
             last_round::<COUNT, 160>(states, &keys);
         }
+        unrolled!(I < COUNT, {
+            self.keystream[I] = states[I];
+        });
     }
 
     /// Finishes the last chunk, without AES to mix it with.
@@ -273,8 +280,7 @@ impl Line {
 ///
 /// # Safety
 /// The packet is valid, the CPU has what the kernel needs.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,vaes,vpclmulqdq,bmi1,bmi2")]
+#[inline(always)]
 unsafe fn finish<const SEAL: bool>(packet: *mut Packet, tag: __m128i) {
     // SAFETY: the mask selects the bytes of the ICV, for which the pointer is valid.
     unsafe {

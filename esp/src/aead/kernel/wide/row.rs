@@ -3,7 +3,7 @@
 use core::arch::x86_64::*;
 
 use super::super::packet::Packet;
-use super::aes::{Keys, STATES, unrolled};
+use super::aes::{Keys, unrolled};
 use super::hash::{Powers, Products};
 use super::{Line, Task, bytes_of_text, finish, lanes, reverse_bytes};
 
@@ -86,28 +86,24 @@ pub(super) unsafe fn crypt<const SEAL: bool>(line: &mut Line, packet: *mut Packe
 unsafe fn chunk<const SEAL: bool, const COUNT: usize>(line: &mut Line, row: &Row, start: usize) {
     // SAFETY: the caller keeps the contract.
     unsafe {
-        let mut states = [_mm512_setzero_si512(); STATES];
         let counters = count_up(row.counters, 4 * start as u32);
         let first_counter = (4 * start + 1).wrapping_sub(row.gap);
         if first_counter % 256 + 4 * COUNT <= 256 {
             // Only the last byte counts within this chunk.
             let counters = counter_blocks(counters);
             unrolled!(I < COUNT, {
-                states[I] = count_up(counters, (4 * I as u32) << 24);
+                line.counters[I] = count_up(counters, (4 * I as u32) << 24);
             });
         } else {
             unrolled!(I < COUNT, {
-                states[I] = counter_blocks(count_up(counters, 4 * I as u32));
+                line.counters[I] = counter_blocks(count_up(counters, 4 * I as u32));
             });
         }
-        line.encrypt::<SEAL, COUNT>(&mut states, &row.keys);
-        unrolled!(I < COUNT, {
-            line.keystream[I] = states[I];
-        });
+        line.encrypt::<SEAL, COUNT>(&row.keys);
         let first = start == 0;
         let last = start + COUNT == row.vectors;
         if first {
-            line.masks = _mm512_maskz_mov_epi64(0b11 << (2 * row.gap), states[0]);
+            line.masks = _mm512_maskz_mov_epi64(0b11 << (2 * row.gap), line.keystream[0]);
         }
         line.count = COUNT;
         let strides = (*row.packet).key().strides.as_ptr();
@@ -130,8 +126,7 @@ unsafe fn chunk<const SEAL: bool, const COUNT: usize>(line: &mut Line, row: &Row
 ///
 /// # Safety
 /// As for [`crypt`]; the chunk has that vector.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,vaes,vpclmulqdq,bmi1,bmi2")]
+#[inline(always)]
 pub(super) unsafe fn finish_text<const SEAL: bool>(
     line: &Line,
     chunk: &Chunk,
@@ -178,8 +173,7 @@ pub(super) unsafe fn finish_text<const SEAL: bool>(
 ///
 /// # Safety
 /// As for [`crypt`].
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,vaes,vpclmulqdq,bmi1,bmi2")]
+#[inline(always)]
 pub(super) unsafe fn finish_tag<const SEAL: bool>(chunk: &Chunk, sums: __m512i, mask: __m512i) {
     // SAFETY: the caller keeps the contract; there are four powers.
     unsafe {
