@@ -178,7 +178,8 @@ static inline void *peer_write_packets(const struct peer_case *c, struct peer_pa
 	}
 	size_t stride = lead + header + longest + suite->icv_len;
 
-	stride = (stride + PEER_LINE - 1) / PEER_LINE * PEER_LINE;
+	/* An odd number of lines spreads the packets over all sets of the caches. */
+	stride = ((stride + PEER_LINE - 1) / PEER_LINE | 1) * PEER_LINE;
 	uint8_t *memory = peer_memory(stride * PEER_PACKETS);
 
 	if (!memory)

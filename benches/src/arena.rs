@@ -19,11 +19,12 @@ pub(crate) struct Arena {
 
 impl Arena {
     /// Slots for packets of these lengths, each beginning `header` bytes before a cache
-    /// line, so that what follows the header is aligned.
+    /// line, so that what follows the header is aligned. Slots are an odd number of lines
+    /// apart, so that packets spread over all sets of the caches.
     pub(crate) fn new(header: usize, lengths: Vec<usize>) -> Self {
         let lead = header.next_multiple_of(LINE) - header;
         let longest = lengths.iter().max().copied().unwrap_or(0);
-        let stride = (lead + longest).next_multiple_of(LINE);
+        let stride = ((lead + longest).div_ceil(LINE) | 1) * LINE;
         let memory = vec![0; stride * lengths.len() + HUGE_PAGE];
         let begin = memory.as_ptr().align_offset(HUGE_PAGE);
         Self {
@@ -38,7 +39,7 @@ impl Arena {
     /// The packets.
     pub(crate) fn packets(&mut self) -> impl Iterator<Item = &mut [u8]> {
         self.memory[self.begin..]
-            .chunks_exact_mut(self.stride.max(1))
+            .chunks_exact_mut(self.stride)
             .zip(&self.lengths)
             .map(|(slot, &length)| &mut slot[self.lead..self.lead + length])
     }

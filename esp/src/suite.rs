@@ -1,6 +1,13 @@
-//! Which transforms there are, by their IANA numbers and their `ip xfrm` names.
+//! Which transforms there are, by their IANA numbers and by the names that `ip xfrm` and
+//! Wireshark give them.
+
+mod name;
+mod refused;
 
 use core::fmt;
+
+pub use name::{Role, SuiteError, Xfrm};
+pub use refused::Refused;
 
 /// An ESP transform with its key and ICV lengths: one row of [`Suite::ALL`].
 ///
@@ -50,6 +57,8 @@ pub enum Encryption {
     AesGcmImplicitIv,
     /// ENCR_CHACHA20_POLY1305_IIV (RFC 8750).
     ChaCha20Poly1305ImplicitIv,
+    /// ENCR_AES_CCM_8_IIV (RFC 8750).
+    AesCcmImplicitIv,
 }
 
 /// Integrity transforms (IKEv2 transform type 3).
@@ -85,7 +94,7 @@ impl Integrity {
         }
     }
 
-    /// The algorithm name that `ip xfrm state` takes after `auth-trunc`.
+    /// The algorithm name that `ip xfrm state add` takes after `auth-trunc`.
     pub const fn xfrm(self) -> &'static str {
         match self {
             Self::HmacSha1_96 => "hmac(sha1)",
@@ -230,12 +239,42 @@ impl Suite {
                 0,
                 16,
             ),
+            aead("aes128ccm8iiv", AesCcmImplicitIv, 16, 3, 0, 8),
+            aead("aes192ccm8iiv", AesCcmImplicitIv, 24, 3, 0, 8),
+            aead("aes256ccm8iiv", AesCcmImplicitIv, 32, 3, 0, 8),
         ]
     };
 
     /// The row with this name.
     pub fn by_name(name: &str) -> Option<&'static Suite> {
         Self::ALL.iter().find(|suite| suite.name == name)
+    }
+
+    /// The number of the encryption transform in IANA's registry of IKEv2 parameters; where
+    /// the ICV has more than one length, each is a transform of its own.
+    ///
+    /// The number of the integrity transform is [`Integrity::iana`].
+    pub const fn iana(&self) -> u16 {
+        match self.encryption {
+            Encryption::Null => 11,
+            Encryption::AesCbc => 12,
+            Encryption::AesCtr => 13,
+            Encryption::AesCcm => match self.icv_len {
+                8 => 14,
+                12 => 15,
+                _ => 16,
+            },
+            Encryption::AesGcm => match self.icv_len {
+                8 => 18,
+                12 => 19,
+                _ => 20,
+            },
+            Encryption::AesGmac => 21,
+            Encryption::ChaCha20Poly1305 => 28,
+            Encryption::AesCcmImplicitIv => 29,
+            Encryption::AesGcmImplicitIv => 30,
+            Encryption::ChaCha20Poly1305ImplicitIv => 31,
+        }
     }
 
     /// Whether the encryption transform authenticates as well.
@@ -271,6 +310,33 @@ mod tests {
             );
             assert_eq!(Suite::by_name(suite.name), Some(suite));
         }
-        assert_eq!(Suite::ALL.len(), 54);
+        assert_eq!(Suite::ALL.len(), 57);
+    }
+
+    /// IANA, "Internet Key Exchange Version 2 (IKEv2) Parameters", transform type 1.
+    #[test]
+    fn transforms_have_their_registered_numbers() {
+        for (name, number) in [
+            ("null-sha1", 11),
+            ("aes192-sha256", 12),
+            ("aes128ctr-sha512", 13),
+            ("aes128ccm8", 14),
+            ("aes256ccm12", 15),
+            ("aes192ccm16", 16),
+            ("aes128gcm8", 18),
+            ("aes192gcm12", 19),
+            ("aes256gcm16", 20),
+            ("aes256gmac", 21),
+            ("chacha20poly1305", 28),
+            ("aes128ccm8iiv", 29),
+            ("aes256gcm16iiv", 30),
+            ("chacha20poly1305iiv", 31),
+        ] {
+            assert_eq!(
+                Suite::by_name(name).map(Suite::iana),
+                Some(number),
+                "{name}"
+            );
+        }
     }
 }

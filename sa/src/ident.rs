@@ -63,12 +63,21 @@ impl fmt::Display for VmId {
 }
 
 /// The direction that an association serves; associations are one-way (RFC 4301 section 4.1).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Direction {
     /// Packets that arrive protected.
     Inbound,
     /// Packets that leave protected.
     Outbound,
+}
+
+impl fmt::Display for Direction {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Inbound => "inbound",
+            Self::Outbound => "outbound",
+        })
+    }
 }
 
 /// A moment on the embedder's monotonic clock, in nanoseconds since an origin of its choice.

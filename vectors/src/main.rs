@@ -1,2 +1,3 @@
 //! vesper-verify.
+#![forbid(unsafe_code)]
 fn main() {}

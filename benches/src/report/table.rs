@@ -11,7 +11,7 @@ use super::Row;
 /// times the core's bound it takes.
 pub(crate) fn table(group: &[&Row]) -> String {
     let mut table = Table::new();
-    table.load_preset(UTF8_HORIZONTAL_ONLY);
+    table.load_style(UTF8_HORIZONTAL_ONLY);
     table.set_header([
         "size", "who", "cycles", "spread", "cycles/B", "Gbit/s", "Mpps", "peer", "limit",
     ]);
@@ -50,7 +50,7 @@ pub(crate) fn table(group: &[&Row]) -> String {
         }
     }
     for column in table.column_iter_mut() {
-        if column.index() != 1 {
+        if column.index != 1 {
             column.set_cell_alignment(CellAlignment::Right);
         }
     }

@@ -18,6 +18,7 @@ impl Scratch {
 }
 
 /// A loop of known content.
+#[derive(Debug)]
 pub(crate) struct Loop {
     /// What is in it.
     pub(crate) name: &'static str,

@@ -4,11 +4,21 @@
 //! This module knows the layout of an ESP packet from the SPI to the ICV and nothing about
 //! IP, associations or policy.
 
+mod format;
+mod implementation;
+mod iv;
+pub mod primitive;
+mod ring;
 mod rustcrypto;
+mod transform;
 
 use core::fmt;
 
 use crate::suite::Suite;
+use format::EspKey;
+use iv::IvSource;
+
+pub use implementation::Implementation;
 
 /// One ESP packet to be sealed or opened in place.
 #[derive(Debug)]
@@ -34,21 +44,15 @@ pub struct Job<'a> {
 pub struct Cipher {
     suite: &'static Suite,
     implementation: Implementation,
+    iv: IvSource,
     inner: Inner,
 }
 
 /// Expanded keys by implementation. Large ones are boxed, so that a [`Cipher`] of the fast
 /// kernels stays within a few cache lines.
 enum Inner {
-    RustCrypto(Box<rustcrypto::Key>),
-}
-
-/// Who does the cryptography.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum Implementation {
-    /// The crates of the RustCrypto project: every suite, every CPU.
-    RustCrypto,
+    Ring(Box<EspKey<ring::Key>>),
+    RustCrypto(Box<EspKey<rustcrypto::Key>>),
 }
 
 /// Why a key could not be made.
@@ -81,7 +85,7 @@ impl Cipher {
     /// `key` is the encryption key followed by the salt, `auth_key` the integrity key (empty
     /// for AEADs).
     pub fn new(suite: &'static Suite, key: &[u8], auth_key: &[u8]) -> Result<Self, CipherError> {
-        Self::with_implementation(suite, key, auth_key, Implementation::RustCrypto)
+        Self::with_implementation(suite, key, auth_key, Implementation::fastest(suite))
     }
 
     /// A key with the given implementation.
@@ -105,13 +109,15 @@ impl Cipher {
             });
         }
         let inner = match implementation {
+            Implementation::Ring => Inner::Ring(Box::new(EspKey::new(suite, key, auth_key)?)),
             Implementation::RustCrypto => {
-                Inner::RustCrypto(Box::new(rustcrypto::Key::new(suite, key, auth_key)?))
+                Inner::RustCrypto(Box::new(EspKey::new(suite, key, auth_key)?))
             }
         };
         Ok(Self {
             suite,
             implementation,
+            iv: IvSource::new(suite)?,
             inner,
         })
     }
@@ -133,9 +139,7 @@ impl Cipher {
     /// key; AES-CBC needs an unpredictable IV (RFC 3602 section 3) and encrypts the number
     /// under a key of its own.
     pub fn write_iv(&self, sequence: u64, iv: &mut [u8]) {
-        if iv.len() == 8 {
-            iv.copy_from_slice(&sequence.to_be_bytes());
-        }
+        self.iv.write(sequence, iv);
     }
 }
 
@@ -148,20 +152,52 @@ impl fmt::Debug for Cipher {
     }
 }
 
+impl fmt::Display for CipherError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::KeyLength { expected, given } => write!(
+                f,
+                "the encryption key with its salt has {given} bytes, the suite takes {expected}"
+            ),
+            Self::AuthKeyLength { expected, given } => write!(
+                f,
+                "the integrity key has {given} bytes, the suite takes {expected}"
+            ),
+            Self::Unsupported => {
+                f.write_str("the implementation does not have the suite on this CPU")
+            }
+            Self::NoEntropy => f.write_str("the system gave no random bytes for the IV key"),
+        }
+    }
+}
+
+impl core::error::Error for CipherError {}
+
 /// Encrypts every text in place and writes every ICV.
+///
+/// A packet that cannot be sealed, because it is shorter than header, IV and ICV or because its
+/// text is no multiple of the cipher's block, is overwritten with zeroes, SPI included, so that
+/// it cannot leave in clear.
 pub fn seal_batch(jobs: &mut [Job<'_>]) {
     for job in jobs {
         match &job.cipher.inner {
+            Inner::Ring(key) => key.seal(job.sequence, job.esn, job.esp),
             Inner::RustCrypto(key) => key.seal(job.sequence, job.esn, job.esp),
         }
     }
 }
 
 /// Checks every ICV and decrypts every text in place; see [`Job::authentic`].
+///
+/// Packets may be of any length, down to none at all.
 pub fn open_batch(jobs: &mut [Job<'_>]) {
     for job in jobs {
         job.authentic = match &job.cipher.inner {
+            Inner::Ring(key) => key.open(job.sequence, job.esn, job.esp),
             Inner::RustCrypto(key) => key.open(job.sequence, job.esn, job.esp),
         };
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,75 @@
+//! Who does the cryptography.
+
+use core::fmt;
+
+use super::format::EspKey;
+use super::{ring, rustcrypto};
+use crate::suite::Suite;
+
+/// Who does the cryptography.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Implementation {
+    /// The crate `ring`: AES-128 and AES-256 GCM with an ICV of 16 bytes, AES-GMAC,
+    /// ChaCha20-Poly1305, their implicit-IV forms, and NULL with an HMAC.
+    Ring,
+    /// The crates of the RustCrypto project: every suite, every CPU.
+    RustCrypto,
+}
+
+impl Implementation {
+    /// All of them, whether this CPU can run them or not; the faster ones first.
+    pub const ALL: &'static [Implementation] = &[Self::Ring, Self::RustCrypto];
+
+    /// Those that this CPU can run; the faster ones first.
+    pub fn available() -> impl Iterator<Item = Implementation> {
+        Self::ALL
+            .iter()
+            .copied()
+            .filter(|implementation| implementation.is_available())
+    }
+
+    /// The name by which a user selects it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Ring => "ring",
+            Self::RustCrypto => "rustcrypto",
+        }
+    }
+
+    /// The implementation with this name.
+    pub fn by_name(name: &str) -> Option<Self> {
+        Self::ALL
+            .iter()
+            .copied()
+            .find(|implementation| implementation.name() == name)
+    }
+
+    /// Whether this CPU can run it.
+    pub fn is_available(self) -> bool {
+        match self {
+            Self::Ring | Self::RustCrypto => true,
+        }
+    }
+
+    /// Whether it has the suite, on a CPU that can run it.
+    pub fn supports(self, suite: &Suite) -> bool {
+        match self {
+            Self::Ring => EspKey::<ring::Key>::supports(suite),
+            Self::RustCrypto => EspKey::<rustcrypto::Key>::supports(suite),
+        }
+    }
+
+    /// The fastest that this CPU has for the suite.
+    pub fn fastest(suite: &Suite) -> Self {
+        Self::available()
+            .find(|implementation| implementation.supports(suite))
+            .unwrap_or(Self::RustCrypto)
+    }
+}
+
+impl fmt::Display for Implementation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}

@@ -1,0 +1,282 @@
+//! What the data path keeps beside an association: the expanded key and the headers made
+//! ready.
+
+use core::fmt;
+use core::net::IpAddr;
+
+use vesper_sa::{Mode, Sa, SaParams, SaParamsError, Timestamp, UdpEncapsulation};
+
+use crate::aead::{Cipher, CipherError};
+use crate::wire::{Checksum, IpVersion, protocol};
+
+/// An association with everything that is needed to seal or open its packets.
+pub type EspSa = Sa<EspContext>;
+
+/// The expanded key of an association, its lengths, and its outer headers made ready.
+#[derive(Debug)]
+pub struct EspContext {
+    cipher: Cipher,
+    headers: Headers,
+    iv_len: u8,
+    icv_len: u8,
+    alignment: u8,
+    udp: bool,
+    mode: Mode,
+    tfc_pad: u16,
+    /// 0: not limited.
+    mtu: u32,
+}
+
+/// Why an association could not be made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum AssociationError {
+    /// Source and destination are of different IP versions.
+    MixedAddresses,
+    /// The parameters contradict each other.
+    Params(SaParamsError),
+    /// The key does not fit the suite.
+    Cipher(CipherError),
+    /// The path MTU leaves no room for a payload.
+    Mtu(u32),
+}
+
+/// Outer IP, UDP and SPI as they are written in front of every packet; what varies is patched
+/// afterwards.
+#[derive(Debug)]
+pub(crate) struct Headers {
+    bytes: [u8; 52],
+    ip_len: u8,
+    udp_len: u8,
+    /// Sum of the words of the IPv4 header that never vary.
+    sum: u64,
+}
+
+/// Makes an association ready for the engine.
+///
+/// `now` starts its lifetimes.
+pub fn association(
+    params: SaParams,
+    cipher: Cipher,
+    now: Timestamp,
+) -> Result<EspSa, AssociationError> {
+    let context = EspContext::new(&params, cipher)?;
+    Sa::new(params, context, now).map_err(AssociationError::Params)
+}
+
+impl EspContext {
+    /// The part of an association that ESP needs; [`association`] makes the whole.
+    pub fn new(params: &SaParams, cipher: Cipher) -> Result<Self, AssociationError> {
+        let headers = Headers::new(params)?;
+        let suite = cipher.suite();
+        let context = Self {
+            headers,
+            // The table of suites has no length beyond 255.
+            iv_len: suite.iv_len as u8,
+            icv_len: suite.icv_len as u8,
+            alignment: suite.alignment as u8,
+            udp: params.encapsulation.is_some(),
+            mode: params.mode,
+            tfc_pad: params.tfc_pad,
+            mtu: params.mtu.unwrap_or(0),
+            cipher,
+        };
+        match params.mtu {
+            Some(mtu)
+                if context
+                    .max_packet(mtu as usize, 20)
+                    .is_none_or(|max| max < 28) =>
+            {
+                Err(AssociationError::Mtu(mtu))
+            }
+            _ => Ok(context),
+        }
+    }
+
+    /// The key.
+    pub const fn cipher(&self) -> &Cipher {
+        &self.cipher
+    }
+
+    /// Bytes that encapsulation adds to a packet with `payload` bytes of ESP payload: outer IP
+    /// header (tunnel mode), UDP header, ESP header, IV, padding, trailer and ICV, but not the
+    /// padding for traffic flow confidentiality.
+    ///
+    /// The payload is the whole inner packet in tunnel mode, and what follows the IP header in
+    /// transport mode.
+    pub fn overhead(&self, payload: usize) -> usize {
+        self.front_len() + self.padding(payload) + 2 + usize::from(self.icv_len)
+    }
+
+    /// The largest packet in bytes, IP header included, that fits into an outer packet of
+    /// `mtu` bytes; `header` is the length of its own IP header with options and extension
+    /// headers, of effect in transport mode only. `None` if not even an empty payload fits.
+    pub fn max_packet(&self, mtu: usize, header: usize) -> Option<usize> {
+        let header = match self.mode {
+            Mode::Tunnel => 0,
+            Mode::Transport => header,
+        };
+        let fixed = header + self.front_len() + usize::from(self.icv_len);
+        let alignment = usize::from(self.alignment);
+        let text = mtu.checked_sub(fixed)? / alignment * alignment;
+        Some(header + text.checked_sub(2)?)
+    }
+
+    /// Bytes of padding behind a payload.
+    ///
+    //= https://www.rfc-editor.org/rfc/rfc4303#section-2.4
+    //# Padding also may be required, irrespective of encryption algorithm requirements, to
+    //# ensure that the resulting ciphertext terminates on a 4-byte boundary.
+    pub(crate) fn padding(&self, payload: usize) -> usize {
+        // Every alignment is a power of two.
+        (payload + 2).wrapping_neg() & (usize::from(self.alignment) - 1)
+    }
+
+    /// Bytes before the payload, the IP header of transport mode not counted.
+    pub(crate) fn front_len(&self) -> usize {
+        let ip = match self.mode {
+            Mode::Tunnel => self.headers.ip_len(),
+            Mode::Transport => 0,
+        };
+        ip + self.headers.udp_len() + 8 + usize::from(self.iv_len)
+    }
+
+    pub(crate) const fn headers(&self) -> &Headers {
+        &self.headers
+    }
+
+    pub(crate) fn iv_len(&self) -> usize {
+        usize::from(self.iv_len)
+    }
+
+    pub(crate) fn icv_len(&self) -> usize {
+        usize::from(self.icv_len)
+    }
+
+    pub(crate) fn alignment(&self) -> usize {
+        usize::from(self.alignment)
+    }
+
+    pub(crate) const fn mode(&self) -> Mode {
+        self.mode
+    }
+
+    pub(crate) const fn is_udp(&self) -> bool {
+        self.udp
+    }
+
+    /// The length to which traffic flow confidentiality pads; never beyond the path MTU.
+    pub(crate) fn tfc_target(&self) -> usize {
+        match (self.tfc_pad, self.mtu) {
+            (0, _) => 0,
+            (pad, 0) => usize::from(pad),
+            (pad, mtu) => {
+                usize::from(pad).min(self.max_packet(mtu as usize, 0).unwrap_or_default())
+            }
+        }
+    }
+
+    /// The path MTU, if it is limited.
+    pub(crate) fn mtu(&self) -> Option<usize> {
+        (self.mtu != 0).then_some(self.mtu as usize)
+    }
+}
+
+impl Headers {
+    fn new(params: &SaParams) -> Result<Self, AssociationError> {
+        let mut bytes = [0; 52];
+        let upper = match params.encapsulation {
+            Some(_) => protocol::UDP,
+            None => protocol::ESP,
+        };
+        let ip_len = match (params.source, params.destination) {
+            (IpAddr::V4(source), IpAddr::V4(destination)) => {
+                bytes[0] = 0x45;
+                bytes[8] = params.tunnel.hop_limit;
+                bytes[9] = upper;
+                bytes[12..16].copy_from_slice(&source.octets());
+                bytes[16..20].copy_from_slice(&destination.octets());
+                20
+            }
+            (IpAddr::V6(source), IpAddr::V6(destination)) => {
+                bytes[0] = 0x60;
+                bytes[6] = upper;
+                bytes[7] = params.tunnel.hop_limit;
+                bytes[8..24].copy_from_slice(&source.octets());
+                bytes[24..40].copy_from_slice(&destination.octets());
+                40
+            }
+            _ => return Err(AssociationError::MixedAddresses),
+        };
+        let mut spi_at = ip_len;
+        if let Some(UdpEncapsulation {
+            source_port,
+            destination_port,
+        }) = params.encapsulation
+        {
+            bytes[ip_len..ip_len + 2].copy_from_slice(&source_port.to_be_bytes());
+            bytes[ip_len + 2..ip_len + 4].copy_from_slice(&destination_port.to_be_bytes());
+            spi_at += 8;
+        }
+        bytes[spi_at..spi_at + 4].copy_from_slice(&params.spi.get().to_be_bytes());
+        let sum = Checksum::new().bytes(&bytes[8..20]);
+        Ok(Self {
+            bytes,
+            ip_len: ip_len as u8,
+            udp_len: (spi_at - ip_len) as u8,
+            sum: sum.partial(),
+        })
+    }
+
+    pub(crate) fn ip_len(&self) -> usize {
+        usize::from(self.ip_len)
+    }
+
+    pub(crate) fn udp_len(&self) -> usize {
+        usize::from(self.udp_len)
+    }
+
+    pub(crate) fn version(&self) -> IpVersion {
+        if self.ip_len == 20 {
+            IpVersion::V4
+        } else {
+            IpVersion::V6
+        }
+    }
+
+    /// IP header, UDP header and SPI.
+    pub(crate) fn with_ip(&self) -> &[u8] {
+        &self.bytes[..self.ip_len() + self.udp_len() + 4]
+    }
+
+    /// UDP header and SPI.
+    pub(crate) fn without_ip(&self) -> &[u8] {
+        &self.bytes[self.ip_len()..self.ip_len() + self.udp_len() + 4]
+    }
+
+    /// The sum over time to live, protocol, zero checksum and addresses of an IPv4 header.
+    pub(crate) const fn sum(&self) -> Checksum {
+        Checksum::from_partial(self.sum)
+    }
+}
+
+impl fmt::Display for AssociationError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::MixedAddresses => {
+                f.write_str("source and destination are of different IP versions")
+            }
+            Self::Params(error) => error.fmt(f),
+            Self::Cipher(error) => error.fmt(f),
+            Self::Mtu(mtu) => write!(f, "a path MTU of {mtu} bytes leaves no room for a payload"),
+        }
+    }
+}
+
+impl core::error::Error for AssociationError {}
+
+impl From<CipherError> for AssociationError {
+    fn from(error: CipherError) -> Self {
+        Self::Cipher(error)
+    }
+}

@@ -1,0 +1,196 @@
+//! Packet buffers belong to the caller: the trait that a vswitch implements on its own, and an
+//! implementation on `bytes`.
+
+use bytes::{Bytes, BytesMut};
+
+/// One packet in one contiguous, exclusively owned piece of memory, with room to grow at both
+/// ends.
+///
+/// The engine works in place: what it decrypts must not be visible to anybody else, so an
+/// implementation lends memory that it alone owns.
+pub trait Buffer {
+    /// The packet.
+    fn data(&self) -> &[u8];
+
+    /// The packet.
+    fn data_mut(&mut self) -> &mut [u8];
+
+    /// Adds `bytes` bytes of unspecified content in front; `false`, and nothing happened, if
+    /// there is no room.
+    #[must_use]
+    fn grow_front(&mut self, bytes: usize) -> bool;
+
+    /// Adds `bytes` bytes of unspecified content at the end; `false`, and nothing happened, if
+    /// there is no room.
+    #[must_use]
+    fn grow_back(&mut self, bytes: usize) -> bool;
+
+    /// Takes `bytes` bytes off the front; all of them if there are fewer.
+    fn trim_front(&mut self, bytes: usize);
+
+    /// Takes `bytes` bytes off the end; all of them if there are fewer.
+    fn trim_back(&mut self, bytes: usize);
+}
+
+impl<B: Buffer + ?Sized> Buffer for &mut B {
+    fn data(&self) -> &[u8] {
+        (**self).data()
+    }
+
+    fn data_mut(&mut self) -> &mut [u8] {
+        (**self).data_mut()
+    }
+
+    fn grow_front(&mut self, bytes: usize) -> bool {
+        (**self).grow_front(bytes)
+    }
+
+    fn grow_back(&mut self, bytes: usize) -> bool {
+        (**self).grow_back(bytes)
+    }
+
+    fn trim_front(&mut self, bytes: usize) {
+        (**self).trim_front(bytes);
+    }
+
+    fn trim_back(&mut self, bytes: usize) {
+        (**self).trim_back(bytes);
+    }
+}
+
+/// A packet in a [`BytesMut`] with headroom and tailroom.
+#[derive(Clone, Debug, Default)]
+pub struct PacketBuf {
+    storage: BytesMut,
+    start: usize,
+    end: usize,
+}
+
+impl PacketBuf {
+    /// Headroom that suffices for every combination of outer IPv6, UDP, ESP header and IV.
+    pub const HEADROOM: usize = 40 + 8 + 8 + 16;
+
+    /// Tailroom that suffices for padding, trailer and ICV of every suite without traffic flow
+    /// confidentiality padding.
+    pub const TAILROOM: usize = 255 + 2 + 32;
+
+    /// A copy of `packet` with [`Self::HEADROOM`] and [`Self::TAILROOM`].
+    pub fn from_packet(packet: &[u8]) -> Self {
+        Self::with_room(packet, Self::HEADROOM, Self::TAILROOM)
+    }
+
+    /// A copy of `packet` with this much room before and after it, in bytes.
+    pub fn with_room(packet: &[u8], headroom: usize, tailroom: usize) -> Self {
+        let mut storage = BytesMut::zeroed(headroom + packet.len() + tailroom);
+        let (start, end) = (headroom, headroom + packet.len());
+        storage[start..end].copy_from_slice(packet);
+        Self {
+            storage,
+            start,
+            end,
+        }
+    }
+
+    /// Takes over `storage`; the packet is what lies in `packet`, the rest is room. `None` if
+    /// the range is not inside.
+    pub fn from_storage(storage: BytesMut, packet: core::ops::Range<usize>) -> Option<Self> {
+        (packet.start <= packet.end && packet.end <= storage.len()).then_some(Self {
+            storage,
+            start: packet.start,
+            end: packet.end,
+        })
+    }
+
+    /// Puts another packet into the same memory; `false`, and nothing happened, if it does not
+    /// fit with the given headroom.
+    #[must_use]
+    pub fn refill(&mut self, packet: &[u8], headroom: usize) -> bool {
+        let end = headroom.saturating_add(packet.len());
+        let Some(room) = self.storage.get_mut(headroom..end) else {
+            return false;
+        };
+        room.copy_from_slice(packet);
+        (self.start, self.end) = (headroom, end);
+        true
+    }
+
+    /// The packet without a copy; the room around it is given up.
+    pub fn into_bytes(mut self) -> Bytes {
+        self.storage.truncate(self.end);
+        self.storage.split_off(self.start).freeze()
+    }
+}
+
+impl Buffer for PacketBuf {
+    fn data(&self) -> &[u8] {
+        &self.storage[self.start..self.end]
+    }
+
+    fn data_mut(&mut self) -> &mut [u8] {
+        &mut self.storage[self.start..self.end]
+    }
+
+    fn grow_front(&mut self, bytes: usize) -> bool {
+        let room = bytes <= self.start;
+        if room {
+            self.start -= bytes;
+        }
+        room
+    }
+
+    fn grow_back(&mut self, bytes: usize) -> bool {
+        let room = bytes <= self.storage.len() - self.end;
+        if room {
+            self.end += bytes;
+        }
+        room
+    }
+
+    fn trim_front(&mut self, bytes: usize) {
+        self.start += bytes.min(self.end - self.start);
+    }
+
+    fn trim_back(&mut self, bytes: usize) {
+        self.end -= bytes.min(self.end - self.start);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn growing_stops_at_the_room_there_is() {
+        let mut packet = PacketBuf::with_room(b"abc", 2, 1);
+        assert!(!packet.grow_front(3));
+        assert!(packet.grow_front(2));
+        assert!(!packet.grow_back(2));
+        assert!(packet.grow_back(1));
+        assert_eq!(packet.data(), b"\0\0abc\0");
+        packet.trim_front(2);
+        packet.trim_back(1);
+        assert_eq!(packet.data(), b"abc");
+        packet.trim_back(9);
+        assert_eq!(packet.data(), b"");
+    }
+
+    #[test]
+    fn bytes_come_out_without_a_copy() {
+        let packet = PacketBuf::with_room(b"abc", 5, 5);
+        let address = packet.data().as_ptr();
+        let bytes = packet.into_bytes();
+        assert_eq!(&bytes[..], b"abc");
+        assert_eq!(bytes.as_ptr(), address);
+    }
+
+    #[test]
+    fn storage_is_checked() {
+        assert!(PacketBuf::from_storage(BytesMut::zeroed(4), 1..4).is_some());
+        assert!(PacketBuf::from_storage(BytesMut::zeroed(4), 1..5).is_none());
+        let mut packet = PacketBuf::from_packet(b"abc");
+        assert!(packet.refill(&[7; 100], PacketBuf::HEADROOM));
+        assert_eq!(packet.data(), &[7; 100]);
+        assert!(!packet.refill(&[7; 1000], PacketBuf::HEADROOM));
+        assert_eq!(packet.data(), &[7; 100]);
+    }
+}

@@ -1,0 +1,206 @@
+//! Receiving: the sequence number is judged before authentication and decided after it.
+
+use core::fmt;
+use core::sync::atomic::Ordering;
+use core::time::Duration;
+
+use crate::event::Events;
+use crate::ident::Timestamp;
+use crate::lifetime::Usage;
+use crate::lock::Held;
+use crate::replay::ReplayRefusal;
+use crate::sequence::end_of_space;
+use crate::state::{Flags, PacketState, PerDirection};
+
+/// Why an authentic packet was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum InboundRefusal {
+    /// Its sequence number may not be received, or not any more.
+    Replay(ReplayRefusal),
+    /// A hard limit is reached.
+    Expired,
+    /// The association was deleted.
+    Deleted,
+}
+
+impl fmt::Display for InboundRefusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Replay(refusal) => refusal.fmt(f),
+            Self::Expired => {
+                f.write_str("a hard lifetime limit is reached; replace the association")
+            }
+            Self::Deleted => f.write_str("the association was deleted"),
+        }
+    }
+}
+
+impl core::error::Error for InboundRefusal {
+    fn source(&self) -> Option<&(dyn core::error::Error + 'static)> {
+        match self {
+            Self::Replay(refusal) => Some(refusal),
+            Self::Expired | Self::Deleted => None,
+        }
+    }
+}
+
+/// The decision about a run of authentic packets of one association, taken under its lock.
+///
+/// What was accepted counts even if the value is dropped; [`Commit::finish`] also tells what
+/// the key manager should know.
+#[derive(Debug)]
+#[must_use = "events are reported by `finish`"]
+pub struct Commit<'a> {
+    state: &'a PacketState,
+    now: Timestamp,
+    usage: Usage,
+    accepted: bool,
+    events: Events,
+    _held: Held<'a>,
+}
+
+impl Commit<'_> {
+    /// Decides about the packet with the full sequence number `sequence`, as
+    /// [`Sa::check`](crate::Sa::check) gave it, that has authenticated. `bytes` are what the
+    /// cipher was applied to; they are charged to the lifetime.
+    ///
+    /// A refusal leaves window and lifetime as they were, except that a packet beyond a hard
+    /// limit ends the association.
+    pub fn accept(&mut self, sequence: u64, bytes: u32) -> Result<(), InboundRefusal> {
+        let outcome = self.decide(sequence, bytes);
+        match outcome {
+            Ok(()) => self.accepted = true,
+            Err(InboundRefusal::Replay(_)) => {
+                self.state.replays.fetch_add(1, Ordering::Relaxed);
+            }
+            Err(InboundRefusal::Expired | InboundRefusal::Deleted) => {
+                self.state.count_refused(1);
+            }
+        }
+        outcome
+    }
+
+    /// Gives the lock back.
+    pub fn finish(mut self) -> Events {
+        if self.accepted {
+            self.events |= self.state.settle(self.usage);
+        }
+        self.events
+    }
+
+    fn decide(&mut self, sequence: u64, bytes: u32) -> Result<(), InboundRefusal> {
+        let state = self.state;
+        let flags = state.flags();
+        if flags.contains(Flags::DELETED) {
+            return Err(InboundRefusal::Deleted);
+        }
+        if flags.contains(Flags::DEAD) {
+            return Err(InboundRefusal::Expired);
+        }
+        let PerDirection::Inbound(window) = &state.per_direction else {
+            return Err(InboundRefusal::Replay(ReplayRefusal::Outbound));
+        };
+        if sequence > end_of_space(state.esn) {
+            return Err(InboundRefusal::Replay(ReplayRefusal::Beyond));
+        }
+        let top = state.sequence.load(Ordering::Relaxed);
+        window
+            .judge(top, sequence)
+            .map_err(InboundRefusal::Replay)?;
+        let Some(charged) = state.lifetime.hard.charge(self.usage, bytes) else {
+            self.events |= state.raise(Flags::DEAD, Events::HARD_EXPIRE);
+            return Err(InboundRefusal::Expired);
+        };
+        self.usage = charged;
+        let top = window.mark(top, sequence);
+        state.sequence.store(top, Ordering::Relaxed);
+        Ok(())
+    }
+}
+
+impl Drop for Commit<'_> {
+    fn drop(&mut self) {
+        if self.accepted {
+            self.state.use_up(self.usage, self.now);
+            self.state.failures_in_a_row.store(0, Ordering::Relaxed);
+        }
+    }
+}
+
+/// After this many authentication failures in a row the sender may be in another subspace of
+/// extended sequence numbers, or the key is wrong.
+pub(crate) const FAILURES_IN_A_ROW: u32 = 16;
+
+/// How many subspaces of 2^32 numbers ahead are tried to find the sender again.
+const RESYNC_SUBSPACES: u32 = 16;
+
+/// Failures are reported at most this often.
+const REPORT_INTERVAL: Duration = Duration::from_secs(1);
+
+impl PacketState {
+    pub(crate) fn check(&self, low: u32) -> Result<u64, ReplayRefusal> {
+        let PerDirection::Inbound(window) = &self.per_direction else {
+            return Err(ReplayRefusal::Outbound);
+        };
+        let top = self.sequence.load(Ordering::Relaxed);
+        let sequence = if self.esn {
+            window.infer(top, low)
+        } else {
+            Ok(u64::from(low))
+        };
+        let outcome = sequence.and_then(|sequence| window.judge(top, sequence).map(|()| sequence));
+        if outcome.is_err() {
+            self.replays.fetch_add(1, Ordering::Relaxed);
+        }
+        outcome
+    }
+
+    pub(crate) fn commit(&self, now: Timestamp) -> Commit<'_> {
+        let held = self.lock.acquire();
+        Commit {
+            state: self,
+            now,
+            usage: self.usage(),
+            accepted: false,
+            events: self.expire_held(now),
+            _held: held,
+        }
+    }
+
+    pub(crate) fn authentication_failed(&self, now: Timestamp) -> Events {
+        let _held = self.lock.acquire();
+        let failures = self.authentication_failures.load(Ordering::Relaxed);
+        self.authentication_failures
+            .store(failures.saturating_add(1), Ordering::Relaxed);
+        let in_a_row = self.failures_in_a_row.load(Ordering::Relaxed) + 1;
+        if in_a_row < FAILURES_IN_A_ROW {
+            self.failures_in_a_row.store(in_a_row, Ordering::Relaxed);
+            return Events::NONE;
+        }
+        self.failures_in_a_row.store(0, Ordering::Relaxed);
+        self.resync_due
+            .store(u32::from(self.esn), Ordering::Relaxed);
+        let reported = Timestamp::from_nanos(self.failures_reported.load(Ordering::Relaxed));
+        if reported != Timestamp::ZERO && now.since(reported) < REPORT_INTERVAL {
+            return Events::NONE;
+        }
+        self.failures_reported
+            .store(now.as_nanos().max(1), Ordering::Relaxed);
+        Events::AUTHENTICATION_FAILURES
+    }
+
+    pub(crate) fn resync_candidates(&self, low: u32) -> impl Iterator<Item = u64> + use<> {
+        let due = self.resync_due.load(Ordering::Relaxed) != 0
+            && self.resync_due.swap(0, Ordering::Relaxed) != 0;
+        let tried = match &self.per_direction {
+            PerDirection::Inbound(window) if due => window
+                .infer(self.sequence.load(Ordering::Relaxed), low)
+                .ok(),
+            _ => None,
+        };
+        tried.into_iter().flat_map(|tried| {
+            (1..=RESYNC_SUBSPACES)
+                .map_while(move |ahead| tried.checked_add(u64::from(ahead) << u32::BITS))
+        })
+    }
+}

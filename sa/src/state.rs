@@ -1,0 +1,242 @@
+//! The per-packet state of an association: what changes while packets pass.
+
+use core::ops::BitOr;
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use core::time::Duration;
+
+use crate::event::Events;
+use crate::ident::{Direction, Spi, Timestamp, VmId};
+use crate::lifetime::{LiveLifetime, Usage};
+use crate::lock::SpinLock;
+use crate::params::{Lifetime, Mode, SaParams};
+use crate::replay::ReplayWindow;
+use crate::sequence::SequenceBounds;
+
+/// Everything that the packet path reads or writes, ordered so that a run of packets touches
+/// as few cache lines as possible: the first line always, the second for limits, the third
+/// and fourth for the window or at the edges of a lease, the last one on refusals.
+///
+/// All words are written under `lock` only, except the counters of refusals.
+#[derive(Debug)]
+#[repr(C, align(64))]
+pub(crate) struct PacketState {
+    pub(crate) lock: SpinLock,
+    flags: AtomicU32,
+    /// Outbound the last number used, inbound the highest one received.
+    pub(crate) sequence: AtomicU64,
+    /// Outbound: the last number that may be used before asking for the next stop; 0 once
+    /// nothing more may be sent.
+    pub(crate) stop: AtomicU64,
+    packets: AtomicU64,
+    bytes: AtomicU64,
+    /// The moment of the latest packet, or of the addition.
+    used: AtomicU64,
+    pub(crate) spi: Spi,
+    pub(crate) owner: VmId,
+    pub(crate) direction: Direction,
+    pub(crate) mode: Mode,
+    pub(crate) esn: bool,
+
+    pub(crate) lifetime: LiveLifetime,
+
+    pub(crate) per_direction: PerDirection,
+
+    added: Timestamp,
+    /// How old the association already was then.
+    aged: Duration,
+    /// 0 is unknown.
+    pub(crate) mtu: AtomicU32,
+    /// Authentication failures since the last accepted packet.
+    pub(crate) failures_in_a_row: AtomicU32,
+    /// Not 0: an attempt at resynchronisation is due.
+    pub(crate) resync_due: AtomicU32,
+    pub(crate) authentication_failures: AtomicU64,
+    pub(crate) failures_reported: AtomicU64,
+    pub(crate) replays: AtomicU64,
+    refused: AtomicU64,
+}
+
+/// The part of the state that only one direction has.
+#[derive(Debug)]
+pub(crate) enum PerDirection {
+    Inbound(ReplayWindow),
+    Outbound(SequenceBounds),
+}
+
+/// Conditions that an association enters once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Flags(pub(crate) u32);
+
+impl Flags {
+    /// A soft limit was reached.
+    pub(crate) const DYING: Flags = Flags(1);
+    /// A hard limit was reached, or the numbers are used up.
+    pub(crate) const DEAD: Flags = Flags(1 << 1);
+    pub(crate) const DELETED: Flags = Flags(1 << 2);
+    pub(crate) const SEQUENCE_HIGH: Flags = Flags(1 << 3);
+    /// The sequence numbers are used up.
+    pub(crate) const OVERFLOW: Flags = Flags(1 << 4);
+    pub(crate) const LEASE_LOW: Flags = Flags(1 << 5);
+
+    pub(crate) const fn contains(self, other: Flags) -> bool {
+        self.0 & other.0 == other.0
+    }
+}
+
+impl BitOr for Flags {
+    type Output = Flags;
+
+    fn bitor(self, other: Flags) -> Flags {
+        Flags(self.0 | other.0)
+    }
+}
+
+impl PacketState {
+    pub(crate) fn new(params: &SaParams, now: Timestamp, aged: Duration) -> Self {
+        let lifetime = LiveLifetime::default();
+        lifetime.set(&params.lifetime, now, aged);
+        Self {
+            lock: SpinLock::default(),
+            flags: AtomicU32::new(0),
+            sequence: AtomicU64::new(params.sequence),
+            stop: AtomicU64::new(0),
+            packets: AtomicU64::new(0),
+            bytes: AtomicU64::new(0),
+            used: AtomicU64::new(now.as_nanos()),
+            spi: params.spi,
+            owner: params.owner,
+            direction: params.direction,
+            mode: params.mode,
+            esn: params.esn,
+            lifetime,
+            per_direction: match params.direction {
+                Direction::Inbound => PerDirection::Inbound(ReplayWindow::new(params.replay)),
+                Direction::Outbound => PerDirection::Outbound(SequenceBounds::unleased(params.esn)),
+            },
+            added: now,
+            aged,
+            mtu: AtomicU32::new(params.mtu.unwrap_or(0)),
+            failures_in_a_row: AtomicU32::new(0),
+            resync_due: AtomicU32::new(0),
+            authentication_failures: AtomicU64::new(0),
+            failures_reported: AtomicU64::new(0),
+            replays: AtomicU64::new(0),
+            refused: AtomicU64::new(0),
+        }
+    }
+
+    pub(crate) fn flags(&self) -> Flags {
+        Flags(self.flags.load(Ordering::Relaxed))
+    }
+
+    /// Enters a condition; the event if it is a new one. Needs the lock.
+    pub(crate) fn raise(&self, flags: Flags, event: Events) -> Events {
+        let before = self.flags();
+        if before.contains(flags) {
+            return Events::NONE;
+        }
+        self.flags.store((before | flags).0, Ordering::Relaxed);
+        if flags.0 & (Flags::DEAD | Flags::DELETED).0 != 0 {
+            self.stop.store(0, Ordering::Relaxed);
+        }
+        event
+    }
+
+    /// Leaves a condition. Needs the lock.
+    pub(crate) fn clear(&self, flags: Flags) {
+        self.flags
+            .store(self.flags().0 & !flags.0, Ordering::Relaxed);
+    }
+
+    pub(crate) fn usage(&self) -> Usage {
+        Usage {
+            bytes: self.bytes.load(Ordering::Relaxed),
+            packets: self.packets.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Needs the lock.
+    pub(crate) fn use_up(&self, usage: Usage, now: Timestamp) {
+        self.bytes.store(usage.bytes, Ordering::Relaxed);
+        self.packets.store(usage.packets, Ordering::Relaxed);
+        let used = self.used.load(Ordering::Relaxed).max(now.as_nanos());
+        self.used.store(used, Ordering::Relaxed);
+    }
+
+    pub(crate) fn used(&self) -> Timestamp {
+        Timestamp::from_nanos(self.used.load(Ordering::Relaxed))
+    }
+
+    pub(crate) fn age(&self, now: Timestamp) -> Duration {
+        self.aged.saturating_add(now.since(self.added))
+    }
+
+    /// Needs the lock.
+    pub(crate) fn restore_usage(&self, usage: Usage, used: Timestamp, refused: u64) {
+        self.bytes.store(usage.bytes, Ordering::Relaxed);
+        self.packets.store(usage.packets, Ordering::Relaxed);
+        self.used.store(used.as_nanos(), Ordering::Relaxed);
+        self.refused.store(refused, Ordering::Relaxed);
+    }
+
+    /// Replaces the limits. A soft limit that was reached is armed again. Needs the lock.
+    pub(crate) fn set_lifetime(&self, lifetime: &Lifetime) {
+        self.lifetime.set(lifetime, self.added, self.aged);
+        self.clear(Flags::DYING);
+    }
+
+    pub(crate) fn close(&self) {
+        let _held = self.lock.acquire();
+        self.raise(Flags::DELETED, Events::NONE);
+    }
+
+    pub(crate) fn see_all(&self) {
+        if let PerDirection::Inbound(window) = &self.per_direction {
+            let _held = self.lock.acquire();
+            window.mark_all();
+        }
+    }
+
+    pub(crate) fn copy_lease(&self, from: &PacketState) {
+        if let (PerDirection::Outbound(to), PerDirection::Outbound(from)) =
+            (&self.per_direction, &from.per_direction)
+        {
+            to.copy_lease(from);
+        }
+    }
+
+    /// Compares usage with the limits after packets have passed. Needs the lock.
+    pub(crate) fn settle(&self, usage: Usage) -> Events {
+        let mut events = Events::NONE;
+        if self.lifetime.soft.is_used_up(usage) {
+            events |= self.raise(Flags::DYING, Events::SOFT_EXPIRE);
+        }
+        if self.lifetime.hard.is_used_up(usage) {
+            events |= self.raise(Flags::DEAD, Events::HARD_EXPIRE);
+        }
+        events
+    }
+
+    /// Compares the clock with the limits. Needs the lock.
+    pub(crate) fn expire_held(&self, now: Timestamp) -> Events {
+        let mut events = Events::NONE;
+        let used = self.used();
+        if self.lifetime.soft.is_over(now, used) {
+            events |= self.raise(Flags::DYING, Events::SOFT_EXPIRE);
+        }
+        if self.lifetime.hard.is_over(now, used) {
+            events |= self.raise(Flags::DEAD, Events::HARD_EXPIRE);
+        }
+        events
+    }
+
+    pub(crate) fn refused(&self) -> u64 {
+        self.refused.load(Ordering::Relaxed)
+    }
+
+    /// Needs the lock.
+    pub(crate) fn count_refused(&self, packets: u64) {
+        self.refused
+            .store(self.refused().saturating_add(packets), Ordering::Relaxed);
+    }
+}
