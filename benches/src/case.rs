@@ -155,6 +155,29 @@ impl Case {
         let text_len = text.len() - self.suite.icv_len;
         stream.fill(&mut text[..text_len]);
     }
+
+    /// Writes packet `index` of [`Level::Esp`], an inner IPv4 packet with UDP. `packet` has
+    /// room for both headers.
+    pub(crate) fn write_inner(&self, index: usize, packet: &mut [u8]) {
+        let length = packet.len() as u16;
+        let (ip, rest) = packet.split_at_mut(20);
+        let (udp, text) = rest.split_at_mut(8);
+        ip.copy_from_slice(&[
+            0x45, 0, 0, 0, 0, 0, 0, 0, 64, 17, 0, 0, 10, 1, 0, 1, 10, 2, 0, 1,
+        ]);
+        ip[2..4].copy_from_slice(&length.to_be_bytes());
+        ip[4..6].copy_from_slice(&(index as u16).to_be_bytes());
+        let words = ip.chunks_exact(2);
+        let sum: u32 = words
+            .map(|word| u32::from(word[0]) << 8 | u32::from(word[1]))
+            .sum();
+        let sum = (sum & 0xffff) + (sum >> 16);
+        let checksum = !((sum & 0xffff) + (sum >> 16)) as u16;
+        ip[10..12].copy_from_slice(&checksum.to_be_bytes());
+        udp.copy_from_slice(&[4, 0, 4, 1, 0, 0, 0, 0]);
+        udp[4..6].copy_from_slice(&(length - 20).to_be_bytes());
+        Stream::new(Stream::TEXT + index as u64).fill(text);
+    }
 }
 
 /// The pseudo-random numbers of the recipe: SplitMix64.

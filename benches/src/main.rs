@@ -17,6 +17,8 @@ mod clock;
 #[cfg(target_arch = "x86_64")]
 mod contest;
 #[cfg(target_arch = "x86_64")]
+mod esp;
+#[cfg(target_arch = "x86_64")]
 mod lanes;
 #[cfg(target_arch = "x86_64")]
 mod limit;

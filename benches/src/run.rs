@@ -15,6 +15,7 @@ use crate::case::{Case, Level};
 use crate::cli::{Cli, Command, Place, Selection};
 use crate::clock::Probe;
 use crate::contest::{self, Contestant, Fault};
+use crate::esp::engines;
 use crate::lanes::Cores;
 use crate::limit::Limit;
 use crate::peers::{self, PeersError};
@@ -165,9 +166,12 @@ fn contestants(
     cores: &Arc<Cores>,
     notes: &mut Vec<String>,
 ) -> Result<Vec<Box<dyn Contestant>>, RunError> {
-    let mut contestants = Vec::new();
+    let implementations = selection.implementations();
+    let mut contestants = match level {
+        Level::Aead => ours(&implementations, cores),
+        Level::Esp => engines(&implementations, cores),
+    };
     if level == Level::Aead {
-        contestants.extend(ours(&selection.implementations(), cores));
         contestants.extend(libraries(cores));
     }
     if selection.peers {

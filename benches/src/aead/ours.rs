@@ -8,6 +8,7 @@ use super::{Backend, InProcess, Packet};
 use crate::case::{BURST, Case, Direction};
 use crate::contest::Contestant;
 use crate::lanes::{Cores, Gate, Lap};
+use crate::report::OURS;
 use crate::sys;
 
 /// Our implementations with these names.
@@ -20,7 +21,7 @@ pub(crate) fn ours(
         .map(|&implementation| -> Box<dyn Contestant> {
             let ours = Ours {
                 implementation,
-                name: format!("vesper-{}", implementation.name()),
+                name: format!("{OURS}{}", implementation.name()),
             };
             Box::new(InProcess::new(ours, cores))
         })

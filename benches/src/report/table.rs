@@ -1,6 +1,6 @@
 //! Tables for people.
 
-use comfy_table::presets::UTF8_HORIZONTAL_ONLY;
+use comfy_table::presets::ASCII_MARKDOWN;
 use comfy_table::{CellAlignment, Table};
 
 use super::Row;
@@ -11,7 +11,7 @@ use super::Row;
 /// times the core's bound it takes.
 pub(crate) fn table(group: &[&Row]) -> String {
     let mut table = Table::new();
-    table.load_style(UTF8_HORIZONTAL_ONLY);
+    table.load_style(ASCII_MARKDOWN);
     table.set_header([
         "size", "who", "cycles", "spread", "cycles/B", "Gbit/s", "Mpps", "peer", "limit",
     ]);
@@ -77,16 +77,18 @@ mod tests {
         ];
         let text = table(&rows.iter().collect::<Vec<_>>());
         let cells = |who: &str| {
-            let line = text.lines().find(|line| line.contains(who)).unwrap();
-            line.split_whitespace().map(String::from).collect::<Vec<_>>()
+            let named = |line: &&str| line.contains(&format!(" {who} "));
+            let line = text.lines().skip(2).find(named).unwrap();
+            let cells = line.split('|').map(str::trim).filter(|cell| !cell.is_empty());
+            cells.map(String::from).collect::<Vec<_>>()
         };
         assert_eq!(cells("vesper-fast")[7..], ["2.00x", "1.25x"]);
         assert_eq!(cells("quick")[7..], ["1.00x", "2.50x"]);
         assert_eq!(cells("slow")[2], "300.0*");
         assert_eq!(cells(LIMIT)[7..], ["1.00x"]);
-        let order: Vec<_> = ["limit", "vesper-fast", "quick", "slow"]
-            .map(|who| text.find(&format!(" {who} ")).unwrap())
-            .into();
+        let body = text.split_once("---").unwrap().1;
+        let order = [LIMIT, "vesper-fast", "quick", "slow"]
+            .map(|who| body.find(&format!(" {who} ")).unwrap());
         assert!(order.is_sorted());
     }
 }
