@@ -303,8 +303,8 @@ static inline bool peer_set_order(struct peer_case *c)
 	return true;
 }
 
-/* One pass with its preparation; the answer goes to standard output. */
-static inline size_t peer_timed_pass(struct peer_case *c, bool out, bool answer)
+/* One pass with its preparation; how many packets were refused. */
+static inline size_t peer_timed_pass(struct peer_case *c, bool out, uint64_t *ticks)
 {
 	static uint32_t sa[PEER_PACKETS];
 
@@ -315,17 +315,27 @@ static inline size_t peer_timed_pass(struct peer_case *c, bool out, bool answer)
 	} else {
 		c->turn++;
 	}
-	long preemptions = peer_preemptions();
 	uint64_t start = peer_ticks();
 	size_t refused = peer_pass(out);
-	uint64_t end = peer_ticks();
 
-	preemptions = peer_preemptions() - preemptions;
-	if (answer && refused)
-		printf("fault %zu packets were refused\n", refused);
-	else if (answer)
-		printf("ticks %llu %ld\n", (unsigned long long)(end - start), preemptions);
+	*ticks = peer_ticks() - start;
 	return refused;
+}
+
+/* Out and in to warm up, out and in to measure. */
+static inline void peer_repeat(struct peer_case *c)
+{
+	uint64_t out, in;
+	long preemptions = peer_preemptions();
+	size_t refused = peer_timed_pass(c, true, &out) + peer_timed_pass(c, false, &in);
+
+	refused += peer_timed_pass(c, true, &out) + peer_timed_pass(c, false, &in);
+	preemptions = peer_preemptions() - preemptions;
+	if (refused)
+		printf("fault %zu packets were refused\n", refused);
+	else
+		printf("ticks %llu %llu %ld\n", (unsigned long long)out, (unsigned long long)in,
+		       preemptions);
 }
 
 static inline void peer_forget(struct peer_case *c)
@@ -338,6 +348,7 @@ static inline void peer_start_case(struct peer_case *c, bool esp, const char *su
 				   const char *size, const char *sas)
 {
 	const char *reason = NULL;
+	uint64_t ticks;
 
 	c->suite = peer_suite_by_name(suite);
 	c->sas = strtoul(sas, NULL, 10);
@@ -357,10 +368,10 @@ static inline void peer_start_case(struct peer_case *c, bool esp, const char *su
 		return;
 	}
 	uint64_t clear = peer_digest(false);
-	size_t refused = peer_timed_pass(c, true, false);
+	size_t refused = peer_timed_pass(c, true, &ticks);
 	uint64_t sealed = peer_digest(true);
 
-	refused += peer_timed_pass(c, false, false);
+	refused += peer_timed_pass(c, false, &ticks);
 	if (refused)
 		printf("fault %zu packets were refused\n", refused);
 	else if (peer_digest(false) != clear)
@@ -382,10 +393,8 @@ static inline int peer_main(const char *name, const char *level)
 	while (fgets(line, sizeof(line), stdin)) {
 		if (sscanf(line, "case %63s %15s %15s", suite, size, sas) == 3) {
 			peer_start_case(&c, !strcmp(level, "esp"), suite, size, sas);
-		} else if (!strcmp(line, "out\n")) {
-			peer_timed_pass(&c, true, true);
-		} else if (!strcmp(line, "in\n")) {
-			peer_timed_pass(&c, false, true);
+		} else if (!strcmp(line, "run\n")) {
+			peer_repeat(&c);
 		} else if (!strcmp(line, "end\n")) {
 			peer_finish();
 			peer_forget(&c);

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use crate::arena::Arena;
 use crate::case::{Case, Digest, Direction, PACKETS};
-use crate::contest::{Contestant, Fault, Pass, Refusal};
+use crate::contest::{Contestant, Fault, REPETITION, Refusal, Repetition};
 use crate::lanes::{Cores, Gate, Lap};
 
 pub(crate) use library::libraries;
@@ -100,28 +100,17 @@ impl<B: Backend> Contestant for InProcess<B> {
             lanes,
         });
         let clear = self.digest(case.suite.icv_len);
-        self.pass(Direction::Out)?;
+        self.run(&[Direction::Out])?;
         let sealed = self.digest(0);
-        self.pass(Direction::In)?;
+        self.run(&[Direction::In])?;
         if clear != self.digest(case.suite.icv_len) {
             return Err(Fault::new(self.name(), "opened packets are not those sealed").into());
         }
         Ok(Some(sealed))
     }
 
-    fn pass(&mut self, direction: Direction) -> Result<Pass, Fault> {
-        let Some(prepared) = &mut self.prepared else {
-            return Err(Fault::new(self.backend.name(), "no case was prepared"));
-        };
-        let (case, keys, order) = (&prepared.case, &prepared.keys, &prepared.order);
-        let pass = self.cores.run(&mut prepared.lanes, |lane, gate| {
-            lane.pass::<B>(case, keys, order, direction, gate)
-        });
-        if prepared.lanes.iter().all(|lane| lane.authentic) {
-            Ok(pass)
-        } else {
-            Err(Fault::new(self.backend.name(), "an ICV was refused"))
-        }
+    fn repeat(&mut self) -> Result<Repetition, Fault> {
+        self.run(&REPETITION)
     }
 
     fn finish(&mut self) -> Result<(), Fault> {
@@ -131,6 +120,26 @@ impl<B: Backend> Contestant for InProcess<B> {
 }
 
 impl<B: Backend> InProcess<B> {
+    /// Makes these passes on all lanes; the last of each direction is measured.
+    fn run(&mut self, passes: &[Direction]) -> Result<Repetition, Fault> {
+        let Some(prepared) = &mut self.prepared else {
+            return Err(Fault::new(self.backend.name(), "no case was prepared"));
+        };
+        let (case, keys, order) = (&prepared.case, &prepared.keys, &prepared.order);
+        let repetition = self.cores.run(&mut prepared.lanes, |lane, gate| {
+            let mut laps = [Lap::default(); 2];
+            for &direction in passes {
+                laps[direction as usize] = lane.pass::<B>(case, keys, order, direction, gate);
+            }
+            laps
+        });
+        if prepared.lanes.iter().all(|lane| lane.authentic) {
+            Ok(repetition)
+        } else {
+            Err(Fault::new(self.backend.name(), "an ICV was refused"))
+        }
+    }
+
     /// Of the packets of the first lane, without their last `trailer` bytes.
     fn digest(&mut self, trailer: usize) -> Digest {
         self.prepared
@@ -177,7 +186,7 @@ impl Lane {
         });
         let lap = B::process(case, direction, packets.collect(), gate);
         self.turns += usize::from(direction == Direction::In);
-        self.authentic = lap.is_some();
-        lap.unwrap_or(Lap { start: 0, end: 0 })
+        self.authentic &= lap.is_some();
+        lap.unwrap_or_default()
     }
 }

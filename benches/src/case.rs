@@ -190,7 +190,7 @@ impl Stream {
     const ORDER: u64 = 3 << 32;
     const IMIX: u64 = 4 << 32;
 
-    fn new(seed: u64) -> Self {
+    pub(crate) fn new(seed: u64) -> Self {
         Self(seed)
     }
 
@@ -208,10 +208,15 @@ impl Stream {
         }
     }
 
+    /// A number below `bound`, which is not 0.
+    pub(crate) fn below(&mut self, bound: usize) -> usize {
+        (self.next() % bound as u64) as usize
+    }
+
     /// Fisher and Yates, from the end.
-    fn shuffle<T>(&mut self, items: &mut [T]) {
+    pub(crate) fn shuffle<T>(&mut self, items: &mut [T]) {
         for last in (1..items.len()).rev() {
-            items.swap(last, (self.next() % (last as u64 + 1)) as usize);
+            items.swap(last, self.below(last + 1));
         }
     }
 }
@@ -258,10 +263,7 @@ mod tests {
 
     #[test]
     fn digest_is_fnv_1a() {
-        assert_eq!(
-            Digest::EMPTY.with(b"foobar"),
-            Digest(0x8594_4171_f739_67e8)
-        );
+        assert_eq!(Digest::EMPTY.with(b"foobar"), Digest(0x8594_4171_f739_67e8));
         let digest = Digest::EMPTY.with(b"a");
         assert_eq!(Digest::parse(&digest.to_string()), Some(digest));
     }

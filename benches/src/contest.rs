@@ -2,14 +2,17 @@
 //! on one core, so that whatever the host does it does to all of them.
 
 use std::fmt;
+use std::time::Duration;
 
 use crate::case::{Case, Digest, Direction, PACKETS};
-use crate::clock::{Clock, Probe, Span};
+use crate::clock::{Clock, Span};
 
 /// Clean repetitions below which a figure is marked as doubtful.
 const FEW: usize = 5;
 /// Tries for each clean repetition that is wanted.
 const TRIES: usize = 8;
+/// How long to wait for a neighbour to go after a round in which nobody was undisturbed.
+const PAUSE: Duration = Duration::from_millis(10);
 
 /// Somebody who can seal and open the packets of a case.
 pub(crate) trait Contestant {
@@ -20,19 +23,23 @@ pub(crate) trait Contestant {
     /// sealed must be the same for all; `None` where the suite's IVs are random.
     fn prepare(&mut self, case: &Case) -> Result<Option<Digest>, Refusal>;
 
-    /// Sends all packets of the case one way, which must be the other way than before,
-    /// beginning with [`Direction::Out`].
-    fn pass(&mut self, direction: Direction) -> Result<Pass, Fault>;
+    /// Seals and opens all packets of the case twice without a pause: once to warm up, once
+    /// to be measured.
+    fn repeat(&mut self) -> Result<Repetition, Fault>;
 
     /// Frees what `prepare` made.
     fn finish(&mut self) -> Result<(), Fault>;
 }
 
-/// One measured pass.
+/// The passes of a repetition.
+pub(crate) const REPETITION: [Direction; 4] =
+    [Direction::Out, Direction::In, Direction::Out, Direction::In];
+
+/// One measured repetition.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Pass {
-    /// Ticks of the time-stamp counter from the first packet to the last.
-    pub(crate) ticks: u64,
+pub(crate) struct Repetition {
+    /// Ticks of the time-stamp counter from the first packet to the last, out and in.
+    pub(crate) ticks: [u64; 2],
     /// Something interrupted that the caller's probes can not have seen.
     pub(crate) disturbed: bool,
 }
@@ -115,10 +122,7 @@ pub(crate) fn hold(
         match contestant.prepare(case) {
             Ok(digest) => {
                 agree(&mut agreed, contestant.name(), digest)?;
-                runners.push(Runner {
-                    contestant,
-                    records: Direction::ALL.map(|_| Record::default()),
-                });
+                runners.push((contestant, Direction::ALL.map(|_| Record::default())));
             }
             Err(Refusal::Declined(reason)) => {
                 outcome.declined.push((contestant.name().into(), reason));
@@ -127,24 +131,26 @@ pub(crate) fn hold(
         }
     }
     for _ in 0..repetitions * TRIES {
-        let mut waiting = false;
-        for runner in &mut runners {
-            if runner.clean() < repetitions {
+        let (mut waiting, mut quiet) = (false, false);
+        for (contestant, records) in &mut runners {
+            if records[0].clean.len() < repetitions {
                 waiting = true;
-                runner.repeat(clock)?;
+                quiet |= repeat(clock, contestant.as_mut(), records)?;
             }
         }
         if !waiting {
             break;
         }
+        if !quiet {
+            std::thread::sleep(PAUSE);
+        }
         tick();
     }
-    for runner in runners {
-        runner.contestant.finish()?;
-        for (direction, record) in Direction::ALL.into_iter().zip(&runner.records) {
-            outcome
-                .figures
-                .push(record.figure(runner.contestant.name(), direction));
+    for (contestant, records) in runners {
+        contestant.finish()?;
+        for (direction, record) in Direction::ALL.into_iter().zip(&records) {
+            let figure = record.figure(contestant.name(), direction);
+            outcome.figures.push(figure);
         }
     }
     Ok(outcome)
@@ -169,37 +175,22 @@ fn agree(
     }
 }
 
-struct Runner<'a> {
-    contestant: &'a mut Box<dyn Contestant>,
-    records: [Record; 2],
-}
-
-impl Runner<'_> {
-    fn clean(&self) -> usize {
-        self.records
-            .iter()
-            .map(|record| record.clean.len())
-            .min()
-            .unwrap_or(0)
+/// One repetition between two probes; whether it was clean.
+fn repeat(
+    clock: &Clock,
+    contestant: &mut dyn Contestant,
+    records: &mut [Record; 2],
+) -> Result<bool, Fault> {
+    let before = clock.probe();
+    let repetition = contestant.repeat()?;
+    let after = clock.probe();
+    let mut clean = true;
+    for (record, ticks) in records.iter_mut().zip(repetition.ticks) {
+        let span = clock.span(&before, ticks, &after, repetition.disturbed);
+        record.add(span, clock.hertz(&after));
+        clean &= span.clean;
     }
-
-    /// Once there and back to warm up, once to measure.
-    fn repeat(&mut self, clock: &Clock) -> Result<(), Fault> {
-        for direction in Direction::ALL {
-            self.contestant.pass(direction)?;
-        }
-        let mut before = Probe::now();
-        for (direction, record) in Direction::ALL.into_iter().zip(&mut self.records) {
-            let pass = self.contestant.pass(direction)?;
-            let after = Probe::now();
-            record.add(
-                clock.span(&before, pass.ticks, &after, pass.disturbed),
-                clock.hertz(&after),
-            );
-            before = after;
-        }
-        Ok(())
-    }
+    Ok(clean)
 }
 
 /// The repetitions of one contestant in one direction, in core cycles.
@@ -291,7 +282,7 @@ mod tests {
     struct Scripted {
         name: &'static str,
         answer: Result<Option<&'static str>, &'static str>,
-        passes: Vec<Direction>,
+        finished: bool,
     }
 
     impl Contestant for Scripted {
@@ -304,16 +295,15 @@ mod tests {
                 Err(reason) => Err(Refusal::Declined(reason.into())),
             }
         }
-        fn pass(&mut self, direction: Direction) -> Result<Pass, Fault> {
-            assert_ne!(self.passes.last(), Some(&direction));
-            self.passes.push(direction);
-            Ok(Pass {
-                ticks: 1000,
+        fn repeat(&mut self) -> Result<Repetition, Fault> {
+            assert!(!self.finished);
+            Ok(Repetition {
+                ticks: [1000, 2000],
                 disturbed: false,
             })
         }
         fn finish(&mut self) -> Result<(), Fault> {
-            assert_eq!(self.passes.len() % 4, 0);
+            self.finished = true;
             Ok(())
         }
     }
@@ -330,7 +320,7 @@ mod tests {
             contestants.push(Box::new(Scripted {
                 name,
                 answer: *answer,
-                passes: Vec::new(),
+                finished: false,
             }));
         }
         hold(&Clock::calibrate(), &case, &mut contestants, 2, || ())
@@ -347,6 +337,7 @@ mod tests {
         let expected = [("a", Direction::Out), ("a", Direction::In)];
         assert_eq!(who[..2], expected);
         assert_eq!(who.len(), 4);
+        assert!(outcome.figures[0].cycles < outcome.figures[1].cycles);
         assert_eq!(
             outcome.declined,
             [("b".to_owned(), "no such suite".to_owned())]

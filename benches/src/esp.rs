@@ -11,7 +11,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 use vesper_esp::aead::{Cipher, Implementation};
-use vesper_esp::{Buffer, EspSa, Encryption, Engine, Inbound, Outbound, Verdict, association};
+use vesper_esp::{Buffer, Encryption, Engine, EspSa, Inbound, Outbound, Verdict, association};
 use vesper_sa::{
     Direction as SaDirection, Lifetime, Limits, Mode, ReplayProtection, SaParams, Spi, Timestamp,
     WindowSize,
@@ -19,7 +19,7 @@ use vesper_sa::{
 
 use crate::arena::Arena;
 use crate::case::{BURST, Case, Digest, Direction, PACKETS};
-use crate::contest::{Contestant, Fault, Pass, Refusal};
+use crate::contest::{Contestant, Fault, REPETITION, Refusal, Repetition};
 use crate::lanes::{Cores, Gate, Lap};
 use crate::report::OURS;
 use crate::sys;
@@ -77,7 +77,7 @@ struct Lane {
     places: Vec<Place>,
     /// Passes there and back so far: with more associations than packets, each takes others.
     turns: usize,
-    /// The last packet that the engine refused.
+    /// What became of the first packet that the engine refused.
     refused: Option<Verdict>,
 }
 
@@ -114,9 +114,9 @@ impl Contestant for OurEngine {
             lanes: (0..threads).map(|_| Lane::new(case)).collect(),
         });
         let clear = self.digest(0);
-        self.pass(Direction::Out)?;
+        self.run(&[Direction::Out])?;
         let sealed = self.digest(OUTER);
-        self.pass(Direction::In)?;
+        self.run(&[Direction::In])?;
         if clear != self.digest(0) {
             return Err(Fault::new(self.name(), "opened packets are not those sealed").into());
         }
@@ -125,24 +125,8 @@ impl Contestant for OurEngine {
         Ok(comparable.then_some(sealed))
     }
 
-    fn pass(&mut self, direction: Direction) -> Result<Pass, Fault> {
-        let Some(prepared) = &mut self.prepared else {
-            return Err(Fault::new(&self.name, "no case was prepared"));
-        };
-        let Prepared {
-            outbound,
-            inbound,
-            order,
-            lanes,
-        } = prepared;
-        let pass = self.cores.run(lanes, |lane, gate| match direction {
-            Direction::Out => lane.seal(outbound, order, gate),
-            Direction::In => lane.open(inbound, gate),
-        });
-        match lanes.iter().find_map(|lane| lane.refused) {
-            None => Ok(pass),
-            Some(verdict) => Err(Fault::new(&self.name, format_args!("{verdict:?}"))),
-        }
+    fn repeat(&mut self) -> Result<Repetition, Fault> {
+        self.run(&REPETITION)
     }
 
     fn finish(&mut self) -> Result<(), Fault> {
@@ -152,6 +136,33 @@ impl Contestant for OurEngine {
 }
 
 impl OurEngine {
+    /// Makes these passes on all lanes; the last of each direction is measured.
+    fn run(&mut self, passes: &[Direction]) -> Result<Repetition, Fault> {
+        let Some(prepared) = &mut self.prepared else {
+            return Err(Fault::new(&self.name, "no case was prepared"));
+        };
+        let Prepared {
+            outbound,
+            inbound,
+            order,
+            lanes,
+        } = prepared;
+        let repetition = self.cores.run(lanes, |lane, gate| {
+            let mut laps = [Lap::default(); 2];
+            for &direction in passes {
+                laps[direction as usize] = match direction {
+                    Direction::Out => lane.seal(outbound, order, gate),
+                    Direction::In => lane.open(inbound, gate),
+                };
+            }
+            laps
+        });
+        match lanes.iter().find_map(|lane| lane.refused) {
+            None => Ok(repetition),
+            Some(verdict) => Err(Fault::new(&self.name, format_args!("{verdict:?}"))),
+        }
+    }
+
     fn association(
         &self,
         case: &Case,
@@ -159,9 +170,8 @@ impl OurEngine {
         direction: SaDirection,
     ) -> Result<EspSa, Refusal> {
         let (key, auth_key) = case.keys(index);
-        let cipher =
-            Cipher::with_implementation(case.suite, &key, &auth_key, self.implementation)
-                .map_err(|error| Refusal::Declined(error.to_string()))?;
+        let cipher = Cipher::with_implementation(case.suite, &key, &auth_key, self.implementation)
+            .map_err(|error| Refusal::Declined(error.to_string()))?;
         let failed = |what: &dyn std::fmt::Display| Refusal::Fault(Fault::new(&self.name, what));
         let params = parameters(spi(index), direction, self.cores.count())
             .ok_or_else(|| failed(&"no such association"))?;
@@ -170,7 +180,10 @@ impl OurEngine {
 
     /// Of the packets of the first lane, without their first `skip` bytes.
     fn digest(&mut self, skip: usize) -> Digest {
-        let lanes = self.prepared.iter_mut().flat_map(|prepared| &mut prepared.lanes);
+        let lanes = self
+            .prepared
+            .iter_mut()
+            .flat_map(|prepared| &mut prepared.lanes);
         lanes
             .take(1)
             .flat_map(|lane| lane.arena.packets().zip(&lane.places))
@@ -252,7 +265,8 @@ impl Lane {
         }
         let end = sys::ticks();
         let refused = |verdict: &Verdict| !matches!(verdict, Verdict::Sealed { .. });
-        self.refused = batch.iter().map(|entry| entry.verdict).find(refused);
+        let mut verdicts = batch.iter().map(|entry| entry.verdict);
+        self.refused = self.refused.or(verdicts.find(refused));
         self.places = batch.iter().map(|entry| entry.packet.place).collect();
         Lap { start, end }
     }
@@ -269,7 +283,8 @@ impl Lane {
         }
         let end = sys::ticks();
         let refused = |verdict: &Verdict| !matches!(verdict, Verdict::Opened(_));
-        self.refused = batch.iter().map(|entry| entry.verdict).find(refused);
+        let mut verdicts = batch.iter().map(|entry| entry.verdict);
+        self.refused = self.refused.or(verdicts.find(refused));
         self.places = batch.iter().map(|entry| entry.packet.place).collect();
         Lap { start, end }
     }

@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
 
-use crate::clock::{Clock, Probe};
-use crate::contest::Pass;
+use crate::clock::Clock;
+use crate::contest::Repetition;
 
 /// The cores that take part; the calling thread is on the first.
 #[derive(Clone, Debug)]
@@ -16,23 +16,25 @@ pub(crate) struct Cores {
 }
 
 /// Ticks at the first and after the last packet of one lane.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Lap {
     pub(crate) start: u64,
     pub(crate) end: u64,
 }
 
-/// Where lanes wait for each other before they start.
+/// Where lanes wait for each other before each pass.
 #[derive(Debug)]
 pub(crate) struct Gate {
-    missing: AtomicUsize,
+    lanes: usize,
+    arrivals: AtomicUsize,
 }
 
 impl Gate {
     /// Returns when all lanes have come.
     pub(crate) fn pass(&self) {
-        self.missing.fetch_sub(1, Ordering::AcqRel);
-        while self.missing.load(Ordering::Acquire) > 0 {
+        let arrived = self.arrivals.fetch_add(1, Ordering::AcqRel);
+        let all = (arrived / self.lanes + 1) * self.lanes;
+        while self.arrivals.load(Ordering::Acquire) < all {
             std::hint::spin_loop();
         }
     }
@@ -76,20 +78,21 @@ impl Cores {
         &self.clock
     }
 
-    /// Does `work` on each lane, each on its own core. The gate must be passed once by each,
-    /// right before the clock is read.
+    /// Does `work` on each lane, each on its own core, and takes the time of its two laps. The
+    /// gate must be passed equally often by all, right before the clock is read.
     pub(crate) fn run<L: Send>(
         &self,
         lanes: &mut [L],
-        work: impl Fn(&mut L, &Gate) -> Lap + Sync,
-    ) -> Pass {
+        work: impl Fn(&mut L, &Gate) -> [Lap; 2] + Sync,
+    ) -> Repetition {
         let gate = Gate {
-            missing: AtomicUsize::new(lanes.len()),
+            lanes: lanes.len(),
+            arrivals: AtomicUsize::new(0),
         };
         let mut lanes = lanes.iter_mut();
         let (Some(own), work, gate) = (lanes.next(), &work, &gate) else {
-            return Pass {
-                ticks: 0,
+            return Repetition {
+                ticks: [0; 2],
                 disturbed: true,
             };
         };
@@ -99,11 +102,10 @@ impl Cores {
                 .map(|(lane, &cpu)| {
                     scope.spawn(move || {
                         pin(cpu);
-                        let before = Probe::now();
-                        let lap = work(lane, gate);
-                        let after = Probe::now();
-                        let span = self.clock.span(&before, lap.end - lap.start, &after, false);
-                        (lap, !span.clean)
+                        let before = self.clock.probe();
+                        let laps = work(lane, gate);
+                        let after = self.clock.probe();
+                        (laps, !self.clock.span(&before, 0, &after, false).clean)
                     })
                 })
                 .collect();
@@ -111,16 +113,18 @@ impl Cores {
             let mut disturbed = false;
             for other in others {
                 match other.join() {
-                    Ok((lap, shaken)) => {
-                        whole.start = whole.start.min(lap.start);
-                        whole.end = whole.end.max(lap.end);
+                    Ok((laps, shaken)) => {
+                        for (whole, lap) in whole.iter_mut().zip(laps) {
+                            whole.start = whole.start.min(lap.start);
+                            whole.end = whole.end.max(lap.end);
+                        }
                         disturbed |= shaken;
                     }
                     Err(panic) => std::panic::resume_unwind(panic),
                 }
             }
-            Pass {
-                ticks: whole.end - whole.start,
+            Repetition {
+                ticks: whole.map(|lap| lap.end - lap.start),
                 disturbed,
             }
         })
@@ -139,7 +143,6 @@ fn pin(cpu: usize) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sys;
 
     #[test]
     fn a_pass_lasts_from_the_first_start_to_the_last_end() {
@@ -147,12 +150,14 @@ mod tests {
             cpus: vec![0, 0],
             clock: Clock::calibrate(),
         };
-        let mut lanes = [(10, 20), (5, 12)];
-        let pass = cores.run(&mut lanes, |&mut (start, end), gate| {
-            gate.pass();
-            Lap { start, end }
+        let mut lanes = [[(10, 20), (31, 32)], [(5, 12), (30, 40)]];
+        let repetition = cores.run(&mut lanes, |lane, gate| {
+            lane.map(|(start, end)| {
+                gate.pass();
+                Lap { start, end }
+            })
         });
-        assert_eq!(pass.ticks, 15);
+        assert_eq!(repetition.ticks, [15, 10]);
     }
 
     #[test]
@@ -164,11 +169,7 @@ mod tests {
         cores.run(&mut lanes, |lane, gate| {
             *lane = Some(std::thread::current().id());
             gate.pass();
-            let start = sys::ticks();
-            Lap {
-                start,
-                end: sys::ticks(),
-            }
+            [Lap { start: 1, end: 2 }; 2]
         });
         assert_eq!(lanes, [Some(here)]);
         assert!(Cores::claim(1, Some(100_000)).is_none());

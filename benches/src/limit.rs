@@ -17,7 +17,7 @@ use std::fmt;
 use vesper_esp::Encryption;
 
 use crate::case::{Case, Level};
-use crate::clock::{Clock, Probe};
+use crate::clock::Clock;
 use crate::contest::quartiles;
 use crate::sys::{LOOPS, Loop, Scratch};
 
@@ -55,9 +55,9 @@ impl Limit {
     /// for other suites, or if the CPU has none of the instructions.
     pub(crate) fn cycles(&self, case: &Case) -> Option<f64> {
         let lengths = case.size.lengths();
-        let total = lengths.iter().try_fold(0.0, |total, &size| {
-            Some(total + self.packet(case, size)?)
-        })?;
+        let total = lengths
+            .iter()
+            .try_fold(0.0, |total, &size| Some(total + self.packet(case, size)?))?;
         Some(total / lengths.len() as f64)
     }
 
@@ -115,7 +115,10 @@ impl Limit {
     /// Cycles for each counted instruction of a loop.
     fn per_instruction(&self, name: &str) -> Option<f64> {
         let wanted = Loop::by_name(name)?;
-        let (_, cycles) = self.turns.iter().find(|(entry, _)| entry.name == wanted.name)?;
+        let (_, cycles) = self
+            .turns
+            .iter()
+            .find(|(entry, _)| entry.name == wanted.name)?;
         Some((*cycles)? / wanted.per_turn as f64)
     }
 }
@@ -124,10 +127,10 @@ impl Limit {
 fn turn(clock: &Clock, entry: &Loop, scratch: &mut Scratch) -> Option<f64> {
     entry.ticks(TURNS, scratch)?;
     let (mut clean, mut all) = (Vec::new(), Vec::new());
-    let mut before = Probe::now();
+    let mut before = clock.probe();
     for _ in 0..REPETITIONS * TRIES {
         let ticks = entry.ticks(TURNS, scratch)?;
-        let after = Probe::now();
+        let after = clock.probe();
         let span = clock.span(&before, ticks, &after, false);
         all.push(span.cycles);
         if span.clean {

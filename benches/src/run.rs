@@ -13,7 +13,6 @@ use indicatif::{ProgressBar, ProgressStyle};
 use crate::aead::{libraries, ours};
 use crate::case::{Case, Level};
 use crate::cli::{Cli, Command, Place, Selection};
-use crate::clock::Probe;
 use crate::contest::{self, Contestant, Fault};
 use crate::esp::engines;
 use crate::lanes::Cores;
@@ -109,7 +108,7 @@ fn claim(threads: usize, place: &Place) -> Result<Arc<Cores>, RunError> {
 fn limit(place: &Place) -> Result<(), RunError> {
     let cores = claim(1, place)?;
     let limit = Limit::measure(cores.clock());
-    let machine = Machine::here(cores.clock().hertz(&Probe::now()));
+    let machine = Machine::here(cores.clock().hertz(&cores.clock().probe()));
     Ok(writeln!(io::stdout(), "{machine}\n\n{limit}")?)
 }
 
@@ -118,13 +117,15 @@ fn measure(level: Level, selection: &Selection) -> Result<(), RunError> {
     let mut notes = Vec::new();
     let mut contestants = contestants(level, selection, &cores, &mut notes)?;
     let limit = Limit::measure(cores.clock());
-    let hertz = cores.clock().hertz(&Probe::now());
+    let hertz = cores.clock().hertz(&cores.clock().probe());
     let machine = Machine::here(hertz);
+    let quiet = cores.clock().quiet();
     writeln!(
         io::stdout(),
-        "{machine}\ncore {}, {:.2} instructions a cycle when quiet",
+        "{machine}\ncore {} when quiet: {:.2} instructions a cycle, shared cache in {:.0} cycles",
         cores.first(),
-        cores.clock().quiet_width(),
+        quiet.width(),
+        quiet.latency(),
     )?;
 
     let cases = cases(level, selection);

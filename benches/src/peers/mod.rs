@@ -122,7 +122,11 @@ pub(crate) fn start(
     let mut missing = Missing::default();
     let mut built = Vec::new();
     for program in PROGRAMS.iter().filter(|program| program.level == level) {
-        built.extend(program.build(&directory, &mut missing)?.map(|path| (program, path)));
+        built.extend(
+            program
+                .build(&directory, &mut missing)?
+                .map(|path| (program, path)),
+        );
         if let Some((variable, prefix)) = program.other_prefix() {
             built.push((program, program.build_with(&directory, variable, prefix)?));
         }
@@ -153,7 +157,9 @@ fn huge_pages_for_dpdk(level: Level, notes: &mut Vec<String>) -> &'static str {
     let free = std::fs::read_to_string("/proc/meminfo")
         .ok()
         .and_then(|text| {
-            let line = text.lines().find_map(|line| line.strip_prefix("HugePages_Free:"))?;
+            let line = text
+                .lines()
+                .find_map(|line| line.strip_prefix("HugePages_Free:"))?;
             line.trim().parse::<usize>().ok()
         })
         .unwrap_or(0);

@@ -5,8 +5,8 @@ use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
-use crate::case::{Case, Digest, Direction};
-use crate::contest::{Contestant, Fault, Pass, Refusal};
+use crate::case::{Case, Digest};
+use crate::contest::{Contestant, Fault, Refusal, Repetition};
 
 /// A running peer. It inherits the core of the thread that starts it.
 pub(super) struct Process {
@@ -68,7 +68,10 @@ impl Process {
 
     fn fault(&self, what: &str) -> Fault {
         let log = self.log.display();
-        Fault::new(&self.name, format_args!("{what} (its messages are in {log})"))
+        Fault::new(
+            &self.name,
+            format_args!("{what} (its messages are in {log})"),
+        )
     }
 }
 
@@ -91,18 +94,20 @@ impl Contestant for Process {
         }
     }
 
-    fn pass(&mut self, direction: Direction) -> Result<Pass, Fault> {
-        let answer = self.ask(direction.name())?;
-        let numbers = answer.strip_prefix("ticks ").and_then(|numbers| {
-            let (ticks, preemptions) = numbers.split_once(' ')?;
-            Some((ticks.parse().ok()?, preemptions.parse::<u64>().ok()?))
+    fn repeat(&mut self) -> Result<Repetition, Fault> {
+        let answer = self.ask("run")?;
+        let numbers: Option<Vec<u64>> = answer.strip_prefix("ticks ").and_then(|numbers| {
+            numbers
+                .split(' ')
+                .map(|number| number.parse().ok())
+                .collect()
         });
-        match numbers {
-            Some((ticks, preemptions)) => Ok(Pass {
-                ticks,
+        match numbers.as_deref() {
+            Some(&[out, back, preemptions]) => Ok(Repetition {
+                ticks: [out, back],
                 disturbed: preemptions > 0,
             }),
-            None => Err(self.fault(&answer)),
+            _ => Err(self.fault(&answer)),
         }
     }
 
@@ -146,14 +151,16 @@ mod tests {
         let mut peer = script(
             "obedient",
             "read l; [ \"$l\" = 'case aes128gcm16 64 3' ] && echo ready 00000000000000ff\n\
-             read l; echo ticks 1234 0\nread l; echo ticks 99 1\nread l; echo ended",
+             read l; echo ticks 1234 99 0\nread l; echo ticks 1 2 3\nread l; echo ended",
         );
         assert_eq!(peer.name(), "obedient");
         assert_eq!(peer.prepare(&CASE).unwrap(), Digest::parse("ff"));
-        let out = peer.pass(Direction::Out).unwrap();
-        assert_eq!((out.ticks, out.disturbed), (1234, false));
-        let back = peer.pass(Direction::In).unwrap();
-        assert_eq!((back.ticks, back.disturbed), (99, true));
+        let repetition = peer.repeat().unwrap();
+        assert_eq!(
+            (repetition.ticks, repetition.disturbed),
+            ([1234, 99], false)
+        );
+        assert!(peer.repeat().unwrap().disturbed);
         peer.finish().unwrap();
     }
 
@@ -169,10 +176,10 @@ mod tests {
     #[test]
     fn broken_programs_are_named() {
         let mut peer = script("silent", "read l");
-        let fault = peer.pass(Direction::Out).unwrap_err().to_string();
+        let fault = peer.repeat().unwrap_err().to_string();
         assert!(fault.starts_with("silent: it has ended"), "{fault}");
         let mut peer = script("faulty", "read l; echo fault 3 packets were refused");
-        let fault = peer.pass(Direction::Out).unwrap_err().to_string();
+        let fault = peer.repeat().unwrap_err().to_string();
         assert!(fault.contains("3 packets were refused"), "{fault}");
     }
 }

@@ -162,11 +162,7 @@ pub(crate) mod tests {
     #[test]
     fn csv_has_the_promised_columns() {
         let path = std::env::temp_dir().join(format!("vesper-bench-{}.csv", std::process::id()));
-        write_csv(
-            &path,
-            &[row("ring", Size::Imix, Direction::In, 1.0 / 3.0)],
-        )
-        .unwrap();
+        write_csv(&path, &[row("ring", Size::Imix, Direction::In, 1.0 / 3.0)]).unwrap();
         let text = std::fs::read_to_string(&path).unwrap();
         std::fs::remove_file(&path).unwrap();
         let mut lines = text.lines();

@@ -74,9 +74,16 @@ fn draw(title: &str, subtitle: &str, group: &[&Row]) -> Result<String, Box<dyn E
         }
     }
     let mut all = series(group, &sizes);
-    let heights = || all.iter().flat_map(|series| &series.points).map(|point| point.1);
+    let heights = || {
+        all.iter()
+            .flat_map(|series| &series.points)
+            .map(|point| point.1)
+    };
     let low = heights().fold(f64::INFINITY, f64::min).floor();
-    let high = heights().fold(f64::NEG_INFINITY, f64::max).ceil().max(low + 1.0);
+    let high = heights()
+        .fold(f64::NEG_INFINITY, f64::max)
+        .ceil()
+        .max(low + 1.0);
 
     let mut image = String::new();
     let area = SVGBackend::with_string(&mut image, (WIDTH, HEIGHT)).into_drawing_area();
@@ -141,7 +148,10 @@ fn name(
 }
 
 fn end(series: &Series<'_>) -> f64 {
-    series.points.last().map_or(f64::NEG_INFINITY, |point| point.1)
+    series
+        .points
+        .last()
+        .map_or(f64::NEG_INFINITY, |point| point.1)
 }
 
 fn label(x: f64, sizes: &[&str]) -> String {
@@ -149,7 +159,9 @@ fn label(x: f64, sizes: &[&str]) -> String {
     if (x - nearest).abs() > 1e-6 || nearest < 0.0 {
         return String::new();
     }
-    sizes.get(nearest as usize).map_or(String::new(), |&size| size.to_owned())
+    sizes
+        .get(nearest as usize)
+        .map_or(String::new(), |&size| size.to_owned())
 }
 
 fn series<'a>(group: &[&'a Row], sizes: &[&str]) -> Vec<Series<'a>> {
@@ -197,7 +209,15 @@ mod tests {
             rows.push(row(LIMIT, size, Direction::Out, 0.8 * cycles));
         }
         let image = draw("title", "machine", &rows.iter().collect::<Vec<_>>()).unwrap();
-        for text in ["title", "machine", "vesper-a", "peer &lt;b&gt;", LIMIT, "64", "imix"] {
+        for text in [
+            "title",
+            "machine",
+            "vesper-a",
+            "peer &lt;b&gt;",
+            LIMIT,
+            "64",
+            "imix",
+        ] {
             assert!(image.contains(&format!("\n{text}\n")), "{text}: {image}");
         }
     }

@@ -79,7 +79,10 @@ mod tests {
         let cells = |who: &str| {
             let named = |line: &&str| line.contains(&format!(" {who} "));
             let line = text.lines().skip(2).find(named).unwrap();
-            let cells = line.split('|').map(str::trim).filter(|cell| !cell.is_empty());
+            let cells = line
+                .split('|')
+                .map(str::trim)
+                .filter(|cell| !cell.is_empty());
             cells.map(String::from).collect::<Vec<_>>()
         };
         assert_eq!(cells("vesper-fast")[7..], ["2.00x", "1.25x"]);

@@ -90,7 +90,15 @@ macro_rules! twelve {
 macro_rules! aes {
     ($w:literal, $numbers:literal) => {
         concat!(
-            ".irp r,", $numbers, "\n vaesenc ", $w, "\\r,", $w, "\\r,", $w, "15\n.endr\n"
+            ".irp r,",
+            $numbers,
+            "\n vaesenc ",
+            $w,
+            "\\r,",
+            $w,
+            "\\r,",
+            $w,
+            "15\n.endr\n"
         )
     };
 }
@@ -123,8 +131,14 @@ macro_rules! width {
                 per_turn: 14,
                 available: $available,
                 run: body!(concat!(
-                    aes!($w, "0,1,2"), clmul!($w, "12"), aes!($w, "3,4"), clmul!($w, "13"),
-                    aes!($w, "5,6,7"), clmul!($w, "12"), aes!($w, "8,9"), clmul!($w, "13"),
+                    aes!($w, "0,1,2"),
+                    clmul!($w, "12"),
+                    aes!($w, "3,4"),
+                    clmul!($w, "13"),
+                    aes!($w, "5,6,7"),
+                    clmul!($w, "12"),
+                    aes!($w, "8,9"),
+                    clmul!($w, "13"),
                 )),
             },
             Loop {
@@ -132,8 +146,14 @@ macro_rules! width {
                 per_turn: 16,
                 available: $available,
                 run: body!(concat!(
-                    aes!($w, "0,1,2"), clmul!($w, "12"), aes!($w, "3,4,5"), clmul!($w, "13"),
-                    aes!($w, "6,7,8"), clmul!($w, "12"), aes!($w, "9,10,11"), clmul!($w, "13"),
+                    aes!($w, "0,1,2"),
+                    clmul!($w, "12"),
+                    aes!($w, "3,4,5"),
+                    clmul!($w, "13"),
+                    aes!($w, "6,7,8"),
+                    clmul!($w, "12"),
+                    aes!($w, "9,10,11"),
+                    clmul!($w, "13"),
                 )),
             },
             Loop {
@@ -141,8 +161,14 @@ macro_rules! width {
                 per_turn: 18,
                 available: $available,
                 run: body!(concat!(
-                    aes!($w, "0,1,2,3"), clmul!($w, "12"), aes!($w, "4,5,6"), clmul!($w, "13"),
-                    aes!($w, "7,8,9,10"), clmul!($w, "12"), aes!($w, "11,0,1"), clmul!($w, "13"),
+                    aes!($w, "0,1,2,3"),
+                    clmul!($w, "12"),
+                    aes!($w, "4,5,6"),
+                    clmul!($w, "13"),
+                    aes!($w, "7,8,9,10"),
+                    clmul!($w, "12"),
+                    aes!($w, "11,0,1"),
+                    clmul!($w, "13"),
                 )),
             },
         ]
@@ -154,17 +180,31 @@ macro_rules! width {
 macro_rules! quarter_rounds {
     ($between:expr) => {
         concat!(
-            quarter_rounds!("0,1,2,3", "4", "12,13,14,15", "16"), $between,
-            quarter_rounds!("8,9,10,11", "12", "4,5,6,7", "12"), $between,
-            quarter_rounds!("0,1,2,3", "4", "12,13,14,15", "8"), $between,
-            quarter_rounds!("8,9,10,11", "12", "4,5,6,7", "7"), $between,
+            quarter_rounds!("0,1,2,3", "4", "12,13,14,15", "16"),
+            $between,
+            quarter_rounds!("8,9,10,11", "12", "4,5,6,7", "12"),
+            $between,
+            quarter_rounds!("0,1,2,3", "4", "12,13,14,15", "8"),
+            $between,
+            quarter_rounds!("8,9,10,11", "12", "4,5,6,7", "7"),
+            $between,
         )
     };
     ($sum:literal, $addend:literal, $mixed:literal, $by:literal) => {
         concat!(
-            ".irp r,", $sum, "\n vpaddd zmm\\r,zmm\\r,zmm", $addend, "\n.endr\n",
-            ".irp r,", $mixed, "\n vpxord zmm\\r,zmm\\r,zmm31\n.endr\n",
-            ".irp r,", $mixed, "\n vprold zmm\\r,zmm\\r,", $by, "\n.endr\n",
+            ".irp r,",
+            $sum,
+            "\n vpaddd zmm\\r,zmm\\r,zmm",
+            $addend,
+            "\n.endr\n",
+            ".irp r,",
+            $mixed,
+            "\n vpxord zmm\\r,zmm\\r,zmm31\n.endr\n",
+            ".irp r,",
+            $mixed,
+            "\n vprold zmm\\r,zmm\\r,",
+            $by,
+            "\n.endr\n",
         )
     };
 }
