@@ -161,17 +161,22 @@ impl fmt::Display for Limit {
         let sizes = [64, 128, 256, 512, 1024, 1420, 4096, 9000];
         write!(f, "\n{:36}", "bound, cycles per packet of text")?;
         sizes.iter().try_for_each(|size| write!(f, " {size:>7}"))?;
-        let rows: [(&str, &dyn Fn(usize) -> Option<f64>); 5] = [
-            ("AES-128-GCM", &|text| self.gcm(16, text, 4.0)),
-            ("AES-128-GCM, Karatsuba", &|text| self.gcm(16, text, 3.0)),
-            ("AES-256-GCM", &|text| self.gcm(32, text, 4.0)),
-            ("AES-256-GCM, Karatsuba", &|text| self.gcm(32, text, 3.0)),
-            ("ChaCha20-Poly1305", &|text| self.chacha20_poly1305(text)),
+        let gcm =
+            |key_len, multiplications| sizes.map(|text| self.gcm(key_len, text, multiplications));
+        let rows = [
+            ("AES-128-GCM", gcm(16, 4.0)),
+            ("AES-128-GCM, Karatsuba", gcm(16, 3.0)),
+            ("AES-256-GCM", gcm(32, 4.0)),
+            ("AES-256-GCM, Karatsuba", gcm(32, 3.0)),
+            (
+                "ChaCha20-Poly1305",
+                sizes.map(|text| self.chacha20_poly1305(text)),
+            ),
         ];
-        for (name, bound) in rows {
+        for (name, bounds) in rows {
             write!(f, "\n{name:36}")?;
-            for size in sizes {
-                match bound(size) {
+            for bound in bounds {
+                match bound {
                     Some(cycles) => write!(f, " {cycles:7.0}")?,
                     None => write!(f, " {:>7}", "-")?,
                 }
