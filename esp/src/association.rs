@@ -244,9 +244,15 @@ impl Headers {
         }
     }
 
-    /// IP header, UDP header and SPI.
-    pub(crate) fn with_ip(&self) -> &[u8] {
-        &self.bytes[..self.ip_len() + self.udp_len() + 4]
+    /// Writes IP header, UDP header and SPI to the beginning of `packet`, which is longer.
+    pub(crate) fn write_with_ip(&self, packet: &mut [u8]) {
+        // Copies of a length that the compiler knows are a few moves each.
+        match (self.ip_len, self.udp_len) {
+            (20, 0) => packet[..24].copy_from_slice(&self.bytes[..24]),
+            (20, _) => packet[..32].copy_from_slice(&self.bytes[..32]),
+            (_, 0) => packet[..44].copy_from_slice(&self.bytes[..44]),
+            _ => packet[..52].copy_from_slice(&self.bytes[..52]),
+        }
     }
 
     /// UDP header and SPI.

@@ -159,7 +159,7 @@ impl Engine {
                 outbound::finish_udp(packet.sa.context(), data, &packet.lengths);
                 entry.verdict = Verdict::Sealed { sequence };
                 self.counters
-                    .count(entry.verdict, packet.lengths.packet_len);
+                    .count(entry.verdict, packet.lengths.packet_len as usize);
             }
         }
     }

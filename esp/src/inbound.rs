@@ -10,7 +10,7 @@ use crate::association::EspSa;
 use crate::buffer::Buffer;
 use crate::fate::{DropReason, Opened, Verdict};
 use crate::wire::{
-    Checksum, EncapsulationPorts, EspLocation, IpHeader, IpVersion, Located, adjusted, flow,
+    Brief, Checksum, EncapsulationPorts, EspLocation, IpHeader, IpVersion, Located, adjusted, flow,
     locate, protocol,
 };
 use crate::{nat, wire};
@@ -84,9 +84,9 @@ pub(crate) fn prepare<'a, B: Buffer>(
     };
     entry.spi = location.spi;
     entry.sequence = u64::from(location.sequence);
-    let found = entry.sa.or_else(|| {
-        Spi::new(location.spi).and_then(|spi| sas.inbound(location.ip.destination, spi))
-    });
+    let found = entry
+        .sa
+        .or_else(|| Spi::new(location.spi).and_then(|spi| sas.inbound(location.destination, spi)));
     //= https://www.rfc-editor.org/rfc/rfc4303#section-3.4.2
     //# If no valid Security Association exists for this packet, the
     //# receiver MUST discard the packet; this is an auditable event.
@@ -232,7 +232,7 @@ fn open_tunnel<B: Buffer>(
     next_header: u8,
 ) -> Result<(), DropReason> {
     let payload = &packet.data()[text_at..text_at + payload_len];
-    let inner = IpHeader::base(payload).map_err(|_| DropReason::InnerMalformed)?;
+    let inner = Brief::parse(payload).map_err(|_| DropReason::InnerMalformed)?;
     match (next_header, inner.version) {
         (protocol::IPV4, IpVersion::V4) | (protocol::IPV6, IpVersion::V6) => {}
         _ => return Err(DropReason::InnerMalformed),
@@ -241,7 +241,7 @@ fn open_tunnel<B: Buffer>(
     let inner_at = text_at..text_at + inner.total_len;
     check_selectors(candidate.sa, || flow(&packet.data()[inner_at.clone()]))?;
     if candidate.sa.params().tunnel.ecn != Ecn::Off {
-        let class = merged_traffic_class(candidate.location.ip.traffic_class, inner.traffic_class)?;
+        let class = merged_traffic_class(candidate.location.traffic_class, inner.traffic_class)?;
         if class != inner.traffic_class {
             set_traffic_class(
                 &mut packet.data_mut()[inner_at.clone()],
@@ -264,14 +264,18 @@ fn open_transport<B: Buffer>(
     next_header: u8,
 ) -> Result<(), DropReason> {
     let EspLocation {
-        ip, udp_at, esp_at, ..
+        version,
+        udp,
+        header_len,
+        protocol_at,
+        ..
     } = candidate.location;
-    let header_len = udp_at.unwrap_or(esp_at);
     check_selectors(candidate.sa, || {
+        let outer = IpHeader::base(packet.data()).ok()?;
         let upper = &packet.data()[text_at..text_at + payload_len];
         Some(Flow {
-            source: ip.source,
-            destination: ip.destination,
+            source: outer.source,
+            destination: outer.destination,
             protocol: next_header,
             ports: wire::upper_ports(next_header, upper),
         })
@@ -283,9 +287,9 @@ fn open_transport<B: Buffer>(
     packet.trim_front(text_at - header_len);
 
     let data = packet.data_mut();
-    data[ip.protocol_at] = next_header;
+    data[protocol_at] = next_header;
     let len = data.len();
-    match ip.version {
+    match version {
         IpVersion::V4 => {
             data[2..4].copy_from_slice(&(len as u16).to_be_bytes());
             data[10..12].fill(0);
@@ -294,8 +298,9 @@ fn open_transport<B: Buffer>(
         }
         IpVersion::V6 => data[4..6].copy_from_slice(&((len - 40) as u16).to_be_bytes()),
     }
-    if udp_at.is_some() {
-        nat::correct_checksum(candidate.sa.params().nat_checksum, &ip, next_header, data);
+    if udp {
+        let policy = candidate.sa.params().nat_checksum;
+        nat::correct_checksum(policy, header_len, next_header, data);
     }
     Ok(())
 }

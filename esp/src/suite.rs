@@ -1,13 +1,16 @@
 //! Which transforms there are, by their IANA numbers and by the names that `ip xfrm` and
 //! Wireshark give them.
 
-mod name;
+mod error;
 mod refused;
+mod wireshark;
+mod xfrm;
 
 use core::fmt;
 
-pub use name::{Role, SuiteError, Xfrm};
+pub use error::{Role, SuiteError};
 pub use refused::Refused;
+pub use xfrm::Xfrm;
 
 /// An ESP transform with its key and ICV lengths: one row of [`Suite::ALL`].
 ///
@@ -295,6 +298,48 @@ impl fmt::Display for Suite {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name)
     }
+}
+
+fn find_aead(
+    encryption: Encryption,
+    key_len: usize,
+    icv_bits: usize,
+) -> Result<&'static Suite, SuiteError> {
+    let with_key = |suite: &&Suite| {
+        suite.encryption == encryption && suite.key_len + suite.salt_len == key_len
+    };
+    if !Suite::ALL.iter().any(|suite| with_key(&suite)) {
+        return Err(SuiteError::KeyLength {
+            encryption,
+            given: key_len,
+        });
+    }
+    Suite::ALL
+        .iter()
+        .filter(with_key)
+        .find(|suite| suite.icv_len * 8 == icv_bits)
+        .ok_or(SuiteError::IcvLength {
+            encryption,
+            given: icv_bits,
+        })
+}
+
+fn find_composed(
+    encryption: Encryption,
+    key_len: usize,
+    integrity: Integrity,
+) -> Result<&'static Suite, SuiteError> {
+    Suite::ALL
+        .iter()
+        .find(|suite| {
+            suite.encryption == encryption
+                && suite.key_len + suite.salt_len == key_len
+                && suite.integrity == Some(integrity)
+        })
+        .ok_or(SuiteError::KeyLength {
+            encryption,
+            given: key_len,
+        })
 }
 
 #[cfg(test)]

@@ -66,6 +66,10 @@ impl Commit<'_> {
     ///
     /// A refusal leaves window and lifetime as they were, except that a packet beyond a hard
     /// limit ends the association.
+    ///
+    //= https://www.rfc-editor.org/rfc/rfc4303#section-3.4.3
+    //# The receive window is updated only if the integrity verification
+    //# succeeds.
     pub fn accept(&mut self, sequence: u64, bytes: u32) -> Result<(), InboundRefusal> {
         let outcome = self.decide(sequence, bytes);
         match outcome {

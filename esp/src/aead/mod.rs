@@ -135,9 +135,11 @@ impl Cipher {
     /// Writes the explicit IV of the packet with this sequence number; `iv` has the suite's
     /// `iv_len`.
     ///
-    /// The counter-based suites use the sequence number itself, which never repeats under one
-    /// key; AES-CBC needs an unpredictable IV (RFC 3602 section 3) and encrypts the number
-    /// under a key of its own.
+    /// AES-GCM, AES-CCM, AES-CTR, AES-GMAC and ChaCha20-Poly1305 take the sequence number
+    /// itself, which never repeats under one key as long as the key has one sender: distinct
+    /// senders must not share a key, for their IVs would be the same and give the texts away.
+    /// AES-CBC needs an IV that nobody can predict (RFC 3602 section 3) and takes the number
+    /// encrypted under a random key of its own.
     pub fn write_iv(&self, sequence: u64, iv: &mut [u8]) {
         self.iv.write(sequence, iv);
     }

@@ -392,6 +392,8 @@ fn debug_shows_no_key() {
 
 /// Many associations mean many of these; the keys themselves are boxed.
 #[test]
-fn a_cipher_is_small() {
+fn a_cipher_is_small_and_shareable() {
+    fn shareable<T: Send + Sync>() {}
+    shareable::<Cipher>();
     assert!(size_of::<Cipher>() <= 64, "{}", size_of::<Cipher>());
 }

@@ -96,15 +96,16 @@ proptest! {
         seed: u8,
         sequence: u64,
         esn: bool,
-        mut text in proptest::collection::vec(any::<u8>(), 0..200),
+        text in proptest::collection::vec(any::<u8>(), 0..200),
     ) {
         for (suite, implementation) in everything() {
-            if suite.alignment == 16 {
-                text.truncate(text.len() / 16 * 16);
-            }
+            let whole_blocks = match suite.alignment {
+                16 => text.len() / 16 * 16,
+                _ => text.len(),
+            };
             let (key, auth_key) = key_bytes(suite, seed);
             let cipher = cipher(suite, implementation, seed);
-            let mut esp = clear(&cipher, sequence, &text);
+            let mut esp = clear(&cipher, sequence, &text[..whole_blocks]);
             let expected = model(suite, &key, &auth_key, sequence, esn, &esp);
             seal(&cipher, sequence, esn, &mut esp);
             prop_assert_eq!(esp, expected, "{} by {}", suite, implementation);
