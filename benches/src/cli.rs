@@ -85,6 +85,12 @@ impl Selection {
         }
     }
 
+    /// Whether no implementation was named, so that what a user gets without a choice is
+    /// wanted as well.
+    pub(crate) fn wants_default(&self) -> bool {
+        self.implementations.is_empty()
+    }
+
     /// Our implementations.
     pub(crate) fn implementations(&self) -> Vec<Implementation> {
         if self.implementations.is_empty() {

@@ -170,7 +170,7 @@ fn contestants(
     let implementations = selection.implementations();
     let mut contestants = match level {
         Level::Aead => ours(&implementations, cores),
-        Level::Esp => engines(&implementations, cores),
+        Level::Esp => engines(&implementations, selection.wants_default(), cores),
     };
     if level == Level::Aead {
         contestants.extend(libraries(cores));
