@@ -117,7 +117,8 @@ impl Commit<'_> {
         };
         self.usage = charged;
         let top = window.mark(top, sequence);
-        state.sequence.store(top, Ordering::Relaxed);
+        // Whoever sees the new top sees the positions cleared for it.
+        state.sequence.store(top, Ordering::Release);
         Ok(())
     }
 }
@@ -146,7 +147,7 @@ impl PacketState {
         let PerDirection::Inbound(window) = &self.per_direction else {
             return Err(ReplayRefusal::Outbound);
         };
-        let top = self.sequence.load(Ordering::Relaxed);
+        let top = self.sequence.load(Ordering::Acquire);
         let sequence = if self.esn {
             window.infer(top, low)
         } else {

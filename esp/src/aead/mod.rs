@@ -7,6 +7,9 @@
 mod format;
 mod implementation;
 mod iv;
+#[cfg(target_arch = "x86_64")]
+#[allow(unsafe_code)]
+mod kernel;
 pub mod primitive;
 mod ring;
 mod rustcrypto;
@@ -14,11 +17,11 @@ mod transform;
 
 use core::fmt;
 
-use crate::suite::Suite;
+use crate::suite::{Encryption, Suite};
 use format::EspKey;
 use iv::IvSource;
 
-pub use implementation::Implementation;
+pub use implementation::{FORCE, Implementation};
 
 /// One ESP packet to be sealed or opened in place.
 #[derive(Debug)]
@@ -51,6 +54,8 @@ pub struct Cipher {
 /// Expanded keys by implementation. Large ones are boxed, so that a [`Cipher`] of the fast
 /// kernels stays within a few cache lines.
 enum Inner {
+    #[cfg(target_arch = "x86_64")]
+    Kernel(kernel::GcmKey),
     Ring(Box<EspKey<ring::Key>>),
     RustCrypto(Box<EspKey<rustcrypto::Key>>),
 }
@@ -77,15 +82,19 @@ pub enum CipherError {
     Unsupported,
     /// The system gave no random bytes for the IV key.
     NoEntropy,
+    /// The environment variable [`FORCE`] names no implementation that this CPU can run.
+    Forced,
 }
 
 impl Cipher {
-    /// A key with the fastest implementation that this CPU has for the suite.
+    /// A key with the fastest implementation that this CPU has for the suite, or with the one
+    /// that [`FORCE`] demands.
     ///
     /// `key` is the encryption key followed by the salt, `auth_key` the integrity key (empty
     /// for AEADs).
     pub fn new(suite: &'static Suite, key: &[u8], auth_key: &[u8]) -> Result<Self, CipherError> {
-        Self::with_implementation(suite, key, auth_key, Implementation::fastest(suite))
+        let implementation = Implementation::chosen(suite)?;
+        Self::with_implementation(suite, key, auth_key, implementation)
     }
 
     /// A key with the given implementation.
@@ -109,6 +118,14 @@ impl Cipher {
             });
         }
         let inner = match implementation {
+            #[cfg(target_arch = "x86_64")]
+            Implementation::Vaes512 | Implementation::Vaes256 | Implementation::AesNi => {
+                Inner::Kernel(kernel_key(suite, key, implementation)?)
+            }
+            #[cfg(not(target_arch = "x86_64"))]
+            Implementation::Vaes512 | Implementation::Vaes256 | Implementation::AesNi => {
+                return Err(CipherError::Unsupported);
+            }
             Implementation::Ring => Inner::Ring(Box::new(EspKey::new(suite, key, auth_key)?)),
             Implementation::RustCrypto => {
                 Inner::RustCrypto(Box::new(EspKey::new(suite, key, auth_key)?))
@@ -132,6 +149,16 @@ impl Cipher {
         self.implementation
     }
 
+    /// The key of a multi-packet kernel, if that is what this cipher has.
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    fn gcm_key(&self) -> Option<&kernel::GcmKey> {
+        match &self.inner {
+            Inner::Kernel(key) => Some(key),
+            _ => None,
+        }
+    }
+
     /// Writes the explicit IV of the packet with this sequence number; `iv` has the suite's
     /// `iv_len`.
     ///
@@ -143,6 +170,24 @@ impl Cipher {
     pub fn write_iv(&self, sequence: u64, iv: &mut [u8]) {
         self.iv.write(sequence, iv);
     }
+}
+
+#[cfg(target_arch = "x86_64")]
+fn kernel_key(
+    suite: &Suite,
+    key: &[u8],
+    implementation: Implementation,
+) -> Result<kernel::GcmKey, CipherError> {
+    use kernel::{Form, GcmKey, Kernel};
+    let form = match suite.encryption {
+        Encryption::AesGcm => Form::Gcm,
+        Encryption::AesGmac => Form::Gmac,
+        Encryption::AesGcmImplicitIv => Form::ImplicitIv,
+        _ => return Err(CipherError::Unsupported),
+    };
+    let kernel = Kernel::by_name(implementation.name()).ok_or(CipherError::Unsupported)?;
+    let (key, salt) = key.split_last_chunk().ok_or(CipherError::Unsupported)?;
+    GcmKey::new(kernel, key, *salt, form, suite.icv_len).ok_or(CipherError::Unsupported)
 }
 
 impl fmt::Debug for Cipher {
@@ -169,6 +214,13 @@ impl fmt::Display for CipherError {
                 f.write_str("the implementation does not have the suite on this CPU")
             }
             Self::NoEntropy => f.write_str("the system gave no random bytes for the IV key"),
+            Self::Forced => {
+                write!(
+                    f,
+                    "{FORCE} names no implementation that this CPU can run; it can run"
+                )?;
+                Implementation::available().try_for_each(|able| write!(f, " {able}"))
+            }
         }
     }
 }
@@ -181,8 +233,14 @@ impl core::error::Error for CipherError {}
 /// text is no multiple of the cipher's block, is overwritten with zeroes, SPI included, so that
 /// it cannot leave in clear.
 pub fn seal_batch(jobs: &mut [Job<'_>]) {
+    #[cfg(target_arch = "x86_64")]
+    if kernel::seal(jobs) == jobs.len() {
+        return;
+    }
     for job in jobs {
         match &job.cipher.inner {
+            #[cfg(target_arch = "x86_64")]
+            Inner::Kernel(_) => {}
             Inner::Ring(key) => key.seal(job.sequence, job.esn, job.esp),
             Inner::RustCrypto(key) => key.seal(job.sequence, job.esn, job.esp),
         }
@@ -193,11 +251,17 @@ pub fn seal_batch(jobs: &mut [Job<'_>]) {
 ///
 /// Packets may be of any length, down to none at all.
 pub fn open_batch(jobs: &mut [Job<'_>]) {
+    #[cfg(target_arch = "x86_64")]
+    if kernel::open(jobs) == jobs.len() {
+        return;
+    }
     for job in jobs {
-        job.authentic = match &job.cipher.inner {
-            Inner::Ring(key) => key.open(job.sequence, job.esn, job.esp),
-            Inner::RustCrypto(key) => key.open(job.sequence, job.esn, job.esp),
-        };
+        match &job.cipher.inner {
+            #[cfg(target_arch = "x86_64")]
+            Inner::Kernel(_) => {}
+            Inner::Ring(key) => job.authentic = key.open(job.sequence, job.esn, job.esp),
+            Inner::RustCrypto(key) => job.authentic = key.open(job.sequence, job.esn, job.esp),
+        }
     }
 }
 
