@@ -131,6 +131,7 @@ fn measure(level: Level, selection: &Selection) -> Result<(), RunError> {
     let cases = cases(level, selection);
     let progress = progress_bar(cases.len());
     let mut rows = Vec::new();
+    let mut absences = Absences::default();
     for (done, case) in cases.iter().enumerate() {
         progress.set_position(done as u64);
         progress.set_message(case.to_string());
@@ -139,12 +140,7 @@ fn measure(level: Level, selection: &Selection) -> Result<(), RunError> {
             progress.tick();
         })
         .map_err(RunError::Fault)?;
-        for (who, reason) in outcome.declined {
-            let note = format!("{who} without {}: {reason}", case.suite.name);
-            if !notes.contains(&note) {
-                notes.push(note);
-            }
-        }
+        absences.add(case, outcome.declined);
         for &direction in &selection.directions {
             let figures = outcome.figures.iter();
             let figures = figures.filter(|figure| figure.direction == direction);
@@ -157,7 +153,30 @@ fn measure(level: Level, selection: &Selection) -> Result<(), RunError> {
         }
     }
     progress.finish_and_clear();
+    notes.extend(absences.notes());
     write_results(selection, &machine, &rows, &notes)
+}
+
+/// Who stayed away from which suite, and why.
+#[derive(Default)]
+struct Absences(Vec<(&'static str, String, Vec<String>)>);
+
+impl Absences {
+    fn add(&mut self, case: &Case, declined: Vec<(String, String)>) {
+        for (name, why) in declined {
+            let mut known = self.0.iter_mut();
+            match known.find(|(suite, reason, _)| *suite == case.suite.name && *reason == why) {
+                Some((_, _, who)) if who.contains(&name) => {}
+                Some((_, _, who)) => who.push(name),
+                None => self.0.push((case.suite.name, why, vec![name])),
+            }
+        }
+    }
+
+    fn notes(self) -> impl Iterator<Item = String> {
+        let absences = self.0.into_iter();
+        absences.map(|(suite, why, who)| format!("{suite} without {}: {why}", who.join(", ")))
+    }
 }
 
 /// Ours, and who else is wanted.

@@ -88,9 +88,7 @@ fn bits(suite: &Suite) -> Option<(Encryption, usize)> {
         .then_some((suite.encryption, suite.key_len * 8))
 }
 
-fn lacks(name: &str, suite: &Suite) -> String {
-    format!("the crate {name} has no {suite}")
-}
+const LACKS: &str = "the crate does not have it";
 
 struct Ring;
 
@@ -110,7 +108,7 @@ impl Backend for Ring {
         };
         let (key, salt) = key.split_at(case.suite.key_len);
         let key = algorithm.and_then(|algorithm| UnboundKey::new(algorithm, key).ok());
-        Salted::new(key.map(LessSafeKey::new), salt).ok_or_else(|| lacks("ring", case.suite))
+        Salted::new(key.map(LessSafeKey::new), salt).ok_or_else(|| LACKS.into())
     }
 
     fn process(
@@ -203,7 +201,7 @@ impl Backend for AesGcm {
                 .map(|key| AesGcmKey::Aes256(RustCrypto(key))),
             _ => None,
         };
-        Salted::new(key, salt).ok_or_else(|| lacks("aes-gcm", case.suite))
+        Salted::new(key, salt).ok_or_else(|| LACKS.into())
     }
 
     fn process(
@@ -233,7 +231,7 @@ impl Backend for ChaCha {
             }
             _ => None,
         };
-        Salted::new(key, salt).ok_or_else(|| lacks("chacha20poly1305", case.suite))
+        Salted::new(key, salt).ok_or_else(|| LACKS.into())
     }
 
     fn process(

@@ -75,19 +75,17 @@ impl Program {
         }
     }
 
-    /// The prefix of another build of the library, if the user gave one.
-    pub(super) fn other_prefix(&self) -> Option<(&'static str, PathBuf)> {
-        let variable = self.prefix?;
-        Some((variable, std::env::var_os(variable)?.into()))
-    }
-
-    /// Builds with the library under `prefix`.
-    pub(super) fn build_with(
+    /// Builds with another build of the library, if the user gave its prefix.
+    pub(super) fn build_with_prefix(
         &self,
         directory: &Path,
-        variable: &'static str,
-        prefix: PathBuf,
-    ) -> Result<PathBuf, PeersError> {
+    ) -> Result<Option<PathBuf>, PeersError> {
+        let Some((variable, proof)) = self.prefix else {
+            return Ok(None);
+        };
+        let Some(prefix) = std::env::var_os(variable).map(PathBuf::from) else {
+            return Ok(None);
+        };
         let shown = prefix.display();
         let mut flags = vec![format!("-I{shown}/include")];
         for library in ["lib", "lib64", "lib/x86_64-linux-gnu"] {
@@ -95,8 +93,13 @@ impl Program {
             flags.push(format!("-Wl,-rpath,{shown}/{library}"));
         }
         let output = directory.join(format!("{}-prefix", self.stem()));
-        match self.compile(directory, &output, &flags)? {
-            Ok(()) => Ok(output),
+        let compiled = if prefix.join(proof).is_file() {
+            self.compile(directory, &output, &flags)?
+        } else {
+            Err(format!("it has no {proof}"))
+        };
+        match compiled {
+            Ok(()) => Ok(Some(output)),
             Err(log) => Err(PeersError::Prefix {
                 variable,
                 prefix,

@@ -25,8 +25,9 @@ struct Program {
     packages: &'static [&'static str],
     /// The arguments of each variant.
     variants: &'static [&'static [&'static str]],
-    /// Environment variable with the prefix of another build of the library.
-    prefix: Option<&'static str>,
+    /// Environment variable with the prefix of another build of the library, and a file that
+    /// is there if it is one.
+    prefix: Option<(&'static str, &'static str)>,
 }
 
 const PROGRAMS: &[Program] = &[
@@ -38,7 +39,7 @@ const PROGRAMS: &[Program] = &[
         flags: &["-lIPSec_MB"],
         packages: &["libipsec-mb-dev"],
         variants: &[&["direct"], &["job"], &["burst"]],
-        prefix: Some("VESPER_BENCH_IPSEC_MB_PREFIX"),
+        prefix: Some(("VESPER_BENCH_IPSEC_MB_PREFIX", "include/intel-ipsec-mb.h")),
     },
     Program {
         level: Level::Aead,
@@ -127,8 +128,8 @@ pub(crate) fn start(
                 .build(&directory, &mut missing)?
                 .map(|path| (program, path)),
         );
-        if let Some((variable, prefix)) = program.other_prefix() {
-            built.push((program, program.build_with(&directory, variable, prefix)?));
+        if let Some(path) = program.build_with_prefix(&directory)? {
+            built.push((program, path));
         }
     }
     missing.into_result()?;
