@@ -35,6 +35,9 @@ fn machines_are_isolated_under_forgery() {
             ipsec_offload_limit: 4096,
             ..VmSettings::default()
         };
+        for node in &mut bed.nodes {
+            node.host.set_sa_limit(*vm, 4096);
+        }
         bed.add_pair(settings, &SaPlan::new(*vm, &[OffloadMode::Packet]));
         if has_function {
             for node in &mut bed.nodes {

@@ -25,8 +25,6 @@ pub struct EspContext {
     udp: bool,
     mode: Mode,
     tfc_pad: u16,
-    /// 0: not limited.
-    mtu: u32,
 }
 
 /// Why an association could not be made.
@@ -85,7 +83,6 @@ impl EspContext {
             udp: params.encapsulation.is_some(),
             mode: params.mode,
             tfc_pad: params.tfc_pad,
-            mtu: params.mtu.unwrap_or(0),
             cipher,
         };
         match params.mtu {
@@ -174,20 +171,17 @@ impl EspContext {
         self.udp && self.headers.version() == IpVersion::V6
     }
 
-    /// The length to which traffic flow confidentiality pads; never beyond the path MTU.
-    pub(crate) fn tfc_target(&self) -> usize {
-        match (self.tfc_pad, self.mtu) {
-            (0, _) => 0,
-            (pad, 0) => usize::from(pad),
-            (pad, mtu) => {
-                usize::from(pad).min(self.max_packet(mtu as usize, 0).unwrap_or_default())
-            }
+    /// Bytes of zeroes behind a payload of this length, so that traffic flow confidentiality
+    /// hides it; never so many that the packet exceeds the path MTU.
+    #[inline]
+    pub(crate) fn tfc_padding(&self, payload: usize, mtu: Option<u32>) -> usize {
+        if self.tfc_pad == 0 {
+            return 0;
         }
-    }
-
-    /// The path MTU, if it is limited.
-    pub(crate) fn mtu(&self) -> Option<usize> {
-        (self.mtu != 0).then_some(self.mtu as usize)
+        let most = mtu.map_or(usize::MAX, |mtu| {
+            self.max_packet(mtu as usize, 0).unwrap_or_default()
+        });
+        usize::from(self.tfc_pad).min(most).saturating_sub(payload)
     }
 }
 

@@ -85,15 +85,16 @@ pub(crate) fn prepare<'a, B: Buffer>(
     index: usize,
     sas: &impl InboundSas<'a>,
     ports: &EncapsulationPorts,
-    scratch: &mut Vec<u8>,
+    scratch: &mut Option<Vec<u8>>,
 ) -> Result<Candidate<'a>, Verdict> {
     let (sa, location) = find(entry, sas, ports)?;
-    let resynchronised = if sa.is_resync_due() {
-        let packet = entry.packet.data();
-        let esp = &packet[location.esp_at..location.esp_at + location.esp_len];
-        resynchronise(sa, location.sequence, esp, scratch)
-    } else {
-        None
+    let resynchronised = match scratch {
+        Some(scratch) if sa.is_resync_due() => {
+            let packet = entry.packet.data();
+            let esp = &packet[location.esp_at..location.esp_at + location.esp_len];
+            resynchronise(sa, location.sequence, esp, scratch)
+        }
+        _ => None,
     };
     let sequence = match resynchronised {
         Some(sequence) => sequence,
@@ -333,11 +334,12 @@ fn open_transport<B: Buffer>(
     check_selectors(candidate.sa, || {
         let outer = IpHeader::base(packet.data()).ok()?;
         let upper = &packet.data()[text_at..text_at + payload_len];
+        let (protocol, ports) = wire::upper_layer(version, next_header, upper);
         Some(Flow {
             source: outer.source,
             destination: outer.destination,
-            protocol: next_header,
-            ports: wire::upper_ports(next_header, upper),
+            protocol,
+            ports,
         })
     })?;
     let behind = packet.data().len() - text_at - payload_len;

@@ -97,6 +97,7 @@ impl Measured {
 /// On refusal the buffer is as it was.
 pub(crate) fn measure<B: Buffer>(entry: &mut Outbound<'_, B>) -> Result<Measured, Verdict> {
     let context = entry.sa.context();
+    let mtu = entry.sa.mtu();
     let mut measured = match (entry.content, context.mode()) {
         (Content::Ip, Mode::Tunnel) => measure_tunnel(entry.sa, &mut entry.packet)?,
         (Content::Ip, Mode::Transport) => measure_transport(entry.sa, &mut entry.packet)?,
@@ -104,8 +105,8 @@ pub(crate) fn measure<B: Buffer>(entry: &mut Outbound<'_, B>) -> Result<Measured
     };
     let mut payload = measured.packet_len as usize - usize::from(measured.header_len);
     if context.mode() == Mode::Tunnel {
-        let tfc = context.tfc_target().saturating_sub(payload);
-        // The target is a 16-bit number.
+        let tfc = context.tfc_padding(payload, mtu);
+        // At most the target, a 16-bit number.
         measured.tfc = tfc as u16;
         payload += tfc;
     }
@@ -116,11 +117,11 @@ pub(crate) fn measure<B: Buffer>(entry: &mut Outbound<'_, B>) -> Result<Measured
     let front = usize::from(measured.front);
     let back = measured.back as usize;
     let sealed_len = measured.packet_len as usize + front + back;
-    if let Some(mtu) = context.mtu()
-        && sealed_len > mtu
+    if let Some(mtu) = mtu
+        && sealed_len > mtu as usize
     {
         let header_len = usize::from(measured.header_len);
-        let mtu = context.max_packet(mtu, header_len).unwrap_or(0);
+        let mtu = context.max_packet(mtu as usize, header_len).unwrap_or(0);
         return Err(Verdict::TooBig { mtu: mtu as u32 });
     }
     if sealed_len > longest(context.headers().version()) {

@@ -336,6 +336,7 @@ impl<C> Sa<C> {
     }
 
     /// Path MTU towards the peer in bytes, of the outer IP packet, if it is known.
+    #[inline]
     pub fn mtu(&self) -> Option<u32> {
         Some(self.state.mtu.load(Ordering::Relaxed)).filter(|&mtu| mtu != 0)
     }

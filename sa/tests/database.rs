@@ -2,8 +2,8 @@
 
 mod common;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Barrier};
 use std::thread;
 
 use common::params;
@@ -100,6 +100,12 @@ fn a_change_is_published_whole_or_taken_back_whole() {
         .map(|spi| change.add(sa(Direction::Outbound, spi)).unwrap())
         .collect();
     assert!(!later.contains(&new) && !later.contains(&again));
+    let slots = later.iter().map(|handle| handle.to_bits() as u32);
+    assert_eq!(
+        slots.max(),
+        Some(10),
+        "places that were taken back are used"
+    );
     change.publish();
 
     drop(database);
@@ -196,13 +202,15 @@ fn views_are_consistent_while_the_writer_writes() {
     };
     let mut handle = install(&mut database, 1000, None);
     let done = AtomicBool::new(false);
+    let start = Barrier::new(3);
     thread::scope(|scope| {
         let finished = SetOnDrop(&done);
         for _ in 0..2 {
-            let (readers, done) = (database.readers().clone(), &done);
+            let (readers, done, start) = (database.readers().clone(), &done, &start);
             scope.spawn(move || {
                 let reader = readers.reader();
                 let mut last = 0;
+                start.wait();
                 while !done.load(Ordering::Relaxed) {
                     let view = reader.enter().unwrap();
                     assert!(view.number() >= last, "epochs go forward");
@@ -219,15 +227,13 @@ fn views_are_consistent_while_the_writer_writes() {
                         let granted = sa.reserve(NOW, [1; 4].into_iter());
                         assert_eq!(granted.refused, None);
                     }
-                    assert!(
-                        view.outbound(VM, protection.reqid - 1, destination)
-                            .is_none()
-                    );
-                    drop(view);
-                    thread::yield_now();
+                    for other in [protection.reqid - 1, protection.reqid + 1] {
+                        assert!(view.outbound(VM, other, destination).is_none());
+                    }
                 }
             });
         }
+        start.wait();
         for spi in 1001..1000 + EPOCHS {
             handle = install(&mut database, spi, Some(handle));
             database.reap();

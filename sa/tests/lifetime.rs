@@ -8,7 +8,7 @@ use std::time::Duration;
 use common::{Random, params};
 use proptest::prelude::*;
 use vesper_sa::{
-    ChangeError, Direction, Events, InboundRefusal, Lifetime, Limits, OutboundRefusal, Sa,
+    ChangeError, Direction, Events, InboundRefusal, Lease, Lifetime, Limits, OutboundRefusal, Sa,
     SaParams, SaState, SaUpdate, Timestamp, UpdateError,
 };
 
@@ -271,6 +271,13 @@ fn the_high_half_only_goes_up() {
     let outbound = Sa::new(params, (), NOW).unwrap();
     assert_eq!(outbound.update(&high(6)), Ok(Events::NONE));
     assert_eq!(outbound.reserve(NOW, [1].into_iter()).first, 6 << 32 | 701);
+    let next = outbound.sequence() + 1;
+    outbound
+        .set_lease(Lease::new(next, next + 100).unwrap())
+        .unwrap();
+    let outside = UpdateError::OutsideLease { requested: 7 };
+    assert_eq!(outbound.update(&high(7)), Err(outside));
+    assert_eq!(outbound.reserve(NOW, [1].into_iter()).first, next);
     let error: &dyn std::error::Error = &ChangeError::Update(back);
     assert!(error.source().is_some());
 }

@@ -9,7 +9,7 @@ import matrix
 import wire
 from sa import Sa
 from suites import SUITES
-from wire import ICMP, ICMPV6, TCP, UDP
+from wire import FRAGMENT, ICMP, ICMPV6, TCP, UDP
 
 # One suite of each construction: counter mode AEAD, 16-byte alignment, no encryption, short ICV.
 SUITE_NAMES = ("aes128gcm16", "aes256-sha512", "null-sha256", "aes128ccm8", "chacha20poly1305", "aes128gmac",
@@ -97,6 +97,20 @@ def with_udp_checksum(data):
     datagram = whole.payload[:6] + bytes(2) + whole.payload[8:]
     value = wire.transport_checksum(whole.source, whole.destination, UDP, datagram) or 0xFFFF
     return whole.header + datagram[:6] + value.to_bytes(2, "big") + datagram[8:]
+
+
+def refragmented(part, offset=None, more=None, payload=None):
+    """A fragment with other fields."""
+    whole = wire.parse(part)
+    fragment = whole.fragment
+    offset = fragment.offset if offset is None else offset
+    more = fragment.more if more is None else more
+    payload = whole.payload if payload is None else payload
+    if whole.version == 4:
+        return wire.ipv4(whole.source, whole.destination, whole.protocol, payload, ident=fragment.ident, more=more,
+                         offset=offset)
+    header = wire.fragment_header(fragment.ident, offset, more)
+    return wire.ipv6(whole.source, whole.destination, whole.protocol, payload, extensions=[(FRAGMENT, header)])
 
 
 def frames(packets):

@@ -4,7 +4,7 @@ import struct
 
 import esp
 import wire
-from hostile import Case, Sender, association, frames, packet
+from hostile import Case, Sender, association, frames, packet, refragmented
 from wire import ESP, FRAGMENT, UDP
 
 CARRIERS = ("v4", "v6", "v4+udp", "v6+udp")
@@ -80,20 +80,6 @@ def _incomplete(carrier, sa):
     yield Case(f"one fragment missing, {carrier}", (sa,), frames(packets))
 
 
-def _rebuilt(part, offset=None, more=None, payload=None):
-    """A fragment with other fields."""
-    whole = wire.parse(part)
-    fragment = whole.fragment
-    offset = fragment.offset if offset is None else offset
-    more = fragment.more if more is None else more
-    payload = whole.payload if payload is None else payload
-    if whole.version == 4:
-        return wire.ipv4(whole.source, whole.destination, whole.protocol, payload, ident=fragment.ident, more=more,
-                         offset=offset)
-    header = wire.fragment_header(fragment.ident, offset, more)
-    return wire.ipv6(whole.source, whole.destination, whole.protocol, payload, extensions=[(FRAGMENT, header)])
-
-
 def _contradictions(carrier, sa):
     def three(ident):
         return wire.fragments(sender.seal(packet(sa, 1200, seed=ident)), 512, ident)
@@ -102,25 +88,25 @@ def _contradictions(carrier, sa):
     first, middle, last = three(1)
     changed = bytes([wire.parse(middle).payload[0] ^ 1]) + wire.parse(middle).payload[1:]
     yield Case(f"a fragment again with other bytes, {carrier}", (sa,), frames(
-        [first, middle, _rebuilt(middle, payload=changed), sender.seal()]))
+        [first, middle, refragmented(middle, payload=changed), sender.seal()]))
     for name, offset in (("left", 512 - 8), ("right", 512 + 8)):
         sender = Sender(sa)
         first, middle, last = three(2)
         yield Case(f"a fragment that overlaps its {name} neighbour, {carrier}", (sa,), frames(
-            [first, last, _rebuilt(middle, offset=offset, payload=bytes(512)), sender.seal()]))
+            [first, last, refragmented(middle, offset=offset, payload=bytes(512)), sender.seal()]))
     sender = Sender(sa)
     first, middle, last = three(3)
-    odd = [_rebuilt(first, payload=wire.parse(first).payload[:length]) for length in (1, 7, 9, 511)]
+    odd = [refragmented(first, payload=wire.parse(first).payload[:length]) for length in (1, 7, 9, 511)]
     yield Case(f"lengths that are no multiple of eight, {carrier}", (sa,), frames([*odd, sender.seal()]))
     sender = Sender(sa)
     first, middle, last = three(4)
-    far = [_rebuilt(last, offset=offset, payload=bytes(length)) for offset, length in
+    far = [refragmented(last, offset=offset, payload=bytes(length)) for offset, length in
            ((65528, 8), (65528, 100), (65520, 64), (64000, 1600))]
     yield Case(f"fragments beyond the longest packet, {carrier}", (sa,), frames([*far, sender.seal()]))
     sender = Sender(sa)
     first, middle, last = three(5)
     yield Case(f"empty fragments, {carrier}", (sa,), frames(
-        [_rebuilt(first, payload=b""), _rebuilt(last, payload=b""), sender.seal()]))
+        [refragmented(first, payload=b""), refragmented(last, payload=b""), sender.seal()]))
     # A datagram of the greatest length, whose ESP packet is what it says.
     sender = Sender(sa)
     room = 65535 - 200

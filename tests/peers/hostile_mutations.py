@@ -1,8 +1,9 @@
 """Random changes to a mixed capture: bytes, lengths, order, repetition, and mixtures of all."""
 
+import capture
 import wire
 from capture import ethernet
-from hostile import Case, Sender, association, echo_packet, packet, tcp_packet
+from hostile import Case, Sender, association, echo_packet, packet, refragmented, tcp_packet
 from sa import Selector
 from wire import TCP, UDP
 
@@ -39,11 +40,34 @@ def cases(rng, quick):
         yield Case(f"mixed traffic {index}", associations(), tuple(good))
         yield Case(f"mutated bytes {index}", associations(), tuple(_bytes(rng, frame) for frame in good))
         yield Case(f"shuffled, repeated and cut {index}", associations(), tuple(_order(rng, good)))
+        yield Case(f"contradicting fragments {index}", associations(), tuple(_contradicting(rng, good)))
         small = mixed(rng, 120, small=True)
         headers = [_bytes(rng, frame, 54) for frame in small]
         yield Case(f"mutated headers {index}", associations(), tuple(headers))
         checked = [_checked(_bytes(rng, frame, 34)) for frame in small]
         yield Case(f"mutated headers with right checksums {index}", associations(), tuple(checked))
+
+
+def _contradicting(rng, frames):
+    """Datagrams in pieces of which some are there again with another place, length or end."""
+    result = []
+    for frame in frames:
+        packet = wire.parse(capture.network_layer(capture.ETHERNET, frame)[0])
+        # Extension headers stay whole; more than forty pieces at a time are more than a receiver has to keep.
+        if packet.fragment or not 64 <= len(packet.payload) or rng.random() < 0.5:
+            result.append(frame)
+            continue
+        size = rng.choice([size for size in (8, 16, 64, 256) if size < len(packet.payload) <= 40 * size])
+        parts = wire.fragments(packet.header + packet.payload, size, rng.randrange(4))
+        for part in rng.choices(parts, k=rng.randrange(3)):
+            fragment, payload = wire.parse(part).fragment, wire.parse(part).payload
+            parts.insert(rng.randrange(len(parts) + 1), refragmented(
+                part, offset=max(0, fragment.offset + rng.choice((-8, 0, 8, 16))), more=rng.random() < 0.6,
+                payload=payload[:rng.choice((8, 16, 64, len(payload)))]))
+        if rng.random() < 0.4:
+            rng.shuffle(parts)
+        result += [ethernet(part) for part in parts]
+    return result
 
 
 def _bytes(rng, frame, end=None):

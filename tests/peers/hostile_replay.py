@@ -27,6 +27,7 @@ def cases(rng, quick):
             for walk in range(1 if quick else 3):
                 yield _case(f"random walk {walk}, {name}", sa, _walk(rng, sa))
             yield _case(f"forged numbers, {name}", sa, _forged(rng, sa))
+            yield _case(f"old packets after many forged ones, {name}", sa, _siege(sa))
     off = association("aes128gcm16", "tunnel", "v4", window=0)
     yield _case("no replay protection", off, [(number, True) for number in (5, 5, 1, 0, 1, 900, 5, 0xFFFFFFFF, 2, 0)])
     shared = [association("aes128gcm16", "tunnel", "v4", spi=0x1000 + index) for index in range(3)]
@@ -87,3 +88,11 @@ def _forged(rng, sa):
         top += 1
         numbers.append((top, step % 2 == 0))
     return numbers
+
+
+def _siege(sa):
+    """Many failures in a row change nothing for packets from before: resynchronisation (A3) looks forward alone."""
+    top, window = sa.sequence, sa.window
+    forged = [(top + 5, False)] * 40
+    old = [(number, True) for number in (top - window, top - window - 1, top - 2 * window, top - 70_000, top - WRAP, 0, 1)]
+    return [*forged, *old, *forged, (top + 1, True), *old, (top + 1, True), (top + 6, True), (top + 5, True)]

@@ -13,27 +13,40 @@ class Reassembler:
     def add(self, packet, vlans=()):
         """The whole packet if this fragment completes it, else None. What came on other VLANs is kept apart."""
         fragment, data = packet.fragment, packet.payload
-        if (fragment.more and len(data) % 8) or fragment.offset + len(data) > 65535 or not data:
-            raise Malformed("fragment length")
         key = (vlans, packet.source, packet.destination, fragment.ident,
                packet.protocol if packet.version == 4 else None)
         parts = self.partial.setdefault(key, {})
-        mine = (fragment.offset, fragment.offset + len(data))
-        for start, (end, other, _) in parts.items():
-            if (start, end, other.payload) == (*mine, data):
+        start, end = fragment.offset, fragment.offset + len(data)
+        try:
+            if self._is_repetition(parts, start, end, data, fragment.more):
                 return None
-            if start < mine[1] and mine[0] < end:
-                del self.partial[key]
-                raise Malformed("fragments overlap")
-        ends = [end for end, _, more in parts.values() if not more] + ([] if fragment.more else [mine[1]])
-        if ends and max([mine[1], *(end for end, _, _ in parts.values())]) > min(ends):
+        except Malformed:
             del self.partial[key]
-            raise Malformed("fragment beyond the last one")
-        parts[fragment.offset] = (mine[1], packet, fragment.more)
+            raise
+        parts[start] = (end, packet, fragment.more)
         whole = self._assemble(parts)
         if whole is not None:
             del self.partial[key]
         return whole
+
+    @staticmethod
+    def _is_repetition(parts, start, end, data, more):
+        """Whether the bytes are all there already; raises Malformed on a contradiction in itself or to another."""
+        if (more and len(data) % 8) or end > 65535 or not data:
+            raise Malformed("fragment length")
+        if not more and any(other_end > end for other_end, _, _ in parts.values()):
+            raise Malformed("a last fragment before the end of another")
+        known = {}
+        for other_start, (_, packet, _) in parts.items():
+            known.update(enumerate(packet.payload, other_start))
+        overlap = [at for at in range(start, end) if at in known]
+        if overlap:
+            if len(overlap) == len(data) and all(known[at] == data[at - start] for at in overlap):
+                return True
+            raise Malformed("fragments overlap")
+        if any(not other_more and other_end < end for other_end, _, other_more in parts.values()):
+            raise Malformed("a fragment beyond the last one")
+        return False
 
     @staticmethod
     def _assemble(parts):

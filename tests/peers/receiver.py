@@ -19,9 +19,9 @@ Decisions where the meaning of a count leaves room:
   takes part.
 - Too short for the SA's IV, trailer and ICV is `malformed` before replay is looked at.
 - A number that has been authentic is seen, whatever happens to the packet after its ICV.
-- Fragments that overlap, or that lie beyond the last one, contradict each other: `malformed`, and
-  nothing of their datagram is kept. An exact duplicate of a fragment is no overlap. Fragments on
-  different VLANs belong to different datagrams.
+- Fragments that overlap, lie beyond the last one, or have a length that none can have, are
+  `malformed`, and nothing of their datagram is kept. Bytes that are there already and are the same
+  are no overlap. Fragments on different VLANs belong to different datagrams.
 - Transport mode: any next header but 59 is welcome; the upper layer is not looked into, except by a
   selector, which sees it past IPv6 extension headers.
 """

@@ -103,6 +103,12 @@ impl<B: Buffer> Host<B> {
         Ok(handle)
     }
 
+    /// Sets how many associations a machine may have altogether, in the adapter and in
+    /// software; [`DEFAULT_SA_LIMIT`](vesper_sa::DEFAULT_SA_LIMIT) unless set.
+    pub fn set_sa_limit(&mut self, vm: VmId, limit: u32) {
+        self.sad.set_limit(vm, limit);
+    }
+
     /// Where an association is at work.
     pub fn placement(&self, owner: VmId, handle: SaHandle) -> Option<&Placement> {
         self.placements
