@@ -8,7 +8,7 @@ use vesper_offload::{
     PortId, Profile, Received, ReceivedIpsec, SaOffload, Send, SendError, SendIpsec,
     SoftwareReason, UpdateSaError, VmSettings, WhyNot,
 };
-use vesper_sa::{Direction, Mode, SaUpdate, Timestamp, VmId};
+use vesper_sa::{Direction, Lifetime, Mode, SaUpdate, Timestamp, VmId};
 use vesper_tests::bed::{Bed, Node, SaPlan, empty, frame, gateway, sendable};
 
 const VM: VmId = VmId(7);
@@ -525,4 +525,30 @@ fn options_beyond_the_adapter_are_left_to_software() {
     assert!(!mlx5.carries(Mode::Transport, &v6));
     v6[6] = 17;
     assert!(mlx5.carries(Mode::Transport, &v6));
+}
+
+/// An association that has reached its hard limit is asked back by the adapter, and only then.
+#[test]
+fn the_adapter_asks_for_the_place_of_an_ended_association() {
+    let mut bed = Bed::new(Profile::ndis(), None);
+    let handles = bed.add_pair(VmSettings::default(), &SaPlan::new(VM, &BOTH));
+    let inbound = handles[1][1];
+    let mut lifetime = Lifetime::default();
+    lifetime.hard.packets = Some(5);
+    let update = SaUpdate {
+        lifetime: Some(lifetime),
+        ..SaUpdate::default()
+    };
+    let host = &bed.nodes[1].host;
+    host.sad().update(VM, inbound, &update).unwrap();
+    assert_eq!(bed.exchange(0, VM, 3), 3);
+    assert_eq!(bed.nodes[1].host.in_software(VM), []);
+    assert_eq!(bed.exchange(0, VM, 5), 2);
+    assert_eq!(bed.exchange(0, VM, 1), 0);
+    assert_eq!(
+        bed.nodes[1].host.in_software(VM),
+        [(inbound, SoftwareReason::Ended)]
+    );
+    assert_eq!(bed.nodes[1].host.nic().usage().ipsec_sas.used, 1);
+    assert_eq!(bed.nodes[1].host.restore(), 0, "it does not come back");
 }

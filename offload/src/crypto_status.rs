@@ -49,6 +49,7 @@ pub struct CryptoInfo {
     pub next_header: u8,
     /// From the trailer: bytes of padding. 0 unless the status is success.
     pub pad_length: u8,
-    /// The adapter asks the host to delete the association.
+    /// The adapter asks the host to delete the association (`SaDeleteReq`): it has reached a hard
+    /// limit and only takes up room.
     pub sa_delete_req: bool,
 }

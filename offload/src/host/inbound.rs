@@ -6,7 +6,7 @@ use vesper_esp::wire::{EncapsulationPorts, Located, flow, locate};
 use vesper_esp::{Buffer, EspSa, Inbound, Opened, Verdict};
 use vesper_sa::{Action, Direction, Event, ReceiveKey, Receiver, SaHandle, Spi, Timestamp, VmId};
 
-use super::{DataPath, Host};
+use super::{DataPath, Host, SoftwareReason};
 use crate::HEADROOM;
 use crate::crypto_status::{CryptoInfo, CryptoStatus};
 use crate::ethernet::{Frame, ethertype, fill};
@@ -100,6 +100,11 @@ impl<B: Buffer> Host<B> {
             let sa = self.sad.get(owner, handle).ok()?;
             Some((owner, handle, Arc::clone(sa)))
         });
+        if let Some((owner, handle, _)) = &found
+            && info.sa_delete_req
+        {
+            self.to_software(*owner, *handle, SoftwareReason::Ended);
+        }
         match found {
             Some((owner, handle, sa)) if info.status == CryptoStatus::Success => {
                 to_open.push(ToOpen {

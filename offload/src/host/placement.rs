@@ -54,6 +54,8 @@ pub enum SoftwareReason {
     Reset,
     /// The operator took it back.
     Withdrawn,
+    /// It has reached a hard limit, and the adapter asked for its place.
+    Ended,
 }
 
 impl SoftwareReason {
@@ -80,6 +82,7 @@ impl fmt::Display for SoftwareReason {
             Self::Lost(why) => write!(f, "lost by the adapter: {why}"),
             Self::Reset => f.write_str("the adapter was reset"),
             Self::Withdrawn => f.write_str("withdrawn by the operator"),
+            Self::Ended => f.write_str("a hard limit is reached; replace the association"),
         }
     }
 }
@@ -209,7 +212,7 @@ impl<B: Buffer> Host<B> {
         found
     }
 
-    fn to_software(&mut self, owner: VmId, handle: SaHandle, reason: SoftwareReason) {
+    pub(super) fn to_software(&mut self, owner: VmId, handle: SaHandle, reason: SoftwareReason) {
         let Some(placed) = self.placements.get_mut(&(owner, handle)) else {
             return;
         };

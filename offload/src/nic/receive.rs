@@ -5,7 +5,7 @@ use arrayvec::ArrayVec;
 use vesper_esp::aead::{Job, open_batch};
 use vesper_esp::wire::{Located, flow, locate};
 use vesper_esp::{Buffer, Inbound, Opened, Verdict};
-use vesper_sa::{Action, Direction, ReceiveKey, Receiver, Spi, Timestamp, VmId};
+use vesper_sa::{Action, Direction, ReceiveKey, Receiver, SaState, Spi, Timestamp, VmId};
 
 use super::{BATCH, Config, Nic, NicEvent, Processor};
 use crate::capability::OffloadMode;
@@ -298,7 +298,7 @@ impl<B: Buffer> Nic<B> {
             esp_offset: esp.esp_at as u16,
             next_header: 0,
             pad_length: 0,
-            sa_delete_req: false,
+            sa_delete_req: sa.state() >= SaState::Dead,
         };
         let text = esp.esp_len.checked_sub(8 + suite.iv_len + suite.icv_len);
         if text.is_none_or(|text| text < 2 || !text.is_multiple_of(suite.alignment)) {
