@@ -1,8 +1,8 @@
 //! Faults on demand: whatever the adapter does wrong, no wrong plain text, no number twice, no
 //! clear text, every packet accounted once, and back to normal afterwards.
 
-use vesper_offload::{Fault, FaultPlan, OffloadMode, PerMillion, Profile, VmSettings};
-use vesper_sa::{Timestamp, VmId};
+use vesper_offload::{Fault, FaultPlan, Loss, OffloadMode, PerMillion, Profile, VmSettings};
+use vesper_sa::{SaUpdate, Timestamp, VmId};
 use vesper_tests::bed::{Bed, SaPlan, frame, sendable};
 
 const VM: VmId = VmId(7);
@@ -185,4 +185,49 @@ fn a_late_push_never_lets_an_old_packet_in() {
         .update_sa(VM, handle, (1 << 33) + 30, bed.now)
         .unwrap();
     assert_eq!(bed.exchange(0, VM, 10), 10);
+}
+
+/// Packets of the subspace before, which were lost on their way, and an adapter that was not
+/// told of the next one: it authenticates them, and the host, whose window would take their
+/// numbers for fresh ones, drops them all the same.
+#[test]
+fn an_old_packet_that_the_adapter_authenticates_is_no_fresh_one() {
+    let mut bed = Bed::new(Profile::full(), None);
+    let plan = SaPlan {
+        esn: true,
+        sequence: (2 << 32) + 499,
+        ..SaPlan::new(VM, &[OffloadMode::Crypto])
+    };
+    let handles = bed.add_pair(VmSettings::default(), &plan);
+    for _ in 0..10 {
+        assert!(bed.nodes[0].send(VM, sendable(&frame(0, VM, 60))));
+    }
+    bed.nodes[0].run(bed.now);
+    let mut lost = Vec::new();
+    let sender = bed.nodes[0].host.nic();
+    sender.take_transmitted(&mut lost, usize::MAX);
+    assert_eq!(lost.len(), 10);
+
+    let receiver = &bed.nodes[1].host;
+    receiver.nic().plan_faults(FaultPlan {
+        late_esn: PerMillion(1_000_000),
+        late_by: u64::MAX,
+        ..FaultPlan::default()
+    });
+    let next_subspace = SaUpdate {
+        sequence_high: Some(3),
+        ..SaUpdate::default()
+    };
+    let inbound = handles[1][1];
+    let updated = receiver.sad().update(VM, inbound, &next_subspace);
+    updated.unwrap();
+    receiver.nic().receive(lost);
+    bed.settle();
+    assert!(bed.nodes[1].received(VM).is_empty());
+    let counters = bed.nodes[1].host.machine_counters(VM).unwrap();
+    assert_eq!(
+        counters.crypto_failures, 0,
+        "the adapter found them authentic"
+    );
+    assert_eq!(counters.losses.of(Loss::Esp), 10);
 }

@@ -420,3 +420,61 @@ fn load_is_spread_over_processors() {
     assert_eq!(bed.exchange(0, VmId(1), 30), 30);
     assert_eq!(bed.exchange(0, VmId(4), 30), 30);
 }
+
+/// The processors of an adapter run on threads of their own, machines come and go meanwhile,
+/// and nothing is lost or counted twice.
+#[test]
+fn processors_run_on_threads_of_their_own() {
+    let mut profile = Profile::full();
+    profile.ring = 1 << 16;
+    let node = Node::new(1, profile, None);
+    let nic = node.host.nic();
+    let vms: Vec<VmId> = (1..=4).map(VmId).collect();
+    let queues: Vec<QueueId> = vms
+        .iter()
+        .map(|vm| {
+            nic.add_vm(*vm, node.address(*vm), VmSettings::default())
+                .unwrap();
+            let queue = running_queue(nic, *vm, None);
+            nic.post_buffers(queue, (0..5000).map(|_| empty())).unwrap();
+            queue
+        })
+        .collect();
+    let done = std::sync::atomic::AtomicBool::new(false);
+    let mut counts = vec![0; vms.len()];
+    std::thread::scope(|scope| {
+        for processor in 0..nic.processors() {
+            let done = &done;
+            scope.spawn(move || {
+                while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                    nic.run_processor(processor, NOW, 256);
+                }
+                while nic.run_processor(processor, NOW, 256) > 0 {}
+            });
+        }
+        for round in 0..1000_u32 {
+            for vm in &vms {
+                nic.receive((0..5).map(|_| sendable(&frame(0, *vm, 20))));
+            }
+            let passing = VmId(100 + round % 10);
+            if nic
+                .add_vm(passing, node.address(passing), VmSettings::default())
+                .is_ok()
+            {
+                nic.set_processor(VmId(1 + round % 4), round as usize)
+                    .unwrap();
+                nic.remove_vm(passing).unwrap();
+            }
+        }
+        done.store(true, std::sync::atomic::Ordering::Relaxed);
+    });
+    let mut packets = Vec::new();
+    for ((vm, queue), count) in vms.iter().zip(&queues).zip(&mut counts) {
+        nic.take_indication(*queue, &mut packets, usize::MAX);
+        for packet in packets.drain(..) {
+            assert_eq!(packet.owner, Some(*vm));
+            *count += 1;
+        }
+    }
+    assert_eq!(counts, [5000; 4]);
+}
