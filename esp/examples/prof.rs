@@ -8,7 +8,7 @@ fn main() {
     let imp = match a.get(4).map(|s| s.as_str()) { Some("vaes256") => Implementation::Vaes256, Some("aesni") => Implementation::AesNi, _ => Implementation::Vaes512 };
     let suite = Suite::by_name("aes256gcm16").unwrap();
     let ciphers: Vec<Cipher> = (0..keys).map(|i| Cipher::with_implementation(suite, &[i as u8; 36], &[], imp).unwrap()).collect();
-    let np = if len > 4000 { 64 } else { 1024 };
+    let np: usize = std::env::var("NP").map(|s| s.parse().unwrap()).unwrap_or(if len > 4000 { 64 } else { 1024 });
     let stride = (len + 32 + 127) / 64 * 64;
     let mut mem = vec![1u8; stride * np + 64];
     let off = mem.as_ptr().align_offset(64);
