@@ -56,6 +56,22 @@ macro_rules! unrolled {
 }
 pub(super) use unrolled;
 
+/// Has `values` computed here and not later, between other rounds.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,vaes,vpclmulqdq,bmi1,bmi2")]
+pub(super) fn pin<const N: usize>(values: [&mut __m512i; N]) {
+    for value in values {
+        // SAFETY: nothing is executed.
+        unsafe {
+            asm!(
+                "/* {} */",
+                inout(zmm_reg) *value,
+                options(nomem, nostack, preserves_flags)
+            );
+        }
+    }
+}
+
 /// One instruction of AES for each state of a list, with the round keys at `OFFSET`.
 macro_rules! each {
     ($instruction:literal, $states:ident, $keys:ident, $(($s:ident $n:literal))+) => {{

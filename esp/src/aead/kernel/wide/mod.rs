@@ -236,6 +236,7 @@ impl Line {
             } else {
                 row::work::<SEAL, false, SLOT>(self, products, pair);
             }
+            products.pin();
         }
     }
 

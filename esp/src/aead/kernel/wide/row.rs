@@ -3,7 +3,7 @@
 use core::arch::x86_64::*;
 
 use super::super::packet::Packet;
-use super::aes::{Keys, unrolled};
+use super::aes::{Keys, pin, unrolled};
 use super::hash::{Powers, Products};
 use super::{Kind, Line, bytes_of_text, finish, lanes, reverse_bytes};
 
@@ -167,6 +167,8 @@ pub(super) unsafe fn work<const SEAL: bool, const START: bool, const SLOT: usize
             if n + 1 < count {
                 pair[1] = finish_text::<SEAL, START>(line, n + 1);
             }
+            let [first, second] = pair;
+            pin([first, second]);
         } else {
             let powers = &Powers {
                 lanes: [line.row.powers; 4],
