@@ -23,13 +23,6 @@ pub(super) struct Keys {
     pub(super) extra: usize,
 }
 
-/// Round keys of the four lanes.
-#[derive(Clone, Copy)]
-pub(super) struct RoundKeys {
-    lanes: [*const u128; 4],
-    same: bool,
-}
-
 impl Keys {
     /// Keys with the same number of rounds.
     #[inline(always)]
@@ -42,12 +35,9 @@ impl Keys {
 
     /// Round keys number `skip` and on.
     #[inline(always)]
-    pub(super) fn from(&self, skip: usize) -> RoundKeys {
-        RoundKeys {
-            // The round keys are the first field of a key.
-            lanes: self.lanes.map(|key| key.cast::<u128>().wrapping_add(skip)),
-            same: self.same,
-        }
+    pub(super) fn from(&self, skip: usize) -> [*const u128; 4] {
+        // The round keys are the first field of a key.
+        self.lanes.map(|key| key.cast::<u128>().wrapping_add(skip))
     }
 }
 
@@ -66,17 +56,33 @@ macro_rules! unrolled {
 }
 pub(super) use unrolled;
 
+/// Has `values` computed here and not later, between other rounds.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,vaes,vpclmulqdq,bmi1,bmi2")]
+pub(super) fn pin<const N: usize>(values: [&mut __m512i; N]) {
+    for value in values {
+        // SAFETY: nothing is executed.
+        unsafe {
+            asm!(
+                "/* {} */",
+                inout(zmm_reg) * value,
+                options(nomem, nostack, preserves_flags)
+            );
+        }
+    }
+}
+
 /// One instruction of AES for each state of a list, with the round keys at `OFFSET`.
 macro_rules! each {
     ($instruction:literal, $states:ident, $keys:ident, $(($s:ident $n:literal))+) => {{
         let (_key, _high): (__m512i, __m512i);
-        if $keys.same {
+        if SAME {
             asm!(
                 "vbroadcasti32x4 {key}, [{k0} + {offset}]",
                 $(concat!(
                     $instruction, " {", stringify!($s), "}, {", stringify!($s), "}, {key}"
                 ),)+
-                k0 = in(reg) $keys.lanes[0],
+                k0 = in(reg) $keys[0],
                 offset = const OFFSET,
                 key = out(zmm_reg) _key,
                 $($s = inout(zmm_reg) $states[$n],)+
@@ -92,10 +98,10 @@ macro_rules! each {
                 $(concat!(
                     $instruction, " {", stringify!($s), "}, {", stringify!($s), "}, {key}"
                 ),)+
-                k0 = in(reg) $keys.lanes[0],
-                k1 = in(reg) $keys.lanes[1],
-                k2 = in(reg) $keys.lanes[2],
-                k3 = in(reg) $keys.lanes[3],
+                k0 = in(reg) $keys[0],
+                k1 = in(reg) $keys[1],
+                k2 = in(reg) $keys[2],
+                k3 = in(reg) $keys[3],
                 offset = const OFFSET,
                 key = out(zmm_reg) _key,
                 high = out(zmm_reg) _high,
@@ -107,7 +113,7 @@ macro_rules! each {
 }
 
 /// A function that applies one instruction of AES to the first `COUNT` states, with the round
-/// keys at `OFFSET` from the pointers of `keys`.
+/// keys at `OFFSET` from the pointers of `keys`; if `SAME`, the first is that of all lanes.
 macro_rules! step {
     ($(#[$doc:meta])* $name:ident, $instruction:literal) => {
         $(#[$doc])*
@@ -116,9 +122,9 @@ macro_rules! step {
         /// The CPU has what the kernel needs; the round keys exist.
         #[inline]
         #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,vaes,vpclmulqdq,bmi1,bmi2")]
-        pub(super) unsafe fn $name<const COUNT: usize, const OFFSET: usize>(
+        pub(super) unsafe fn $name<const SAME: bool, const COUNT: usize, const OFFSET: usize>(
             states: &mut [__m512i; STATES],
-            keys: &RoundKeys,
+            keys: &[*const u128; 4],
         ) {
             // SAFETY: the assembly reads the round keys and changes only the registers that
             // are named.

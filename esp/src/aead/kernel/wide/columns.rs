@@ -4,8 +4,8 @@ use core::arch::x86_64::*;
 
 use super::super::packet::Packet;
 use super::aes::{Keys, unrolled};
-use super::hash::{Powers, join};
-use super::{Line, Task, bytes_of_text, finish, lanes, reverse_bytes};
+use super::hash::{Powers, Products, join};
+use super::{Kind, Line, bytes_of_text, finish, lanes, reverse_bytes};
 
 /// Packets of a group and where their blocks lie in columns.
 pub(super) struct Group {
@@ -18,7 +18,10 @@ pub(super) struct Group {
     leads: [usize; 4],
     /// Whether any packet starts later than the others.
     ragged: bool,
-    texts: [*mut u8; 4],
+    /// Columns that are text from the first to the last byte, in all lanes.
+    whole: usize,
+    /// Addresses of column 0.
+    bases: [*mut u8; 4],
     /// Bytes of text.
     lens: [usize; 4],
     /// First hash block of each packet.
@@ -35,8 +38,26 @@ pub(super) struct Chunk {
     start: usize,
     /// Columns of text.
     text: usize,
+    /// Columns of hash input.
+    count: usize,
     /// Holds the last hash block.
     pub(super) last: bool,
+    powers: Powers,
+}
+
+impl Chunk {
+    /// Nothing to be done.
+    pub(super) const NOTHING: Self = Self {
+        group: core::ptr::null(),
+        start: 0,
+        text: 0,
+        count: 0,
+        last: false,
+        powers: Powers {
+            lanes: [core::ptr::null(); 4],
+            same: true,
+        },
+    };
 }
 
 impl Group {
@@ -49,7 +70,8 @@ impl Group {
             columns: 0,
             leads: [0; 4],
             ragged: false,
-            texts: [core::ptr::null_mut(); 4],
+            whole: 0,
+            bases: [core::ptr::null_mut(); 4],
             lens: [0; 4],
             aad: _mm512_setzero_si512(),
             lengths: _mm512_setzero_si512(),
@@ -76,12 +98,21 @@ pub(super) unsafe fn crypt<const SEAL: bool>(
         group.packets[..packets.len()].copy_from_slice(packets);
         let [a, b, c, d] = group.packets.map(|packet| &*packet);
         let all = [a, b, c, d];
-        group.texts = all.map(|packet| packet.text);
         group.lens = all.map(|packet| packet.len);
         let blocks = group.lens.map(|len| len.div_ceil(16));
         group.columns = blocks[0].max(blocks[1]).max(blocks[2].max(blocks[3]));
         group.leads = blocks.map(|blocks| group.columns - blocks);
         group.ragged = group.leads != [0; 4];
+        for (i, packet) in all.iter().enumerate() {
+            group.bases[i] = packet.text.wrapping_sub(16 * group.leads[i]);
+        }
+        let lens = &group.lens;
+        let shortest = lens[0].min(lens[1]).min(lens[2].min(lens[3]));
+        group.whole = if group.ragged || packets.len() < 4 {
+            0
+        } else {
+            shortest / 16
+        };
         for len in &mut group.lens[packets.len()..] {
             *len = 0;
         }
@@ -154,88 +185,200 @@ unsafe fn chunk<const SEAL: bool, const TEXT: usize, const COUNT: usize>(
         if first {
             line.counters[TEXT] = tag_counters;
         }
-        line.encrypt::<SEAL, COUNT>(keys);
+        line.encrypt_columns::<SEAL, COUNT>(keys);
         let last = start + TEXT == group.columns;
-        line.count = COUNT + usize::from(last);
+        let count = COUNT + usize::from(last);
         if first {
             line.masks = line.keystream[TEXT];
-            line.blocks[line.count - 1] = starting(group, 0);
+            line.blocks[count - 1] = starting(group, 0);
         }
         if last {
             line.blocks[0] = group.lengths;
         }
-        line.powers = Powers {
-            lanes: group.packets.map(|packet| (*packet).key().powers.as_ptr()),
-            same: keys.same,
-        };
-        line.task = Task::Columns(Chunk {
+        line.kind = Kind::Columns;
+        line.columns = Chunk {
             group,
             start,
             text: TEXT,
+            count,
             last,
-        });
+            powers: Powers {
+                lanes: group.packets.map(|packet| (*packet).key().powers.as_ptr()),
+                same: keys.same,
+            },
+        };
     }
 }
 
-/// Encrypts or decrypts four columns, or what is left of them.
+/// A part of the work on a chunk: four columns of text in each of the first two slots, two
+/// vectors of hash input in each of the next five.
 ///
 /// # Safety
 /// As for [`crypt`].
 #[inline(always)]
-pub(super) unsafe fn finish_text<const SEAL: bool>(line: &mut Line, chunk: &Chunk, quad: usize) {
-    if 4 * quad >= chunk.text {
-        return;
+pub(super) unsafe fn work<const SEAL: bool, const SLOT: usize>(
+    line: &mut Line,
+    products: &mut Products,
+) {
+    // SAFETY: the caller keeps the contract.
+    unsafe {
+        let left = line.columns.text.wrapping_sub(4 * SLOT);
+        match SLOT {
+            0 | 1 => match left {
+                1 => finish_column::<SEAL>(line, 4 * SLOT),
+                2 => finish_text::<SEAL, 2>(line, 4 * SLOT),
+                3 => finish_text::<SEAL, 3>(line, 4 * SLOT),
+                4..=8 => finish_text::<SEAL, 4>(line, 4 * SLOT),
+                _ => {}
+            },
+            2..=6 => {
+                let n = 2 * (SLOT - 2);
+                if n + 1 < line.columns.count {
+                    let pair = [line.blocks[n], line.blocks[n + 1]];
+                    products.add_two(pair, &line.columns.powers, n);
+                } else if n < line.columns.count {
+                    products.add(line.blocks[n], &line.columns.powers, n);
+                }
+            }
+            _ => {}
+        }
     }
+}
+
+/// Encrypts or decrypts columns `from` to `from + COLUMNS` of the chunk.
+///
+/// # Safety
+/// As for [`crypt`]; the chunk has these columns.
+#[inline(always)]
+unsafe fn finish_text<const SEAL: bool, const COLUMNS: usize>(line: &mut Line, from: usize) {
     // SAFETY: the caller keeps the contract; masks keep to the text.
     unsafe {
-        let group = &*chunk.group;
-        let columns = (chunk.text - 4 * quad).min(4);
-        let column = chunk.start + 4 * quad;
-        let keystream = &line.keystream[4 * quad..];
-        let zero = _mm512_setzero_si512();
-        let keystream = match columns {
-            1 => [keystream[0], zero, zero, zero],
-            2 => [keystream[0], keystream[1], zero, zero],
-            3 => [keystream[0], keystream[1], keystream[2], zero],
-            _ => [keystream[0], keystream[1], keystream[2], keystream[3]],
-        };
-        let keystream = transposed(keystream);
-        let mut rows = [zero; 4];
-        unrolled!(LANE < 4, {
-            let offset = 16 * (column as isize - group.leads[LANE] as isize);
-            let mask = bytes_of_text(offset, group.lens[LANE]) & (!0 >> (64 - 16 * columns));
-            let at = group.texts[LANE].wrapping_offset(offset);
-            let input = _mm512_maskz_loadu_epi8(mask, at.cast());
-            let output = _mm512_maskz_mov_epi8(mask, _mm512_xor_si512(input, keystream[LANE]));
-            _mm512_mask_storeu_epi8(at.cast(), mask, output);
-            rows[LANE] = if SEAL { output } else { input };
-        });
-        let blocks = transposed(rows);
-        // The number of the first of these columns in the hash, from the end.
-        let place = chunk.text - 4 * quad - 1 + usize::from(chunk.last);
+        let group = &*line.columns.group;
+        let column = line.columns.start + from;
+        let mut keystream = [_mm512_setzero_si512(); 4];
         unrolled!(I < 4, {
-            if I < columns {
-                let mut block = reverse_bytes(blocks[I]);
-                if group.ragged {
-                    block = _mm512_xor_si512(block, starting(group, column + I + 1));
-                }
-                if I == 0 && quad == 0 {
-                    block = _mm512_xor_si512(block, line.sum);
-                }
-                line.blocks[place - I] = block;
+            if I < COLUMNS {
+                keystream[I] = line.keystream[from + I];
+            }
+        });
+        let keystream = transposed(keystream);
+        let mut rows = keystream;
+        if COLUMNS == 4 && column + 4 <= group.whole {
+            unrolled!(LANE < 4, {
+                let at = group.bases[LANE].wrapping_add(16 * column);
+                let input = _mm512_loadu_si512(at.cast());
+                let output = _mm512_xor_si512(input, keystream[LANE]);
+                _mm512_storeu_si512(at.cast(), output);
+                rows[LANE] = if SEAL { output } else { input };
+            });
+        } else {
+            unrolled!(LANE < 4, {
+                let at = group.bases[LANE].wrapping_add(16 * column);
+                let mask = text_mask::<COLUMNS>(group, LANE, column);
+                let input = _mm512_maskz_loadu_epi8(mask, at.cast());
+                let output = _mm512_maskz_mov_epi8(mask, _mm512_xor_si512(input, keystream[LANE]));
+                _mm512_mask_storeu_epi8(at.cast(), mask, output);
+                rows[LANE] = if SEAL { output } else { input };
+            });
+        }
+        let blocks = transposed(rows);
+        unrolled!(I < 4, {
+            if I < COLUMNS {
+                put(line, group, from + I, blocks[I]);
             }
         });
     }
 }
 
+/// Encrypts or decrypts column `from` of the chunk.
+///
+/// # Safety
+/// As for [`crypt`]; the chunk has this column.
+#[inline(always)]
+unsafe fn finish_column<const SEAL: bool>(line: &mut Line, from: usize) {
+    // SAFETY: the caller keeps the contract; masks keep to the text.
+    unsafe {
+        let group = &*line.columns.group;
+        let column = line.columns.start + from;
+        let at = group.bases.map(|base| base.wrapping_add(16 * column));
+        let keystream = line.keystream[from];
+        let block;
+        if column < group.whole {
+            let input = join(at.map(|at| _mm_loadu_si128(at.cast())));
+            let output = _mm512_xor_si512(input, keystream);
+            _mm_storeu_si128(at[0].cast(), _mm512_castsi512_si128(output));
+            _mm_storeu_si128(at[1].cast(), _mm512_extracti32x4_epi32(output, 1));
+            _mm_storeu_si128(at[2].cast(), _mm512_extracti32x4_epi32(output, 2));
+            _mm_storeu_si128(at[3].cast(), _mm512_extracti32x4_epi32(output, 3));
+            block = if SEAL { output } else { input };
+        } else {
+            let masks = [
+                text_mask::<1>(group, 0, column) as u16,
+                text_mask::<1>(group, 1, column) as u16,
+                text_mask::<1>(group, 2, column) as u16,
+                text_mask::<1>(group, 3, column) as u16,
+            ];
+            let input = join([
+                _mm_maskz_loadu_epi8(masks[0], at[0].cast()),
+                _mm_maskz_loadu_epi8(masks[1], at[1].cast()),
+                _mm_maskz_loadu_epi8(masks[2], at[2].cast()),
+                _mm_maskz_loadu_epi8(masks[3], at[3].cast()),
+            ]);
+            let output = _mm512_xor_si512(input, keystream);
+            let lane = _mm512_castsi512_si128(output);
+            _mm_mask_storeu_epi8(at[0].cast(), masks[0], lane);
+            let lane = _mm512_extracti32x4_epi32(output, 1);
+            _mm_mask_storeu_epi8(at[1].cast(), masks[1], lane);
+            let lane = _mm512_extracti32x4_epi32(output, 2);
+            _mm_mask_storeu_epi8(at[2].cast(), masks[2], lane);
+            let lane = _mm512_extracti32x4_epi32(output, 3);
+            _mm_mask_storeu_epi8(at[3].cast(), masks[3], lane);
+            let mask = u64::from(masks[0])
+                | u64::from(masks[1]) << 16
+                | u64::from(masks[2]) << 32
+                | u64::from(masks[3]) << 48;
+            block = if SEAL {
+                _mm512_maskz_mov_epi8(mask, output)
+            } else {
+                input
+            };
+        }
+        put(line, group, from, block);
+    }
+}
+
+/// The bytes of text among `COLUMNS` columns from `column`.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,vaes,vpclmulqdq,bmi1,bmi2")]
+fn text_mask<const COLUMNS: usize>(group: &Group, lane: usize, column: usize) -> u64 {
+    let offset = 16 * (column as isize - group.leads[lane] as isize);
+    bytes_of_text(offset, group.lens[lane]) & (!0 >> (64 - 16 * COLUMNS))
+}
+
+/// Puts the hash input of column `n` of the chunk to its place.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,vaes,vpclmulqdq,bmi1,bmi2")]
+fn put(line: &mut Line, group: &Group, n: usize, block: __m512i) {
+    let chunk = &line.columns;
+    let mut block = reverse_bytes(block);
+    if group.ragged {
+        block = _mm512_xor_si512(block, starting(group, chunk.start + n + 1));
+    }
+    if n == 0 && chunk.start > 0 {
+        block = _mm512_xor_si512(block, line.sum);
+    }
+    let place = chunk.text - 1 - n + usize::from(chunk.last);
+    line.blocks[place] = block;
+}
+
 /// # Safety
 /// As for [`crypt`].
 #[inline(always)]
-pub(super) unsafe fn finish_tags<const SEAL: bool>(chunk: &Chunk, sums: __m512i, masks: __m512i) {
+pub(super) unsafe fn finish_tags<const SEAL: bool>(line: &mut Line) {
     // SAFETY: the caller keeps the contract.
     unsafe {
-        let tags = _mm512_xor_si512(reverse_bytes(sums), masks);
-        let group = &*chunk.group;
+        let tags = _mm512_xor_si512(reverse_bytes(line.sum), line.masks);
+        let group = &*line.columns.group;
         finish::<SEAL>(group.packets[0], _mm512_castsi512_si128(tags));
         finish::<SEAL>(group.packets[1], _mm512_extracti32x4_epi32(tags, 1));
         if group.count > 2 {

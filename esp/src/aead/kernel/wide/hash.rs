@@ -3,6 +3,7 @@
 use core::arch::x86_64::*;
 
 use super::super::key::POLYNOMIAL;
+use super::aes::pin;
 
 /// `a ^ b ^ c`, for `vpternlogq`.
 const SUM: i32 = 0x96;
@@ -47,6 +48,13 @@ impl Products {
         }
     }
 
+    /// Has all that was added computed here.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,vaes,vpclmulqdq,bmi1,bmi2")]
+    pub(super) fn pin(&mut self) {
+        pin([&mut self.low, &mut self.middle, &mut self.high]);
+    }
+
     /// Adds `block` times power number `n`.
     ///
     /// # Safety
@@ -76,7 +84,12 @@ impl Products {
             // A broadcast of 64 bits is part of the load; one of 128 bits is not.
             // SAFETY: the caller keeps the contract.
             let half = |i: usize| unsafe {
-                _mm512_set1_epi64(powers.lanes[0].cast::<i64>().add(2 * n + i).read_unaligned())
+                _mm512_set1_epi64(
+                    powers.lanes[0]
+                        .cast::<i64>()
+                        .add(2 * n + i)
+                        .read_unaligned(),
+                )
             };
             let (a_low, a_high, b_low, b_high) = (half(0), half(1), half(2), half(3));
             low_a = _mm512_clmulepi64_epi128(a, a_low, 0x00);

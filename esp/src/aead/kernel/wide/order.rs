@@ -78,4 +78,3 @@ fn class_of(packet: &Packet) -> u8 {
         (packet.key().rounds as u8 / 2 - 5) * (MOST_BLOCKS as u8 + 1 + SPREAD) + blocks as u8
     }
 }
-
