@@ -63,6 +63,14 @@ impl Cores {
         })
     }
 
+    /// The first core alone.
+    pub(crate) fn alone(&self) -> Self {
+        Self {
+            cpus: self.cpus[..1].to_vec(),
+            clock: self.clock.clone(),
+        }
+    }
+
     /// The core of the calling thread.
     pub(crate) fn first(&self) -> usize {
         self.cpus[0]
