@@ -1,5 +1,5 @@
-//! The outbound passes around the cryptography: measure a packet and make room, then, with
-//! its sequence number, write headers, padding and trailer.
+//! The outbound pass before the cryptography: measure a packet and make room, then, with its
+//! sequence number, write headers, padding and trailer.
 
 use vesper_sa::{Df, Dscp, Ecn, Mode, OutboundRefusal, TunnelHeader};
 
@@ -97,6 +97,7 @@ impl Measured {
 /// On refusal the buffer is as it was.
 pub(crate) fn measure<B: Buffer>(entry: &mut Outbound<'_, B>) -> Result<Measured, Verdict> {
     let context = entry.sa.context();
+    let mtu = entry.sa.mtu();
     let mut measured = match (entry.content, context.mode()) {
         (Content::Ip, Mode::Tunnel) => measure_tunnel(entry.sa, &mut entry.packet)?,
         (Content::Ip, Mode::Transport) => measure_transport(entry.sa, &mut entry.packet)?,
@@ -104,8 +105,8 @@ pub(crate) fn measure<B: Buffer>(entry: &mut Outbound<'_, B>) -> Result<Measured
     };
     let mut payload = measured.packet_len as usize - usize::from(measured.header_len);
     if context.mode() == Mode::Tunnel {
-        let tfc = context.tfc_target().saturating_sub(payload);
-        // The target is a 16-bit number.
+        let tfc = context.tfc_padding(payload, mtu);
+        // At most the target, a 16-bit number.
         measured.tfc = tfc as u16;
         payload += tfc;
     }
@@ -116,11 +117,11 @@ pub(crate) fn measure<B: Buffer>(entry: &mut Outbound<'_, B>) -> Result<Measured
     let front = usize::from(measured.front);
     let back = measured.back as usize;
     let sealed_len = measured.packet_len as usize + front + back;
-    if let Some(mtu) = context.mtu()
-        && sealed_len > mtu
+    if let Some(mtu) = mtu
+        && sealed_len > mtu as usize
     {
         let header_len = usize::from(measured.header_len);
-        let mtu = context.max_packet(mtu, header_len).unwrap_or(0);
+        let mtu = context.max_packet(mtu as usize, header_len).unwrap_or(0);
         return Err(Verdict::TooBig { mtu: mtu as u32 });
     }
     if sealed_len > longest(context.headers().version()) {
@@ -274,12 +275,16 @@ pub(crate) fn unmeasure<B: Buffer>(packet: &mut B, measured: &Measured) {
     packet.trim_back(measured.back as usize);
 }
 
-/// Writes everything but ciphertext and ICV.
-pub(crate) fn write(sa: &EspSa, packet: &mut [u8], measured: &Measured, sequence: u64) {
+/// Writes everything but ciphertext and ICV, and returns the ESP packet within `packet`.
+#[inline]
+pub(crate) fn write<'p>(
+    sa: &EspSa,
+    packet: &'p mut [u8],
+    measured: &Measured,
+    sequence: u64,
+) -> &'p mut [u8] {
     let context = sa.context();
     let headers = context.headers();
-    let len = packet.len();
-    let esp_at = measured.esp_at(context);
     if measured.header_len == 0 {
         headers.write_with_ip(packet);
         match headers.version() {
@@ -288,32 +293,51 @@ pub(crate) fn write(sa: &EspSa, packet: &mut [u8], measured: &Measured, sequence
         }
     } else {
         move_transport_header(context, packet, measured);
-        packet[esp_at - headers.udp_len()..esp_at + 4].copy_from_slice(headers.without_ip());
     }
     if measured.decrement {
         decrement_hop_limit(measured.version, &mut packet[measured.front.into()..]);
     }
+    let esp_at = measured.esp_at(context);
     if context.is_udp() {
-        let udp_at = esp_at - 8;
-        let udp_len = (len - udp_at) as u16;
-        packet[udp_at + 4..udp_at + 6].copy_from_slice(&udp_len.to_be_bytes());
+        let udp_len = (packet.len() - (esp_at - 8)) as u16;
+        packet[esp_at - 4..esp_at - 2].copy_from_slice(&udp_len.to_be_bytes());
     }
-    packet[esp_at + 4..esp_at + 8].copy_from_slice(&(sequence as u32).to_be_bytes());
-    let iv_at = esp_at + 8;
-    context
-        .cipher()
-        .write_iv(sequence, &mut packet[iv_at..iv_at + context.iv_len()]);
+    let esp = &mut packet[esp_at..];
+    let (header, text) = esp.split_at_mut(8 + context.iv_len());
+    header[4..8].copy_from_slice(&(sequence as u32).to_be_bytes());
+    context.cipher().write_iv(sequence, &mut header[8..]);
+    write_trailer(context, text, measured);
+    esp
+}
 
-    let back_at = len - measured.back as usize;
-    let (tfc, trailer) = packet[back_at..].split_at_mut(measured.tfc.into());
-    if !tfc.is_empty() {
-        tfc.fill(0);
+/// Padding for traffic flow confidentiality, padding, pad length and next header at the end of
+/// `text`, in front of the ICV.
+//= https://www.rfc-editor.org/rfc/rfc4303#section-2.4
+//# The first padding byte appended to the plaintext is
+//# numbered 1, with subsequent padding bytes making up a monotonically
+//# increasing sequence: 1, 2, 3, ....
+#[inline]
+fn write_trailer(context: &EspContext, text: &mut [u8], measured: &Measured) {
+    let end = text.len() - context.icv_len();
+    let text = &mut text[..end];
+    if measured.tfc == 0
+        && measured.padding < 6
+        && let Some(last) = text.last_chunk_mut::<8>()
+    {
+        // Eight bytes at once: what belongs to the payload stays.
+        const TRAILER: u64 = u64::from_be_bytes([1, 2, 3, 4, 5, 0, 0, 0]);
+        let bits = u32::from(measured.padding) * 8;
+        let payload = !(u64::MAX >> (48 - bits)) & u64::from_be_bytes(*last);
+        let padding = TRAILER >> (64 - bits).min(63) << 16;
+        let end = u64::from(measured.padding) << 8 | u64::from(measured.next_header);
+        let padding = if bits == 0 { 0 } else { padding };
+        *last = (payload | padding | end).to_be_bytes();
+        return;
     }
+    let trailer_at = end - 2 - usize::from(measured.padding) - usize::from(measured.tfc);
+    let (tfc, trailer) = text[trailer_at..].split_at_mut(measured.tfc.into());
+    tfc.fill(0);
     let (padding, rest) = trailer.split_at_mut(measured.padding.into());
-    //= https://www.rfc-editor.org/rfc/rfc4303#section-2.4
-    //# The first padding byte appended to the plaintext is
-    //# numbered 1, with subsequent padding bytes making up a monotonically
-    //# increasing sequence: 1, 2, 3, ....
     for (byte, value) in padding.iter_mut().zip(1..) {
         *byte = value;
     }
@@ -323,6 +347,7 @@ pub(crate) fn write(sa: &EspSa, packet: &mut [u8], measured: &Measured, sequence
 
 /// Type of service, length, identification, fragment bits and checksum of an outer IPv4
 /// header.
+#[inline]
 fn finish_ipv4(sa: &EspSa, packet: &mut [u8], measured: &Measured, sequence: u64) {
     let tunnel = &sa.params().tunnel;
     let class = outer_traffic_class(tunnel, measured.traffic_class);
@@ -335,10 +360,6 @@ fn finish_ipv4(sa: &EspSa, packet: &mut [u8], measured: &Measured, sequence: u64
         Df::Clear => false,
     };
     let bits = u16::from(dont_fragment) << 14;
-    packet[1] = class;
-    packet[2..4].copy_from_slice(&len.to_be_bytes());
-    packet[4..6].copy_from_slice(&identification.to_be_bytes());
-    packet[6..8].copy_from_slice(&bits.to_be_bytes());
     let sum = sa
         .context()
         .headers()
@@ -348,7 +369,13 @@ fn finish_ipv4(sa: &EspSa, packet: &mut [u8], measured: &Measured, sequence: u64
         .word(identification)
         .word(bits)
         .finish();
-    packet[10..12].copy_from_slice(&sum.to_be_bytes());
+    if let Some(header) = packet.first_chunk_mut::<12>() {
+        header[1] = class;
+        header[2..4].copy_from_slice(&len.to_be_bytes());
+        header[4..6].copy_from_slice(&identification.to_be_bytes());
+        header[6..8].copy_from_slice(&bits.to_be_bytes());
+        header[10..12].copy_from_slice(&sum.to_be_bytes());
+    }
 }
 
 /// Traffic class, flow label and length of an outer IPv6 header.
@@ -386,11 +413,13 @@ fn outer_traffic_class(tunnel: &TunnelHeader, inner: u8) -> u8 {
 }
 
 /// Moves the IP header in front of the ESP header and corrects its length, protocol and
-/// checksum.
+/// checksum, and writes UDP header and SPI behind it.
 fn move_transport_header(context: &EspContext, packet: &mut [u8], measured: &Measured) {
+    let headers = context.headers();
     let front = usize::from(measured.front);
     let header_len = usize::from(measured.header_len);
     packet.copy_within(front..front + header_len, 0);
+    packet[header_len..header_len + headers.udp_len() + 4].copy_from_slice(headers.without_ip());
     packet[usize::from(measured.protocol_at)] = if context.is_udp() {
         protocol::UDP
     } else {
@@ -410,16 +439,17 @@ fn move_transport_header(context: &EspContext, packet: &mut [u8], measured: &Mea
     }
 }
 
-/// The UDP checksum of a sealed packet: none over IPv4, computed over IPv6.
-///
-/// RFC 3948 section 2.1 wants it zero over IPv4. IPv6 receivers drop a zero checksum unless
-/// they were told to expect it (RFC 6935), so it is computed there.
-pub(crate) fn finish_udp(context: &EspContext, packet: &mut [u8], measured: &Measured) {
-    if !context.is_udp() || context.headers().version() == IpVersion::V4 {
+/// The UDP checksum of a packet that was sealed by an association which has one.
+pub(crate) fn write_udp_checksum(context: &EspContext, packet: &mut [u8]) {
+    if !context.has_udp_checksum() {
         return;
     }
-    let udp_at = measured.esp_at(context) - 8;
-    let (header, udp) = packet.split_at_mut(udp_at);
+    // The packet was made by `write`: an IPv6 header, extension headers and UDP.
+    let Ok(ip) = IpHeader::parse(packet) else {
+        return;
+    };
+    let (header, udp) = packet.split_at_mut(ip.header_len);
+    udp[6..8].fill(0);
     let sum = Checksum::new()
         .bytes(&header[8..40])
         .word(protocol::UDP.into())

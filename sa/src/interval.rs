@@ -65,6 +65,11 @@ impl IntervalIndex {
         }
     }
 
+    /// How many ranges have to be looked at for every address.
+    pub(crate) fn broad(&self) -> usize {
+        self.broad.len()
+    }
+
     /// Two ascending lists of numbers among which all ranges are that contain the address:
     /// those of its interval and the broad ones, some of which may not contain it.
     pub(crate) fn candidates(&self, address: IpAddr) -> (&[u32], &[u32]) {

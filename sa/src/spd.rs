@@ -56,8 +56,9 @@ pub struct Spd {
 #[derive(Clone, Debug)]
 struct Rules {
     policies: Vec<Policy>,
-    /// By the address of the far side.
     index: IntervalIndex,
+    /// The index is by destination, not by source.
+    by_destination: bool,
 }
 
 impl Spd {
@@ -78,8 +79,8 @@ impl Spd {
             .into_iter()
             .partition(|policy| policy.direction == Direction::Outbound);
         Self {
-            outbound: Rules::new(outbound, |selector| selector.destination),
-            inbound: Rules::new(inbound, |selector| selector.source),
+            outbound: Rules::new(outbound),
+            inbound: Rules::new(inbound),
             otherwise,
         }
     }
@@ -93,8 +94,8 @@ impl Spd {
     /// The first policy that matches a packet.
     pub fn policy(&self, direction: Direction, flow: &Flow) -> Option<&Policy> {
         match direction {
-            Direction::Outbound => self.outbound.first_match(flow.destination, flow),
-            Direction::Inbound => self.inbound.first_match(flow.source, flow),
+            Direction::Outbound => self.outbound.first_match(flow),
+            Direction::Inbound => self.inbound.first_match(flow),
         }
     }
 
@@ -120,21 +121,38 @@ impl Default for Spd {
 }
 
 impl Rules {
-    fn new(policies: Vec<Policy>, far_side: fn(&Selector) -> Option<AddressRange>) -> Self {
-        let ranges: Vec<_> = policies
-            .iter()
-            .map(|policy| far_side(&policy.selector))
-            .collect();
+    /// Indexes the policies by the address that tells more of them apart.
+    fn new(policies: Vec<Policy>) -> Self {
+        let index = |range: fn(&Selector) -> Option<AddressRange>| {
+            let ranges: Vec<_> = policies
+                .iter()
+                .map(|policy| range(&policy.selector))
+                .collect();
+            IntervalIndex::new(&ranges)
+        };
+        let by_source = index(|selector| selector.source);
+        let by_destination = index(|selector| selector.destination);
+        let prefers_destination = by_destination.broad() <= by_source.broad();
         Self {
             policies,
-            index: IntervalIndex::new(&ranges),
+            index: if prefers_destination {
+                by_destination
+            } else {
+                by_source
+            },
+            by_destination: prefers_destination,
         }
     }
 
-    fn first_match(&self, far_side: IpAddr, flow: &Flow) -> Option<&Policy> {
+    fn first_match(&self, flow: &Flow) -> Option<&Policy> {
+        let address = if self.by_destination {
+            flow.destination
+        } else {
+            flow.source
+        };
         let policy = |&number: &u32| self.policies.get(number as usize);
         let matches = |policy: &&Policy| policy.selector.matches(flow);
-        let (narrow, broad) = self.index.candidates(far_side);
+        let (narrow, broad) = self.index.candidates(address);
         let narrow = narrow
             .iter()
             .find(|number| policy(number).as_ref().is_some_and(matches));

@@ -29,7 +29,9 @@ struct Slot<C> {
     sa: Option<Arc<Sa<C>>>,
 }
 
+/// The key is here so that finding an association does not wait for its memory.
 struct InboundEntry<C> {
+    key: ReceiveKey,
     sa: Arc<Sa<C>>,
     handle: SaHandle,
 }
@@ -67,9 +69,9 @@ impl<C> SaTable<C> {
     }
 
     pub(crate) fn inbound(&self, key: &ReceiveKey) -> Option<(SaHandle, &Arc<Sa<C>>)> {
-        let entry = self.inbound.find(self.hash(key), |entry| {
-            ReceiveKey::of(entry.sa.params()) == *key
-        })?;
+        let entry = self
+            .inbound
+            .find(self.hash(key), |entry| entry.key == *key)?;
         Some((entry.handle, &entry.sa))
     }
 
@@ -130,17 +132,17 @@ impl<C> SaTable<C> {
         }
         match sa.direction() {
             Direction::Inbound => {
-                let hash = self.hash(&ReceiveKey::of(sa.params()));
+                let key = ReceiveKey::of(sa.params());
+                let hash = self.hash(&key);
                 let Self {
                     inbound, hasher, ..
                 } = self;
                 let entry = InboundEntry {
+                    key,
                     sa: Arc::clone(&sa),
                     handle,
                 };
-                inbound.insert_unique(hash, entry, |entry| {
-                    hasher.hash_one(ReceiveKey::of(entry.sa.params()))
-                });
+                inbound.insert_unique(hash, entry, |entry| hasher.hash_one(entry.key));
             }
             Direction::Outbound if sa.params().reqid == 0 => {}
             Direction::Outbound => {
@@ -230,6 +232,7 @@ impl<C> Clone for Slot<C> {
 impl<C> Clone for InboundEntry<C> {
     fn clone(&self) -> Self {
         Self {
+            key: self.key,
             sa: Arc::clone(&self.sa),
             handle: self.handle,
         }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use common::{Random, params};
 use proptest::prelude::*;
 use vesper_sa::{
-    ChangeError, Direction, Events, InboundRefusal, Lifetime, Limits, OutboundRefusal, Sa,
+    ChangeError, Direction, Events, InboundRefusal, Lease, Lifetime, Limits, OutboundRefusal, Sa,
     SaParams, SaState, SaUpdate, Timestamp, UpdateError,
 };
 
@@ -45,7 +45,8 @@ impl Model {
         let hard = self.lifetime.hard;
         let soft = self.lifetime.soft;
         let (bytes, packets) = (self.bytes + u64::from(length), self.packets + 1);
-        if over(hard.bytes, bytes) || over(hard.packets, packets) {
+        let is_used_up = reached(hard.bytes, self.bytes);
+        if over(hard.bytes, bytes) || over(hard.packets, packets) || is_used_up {
             self.dead = true;
             return (false, Events::HARD_EXPIRE);
         }
@@ -75,8 +76,7 @@ fn limits() -> impl Strategy<Value = Limits> {
     let bytes = prop::option::of(prop_oneof![
         0..5_000_u64,
         Just(u64::MAX),
-        Just(300),
-        Just(301)
+        (0..20_u64).prop_map(|n| n * 100)
     ]);
     let packets = prop::option::of(prop_oneof![0..40_u64, Just(u64::MAX)]);
     (bytes, packets).prop_map(|(bytes, packets)| Limits {
@@ -87,11 +87,13 @@ fn limits() -> impl Strategy<Value = Limits> {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
     #[test]
     fn batches_are_charged_as_single_packets(
         soft in limits(),
         hard in limits(),
-        batches in prop::collection::vec(prop::collection::vec(0..400_u32, 0..9), 1..12),
+        batches in prop::collection::vec(prop::collection::vec(prop_oneof![0..400_u32, Just(100), Just(0)], 0..9), 1..12),
     ) {
         let lifetime = Lifetime { soft, hard };
         let outbound = sa(Direction::Outbound, lifetime);
@@ -127,6 +129,24 @@ proptest! {
             }
         }
     }
+}
+
+#[test]
+fn the_last_byte_is_carried() {
+    let bytes = |bytes| Limits {
+        bytes: Some(bytes),
+        ..Limits::default()
+    };
+    let lifetime = Lifetime {
+        soft: bytes(200),
+        hard: bytes(300),
+    };
+    let sa = sa(Direction::Outbound, lifetime);
+    assert_eq!(sa.reserve(NOW, [199].into_iter()).events, Events::NONE);
+    assert_eq!(sa.reserve(NOW, [1].into_iter()).events, Events::SOFT_EXPIRE);
+    let last = sa.reserve(NOW, [100, 0].into_iter());
+    assert_eq!((last.count, last.events), (1, Events::HARD_EXPIRE));
+    assert_eq!(sa.reserve(NOW, [0].into_iter()).count, 0);
 }
 
 #[test]
@@ -251,6 +271,13 @@ fn the_high_half_only_goes_up() {
     let outbound = Sa::new(params, (), NOW).unwrap();
     assert_eq!(outbound.update(&high(6)), Ok(Events::NONE));
     assert_eq!(outbound.reserve(NOW, [1].into_iter()).first, 6 << 32 | 701);
+    let next = outbound.sequence() + 1;
+    outbound
+        .set_lease(Lease::new(next, next + 100).unwrap())
+        .unwrap();
+    let outside = UpdateError::OutsideLease { requested: 7 };
+    assert_eq!(outbound.update(&high(7)), Err(outside));
+    assert_eq!(outbound.reserve(NOW, [1].into_iter()).first, next);
     let error: &dyn std::error::Error = &ChangeError::Update(back);
     assert!(error.source().is_some());
 }

@@ -201,6 +201,16 @@ fn a_sender_many_subspaces_ahead_is_found_again() {
     assert_eq!(sa.check(501), Ok(sent + 1));
     assert_eq!(sa.statistics().authentication_failures, 16);
 
+    // A packet that authenticates ends the row.
+    for _ in 0..15 {
+        sa.authentication_failed(Timestamp::from_secs(9));
+    }
+    assert!(accept(&sa, sent + 1));
+    for _ in 0..15 {
+        assert!(sa.authentication_failed(Timestamp::from_secs(9)).is_empty());
+    }
+    assert_eq!(sa.resync_candidates(7).count(), 0);
+
     // Without extended sequence numbers there is nothing to look for, and one report a second.
     let sa = inbound(64, false, 1000);
     let reports = (0..160)

@@ -214,6 +214,8 @@ fn impossible_fields_are_named() {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
     #[test]
     fn hostile_bytes_are_refused_or_mean_what_they_say(
         seed in 0..300_u64,

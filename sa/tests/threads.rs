@@ -8,10 +8,21 @@ use std::thread;
 
 use common::{Random, inbound, params};
 use vesper_sa::{
-    Direction, Events, Lease, Lifetime, Limits, OutboundRefusal, Sa, SaParams, SaState, Timestamp,
+    Database, Direction, Events, Lease, Lifetime, Limits, OutboundRefusal, Reader, Readers, Sa,
+    SaParams, SaState, Timestamp,
 };
 
 const THREADS: u64 = 4;
+
+/// What threads share, and what each has of its own.
+const _: () = {
+    const fn is_shared<T: Send + Sync>() {}
+    const fn is_sent<T: Send>() {}
+    is_shared::<Sa<Vec<u8>>>();
+    is_shared::<Readers<Vec<u8>>>();
+    is_sent::<Reader<Vec<u8>>>();
+    is_sent::<Database<Vec<u8>>>();
+};
 
 #[test]
 fn a_number_that_all_threads_commit_is_accepted_once() {
@@ -45,6 +56,10 @@ fn commit_from_all_threads(round: u64) {
                         .collect();
                     let mut commit = sa.commit(Timestamp::ZERO);
                     for number in checked {
+                        if random.below(256) == 0 {
+                            // Lets the others try while this one decides.
+                            thread::yield_now();
+                        }
                         if commit.accept(number, 10).is_ok() {
                             match accepted.get(number as usize) {
                                 Some(count) => count.fetch_add(1, Ordering::Relaxed),
@@ -90,7 +105,13 @@ fn threads_get_disjoint_numbers_within_the_lease() {
                 let mut mine = Vec::new();
                 loop {
                     let run = 1 + random.below(64) as usize;
-                    let granted = sa.reserve(Timestamp::ZERO, vec![1; run].into_iter());
+                    // Lets the others try while this one counts.
+                    let lengths = (0..run).inspect(|_| {
+                        if random.below(256) == 0 {
+                            thread::yield_now();
+                        }
+                    });
+                    let granted = sa.reserve(Timestamp::ZERO, lengths.map(|_| 1));
                     mine.extend(granted.first..granted.first + u64::from(granted.count));
                     if granted.events.contains(Events::LEASE_LOW) {
                         low.fetch_add(1, Ordering::Relaxed);

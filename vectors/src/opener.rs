@@ -170,9 +170,23 @@ impl Opener {
     fn add(&mut self, entry: Entry, implementations: &[Implementation]) -> Result<(), OpenerError> {
         let line = entry.line();
         let suite = entry.keys().suite();
+        // The implementation that a data path would use decides; the others give their opinion.
+        let chosen = entry
+            .keys()
+            .fastest_cipher()
+            .map_err(|error| OpenerError::Association {
+                line,
+                error: AssociationError::Cipher(error),
+            })?
+            .implementation();
+        let mut supporting: Vec<Implementation> = implementations
+            .iter()
+            .copied()
+            .filter(|implementation| implementation.supports(suite))
+            .collect();
+        supporting.sort_by_key(|&implementation| implementation != chosen);
         let mut lanes = Vec::new();
-        let supporting = implementations.iter().filter(|other| other.supports(suite));
-        for &implementation in supporting {
+        for implementation in supporting {
             let mut sas = HashMap::new();
             if let Entry::State(state) = &entry {
                 let sa = inbound(state, implementation)

@@ -157,42 +157,33 @@ fn list(sources: &[Source], json: bool) -> Result<bool, Stop> {
 fn print(output: &Output<'_>) -> Result<(), Stop> {
     let report = output.report;
     let mut out = io::stdout().lock();
-    let mut scores = table(&[
-        "source",
-        " tests",
-        "implementation",
-        " passed",
-        " failed",
-        " skipped",
-    ]);
-    for source in &report.sources {
-        for (index, score) in source.results.iter().enumerate() {
-            let first = index == 0;
-            scores.add_row([
-                Cell::new(if first { source.name.as_str() } else { "" }),
-                number(if first { source.tests } else { 0 }),
-                Cell::new(score.implementation),
-                number(score.passed),
-                number(score.failed),
-                number(score.skipped.values().sum()),
-            ]);
+    if let Some(first) = report.sources.first() {
+        let mut columns = vec!["source".to_owned(), " tests".to_owned()];
+        let names = first.results.iter().map(|score| score.implementation);
+        columns.extend(names.map(|name| format!(" {name}")));
+        let columns: Vec<&str> = columns.iter().map(String::as_str).collect();
+        let mut scores = table(&columns);
+        for source in &report.sources {
+            let mut row = vec![Cell::new(&source.name), number(source.tests)];
+            row.extend(source.results.iter().map(|score| {
+                Cell::new(match (score.passed, score.failed) {
+                    (0, 0) => "-".to_owned(),
+                    (passed, 0) => grouped(passed),
+                    (passed, failed) => format!("{}, {} FAILED", grouped(passed), grouped(failed)),
+                })
+            }));
+            scores.add_row(row);
         }
-    }
-    if !report.sources.is_empty() {
         writeln!(out, "{scores}")?;
     }
-    let mut skips: BTreeMap<(&str, &str), u64> = BTreeMap::new();
-    for score in report.sources.iter().flat_map(|source| &source.results) {
-        for (reason, tests) in &score.skipped {
-            *skips.entry((score.implementation, reason)).or_default() += tests;
+    for (implementation, reasons) in skips(report) {
+        let total: u64 = reasons.values().sum();
+        writeln!(out, "{implementation} skipped {} tests:", grouped(total))?;
+        let mut reasons: Vec<(&str, u64)> = reasons.into_iter().collect();
+        reasons.sort_by_key(|&(_, tests)| std::cmp::Reverse(tests));
+        for (reason, tests) in reasons {
+            writeln!(out, "{:>8} {reason}", grouped(tests))?;
         }
-    }
-    for ((implementation, reason), tests) in skips {
-        writeln!(
-            out,
-            "skipped {} on {implementation}: {reason}",
-            grouped(tests)
-        )?;
     }
     for name in &output.unavailable {
         writeln!(out, "skipped everything on {name}: this CPU cannot run it")?;
@@ -218,4 +209,19 @@ fn print(output: &Output<'_>) -> Result<(), Stop> {
         writeln!(out, "{}", judged("nothing ran", false))?;
     }
     Ok(out.flush()?)
+}
+
+/// What each implementation has skipped, by reason.
+fn skips(report: &Report) -> BTreeMap<&str, BTreeMap<&str, u64>> {
+    let mut skips: BTreeMap<&str, BTreeMap<&str, u64>> = BTreeMap::new();
+    for score in report.sources.iter().flat_map(|source| &source.results) {
+        for (reason, tests) in &score.skipped {
+            *skips
+                .entry(score.implementation)
+                .or_default()
+                .entry(reason)
+                .or_default() += tests;
+        }
+    }
+    skips
 }

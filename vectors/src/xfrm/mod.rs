@@ -19,11 +19,13 @@
 //! ```
 
 mod algorithm;
+mod flags;
 mod lexeme;
 mod selector;
 mod shell;
 mod state;
 mod wireshark;
+mod words;
 
 use core::fmt;
 use std::collections::HashMap;
@@ -37,7 +39,8 @@ use vesper_esp::{Suite, SuiteError};
 use vesper_sa::Spi;
 use zeroize::Zeroizing;
 
-pub use state::{Flags, State};
+pub use flags::Flags;
+pub use state::State;
 pub use wireshark::{AddressPattern, Row, SpiPattern};
 
 /// One association of a file.

@@ -6,7 +6,7 @@ use vesper_sa::{AddressRange, Selector};
 
 use super::Reason;
 use super::lexeme::{number, prefix};
-use super::state::{Fault, Words};
+use super::words::{Fault, Words};
 
 /// Reads the words after `sel`, up to the first that is not part of a selector.
 ///

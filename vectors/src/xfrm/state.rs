@@ -9,8 +9,10 @@ use vesper_sa::{
 };
 
 use super::algorithm::Algorithms;
-use super::lexeme::{address, number, shown};
+use super::flags::Flags;
+use super::lexeme::{address, number};
 use super::shell::Word;
+use super::words::{Fault, Words, command};
 use super::{Keys, Reason, selector};
 
 /// What an `ip xfrm state add` line says.
@@ -51,26 +53,6 @@ pub struct State {
     pub keys: Keys,
 }
 
-/// `flag` and `extra-flag` words that have an effect.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[allow(clippy::struct_excessive_bools, reason = "they are independent flags")]
-pub struct Flags {
-    /// `esn`: extended sequence numbers.
-    pub esn: bool,
-    /// `noecn`: the outer ECN field is neither copied from nor merged into the inner one.
-    pub noecn: bool,
-    /// `decap-dscp`: the receiver copies the outer DSCP to the inner packet.
-    pub decap_dscp: bool,
-    /// `nopmtudisc`: the outer don't-fragment bit is clear.
-    pub nopmtudisc: bool,
-    /// `dont-encap-dscp`: the outer DSCP is 0.
-    pub dont_encap_dscp: bool,
-    /// `af-unspec`: the tunnel carries IPv4 and IPv6 alike.
-    pub af_unspec: bool,
-    /// `icmp`: ICMP errors about the selected flows are let through.
-    icmp: bool,
-}
-
 impl State {
     /// The parameters of the association in this direction.
     pub fn params(&self, direction: Direction) -> SaParams {
@@ -105,83 +87,9 @@ impl State {
     }
 }
 
-/// Line, word and reason.
-pub(super) type Fault = (usize, String, Reason);
-
-/// A cursor over the words of a line.
-pub(super) struct Words<'a> {
-    words: &'a [Word],
-    /// The word that is being honoured, for messages.
-    name: &'a str,
-    next: usize,
-}
-
-impl<'a> Words<'a> {
-    /// The next word, which stays.
-    pub(super) fn peek(&self) -> Option<&'a str> {
-        self.words.get(self.next).map(|word| word.text.as_str())
-    }
-
-    /// Takes the next word as the one that is being honoured.
-    pub(super) fn step(&mut self) {
-        if let Some(word) = self.words.get(self.next) {
-            self.name = word.text.as_str();
-            self.next += 1;
-        }
-    }
-
-    /// The word that is being honoured.
-    pub(super) const fn current(&self) -> &'a str {
-        self.name
-    }
-
-    /// Takes a value of the word that is being honoured.
-    pub(super) fn value(&mut self) -> Result<&'a str, Fault> {
-        let Some(word) = self.words.get(self.next) else {
-            return Err(self.fault(Reason::NoValue));
-        };
-        self.next += 1;
-        Ok(word.text.as_str())
-    }
-
-    /// Blames the word that is being honoured.
-    pub(super) fn fault(&self, reason: Reason) -> Fault {
-        self.fault_at(self.name, reason)
-    }
-
-    /// Blames the next word.
-    pub(super) fn fault_here(&self, reason: Reason) -> Fault {
-        match self.words.get(self.next) {
-            Some(word) => (word.line, shown(word), reason),
-            None => self.fault(reason),
-        }
-    }
-
-    /// Blames a word by its name, on the line of the last word taken.
-    pub(super) fn fault_at(&self, name: &str, reason: Reason) -> Fault {
-        let last = self.next.saturating_sub(1).min(self.words.len() - 1);
-        (self.words[last].line, name.to_owned(), reason)
-    }
-
-    fn number(&mut self, most: u64, expected: &'static str) -> Result<u64, Fault> {
-        number(self.value()?)
-            .filter(|&value| value <= most)
-            .ok_or_else(|| self.fault(Reason::Expected(expected)))
-    }
-
-    fn number_u32(&mut self) -> Result<u32, Fault> {
-        let value = self.number(u32::MAX.into(), "a number up to 4294967295")?;
-        Ok(value as u32)
-    }
-}
-
 /// Parses one command; `words` is not empty.
 pub(super) fn parse(line: usize, words: &[Word]) -> Result<State, Fault> {
-    let mut words = Words {
-        words,
-        name: "",
-        next: 0,
-    };
+    let mut words = Words::new(words);
     command(&mut words)?;
     let mut draft = Draft::default();
     while words.peek().is_some() {
@@ -189,59 +97,6 @@ pub(super) fn parse(line: usize, words: &[Word]) -> Result<State, Fault> {
         draft.word(&mut words)?;
     }
     draft.finish(line, &words)
-}
-
-/// The words in front: `sudo`, `ip` with its options, `xfrm state add`; all may be left out.
-fn command(words: &mut Words<'_>) -> Result<(), Fault> {
-    // What `ip` accepts for a word by its first letters.
-    let abbreviates = |word: &str, full: &str| !word.is_empty() && full.starts_with(word);
-    if words.peek() == Some("sudo") {
-        words.step();
-    }
-    let Some(first) = words.peek() else {
-        return Err(words.fault(Reason::NoValue));
-    };
-    let program = first.rsplit('/').next().unwrap_or_default();
-    if program == "ip" {
-        words.step();
-        while let Some(option) = words.peek().filter(|word| word.starts_with('-')) {
-            match option {
-                "-4" | "-6" | "-d" | "-details" | "-s" | "-statistics" => words.step(),
-                "-f" | "-family" | "-n" | "-netns" => {
-                    words.step();
-                    words.value()?;
-                }
-                _ => return Err(words.fault_here(Reason::Unknown)),
-            }
-        }
-        match words.peek() {
-            Some(object) if abbreviates(object, "xfrm") => words.step(),
-            _ => return Err(words.fault_here(Reason::Expected("`xfrm state add`"))),
-        }
-    } else if program == "xfrm" {
-        words.step();
-    }
-    let after_object = words.next > 0 && words.current() != "sudo";
-    match words.peek() {
-        Some(object)
-            if abbreviates(object, "state") && (after_object || object == "state")
-                || object == "sa" =>
-        {
-            words.step();
-        }
-        _ if after_object => {
-            return Err(words.fault_here(Reason::Expected(
-                "`state add`: only associations can be read, not policies",
-            )));
-        }
-        _ => {}
-    }
-    match words.peek() {
-        Some(verb) if abbreviates(verb, "add") || abbreviates(verb, "update") => words.step(),
-        Some("src" | "dst" | "proto" | "spi") => {}
-        _ => return Err(words.fault_here(Reason::Expected("`ip xfrm state add`"))),
-    }
-    Ok(())
 }
 
 /// A line that is being read.
@@ -356,10 +211,7 @@ impl Draft {
                 "IPComp is not supported; describe the ESP association alone",
             ))),
             "aead" | "enc" | "auth" | "auth-trunc" => self.algorithm(words),
-            _ => {
-                words.next -= 1;
-                Err(words.fault_here(Reason::Unknown))
-            }
+            _ => Err(words.unknown()),
         }
     }
 
@@ -495,79 +347,6 @@ impl Draft {
                     "0 (off) or 32 to 65536 packets; RFC 4303 section 3.4.3 asks for 32 at least",
                 ),
             ),
-        }
-    }
-}
-
-impl Flags {
-    fn flag(&mut self, words: &mut Words<'_>) -> Result<(), Fault> {
-        let mut bits = 0;
-        let mut any = false;
-        while let Some(word) = words.peek() {
-            bits |= match word {
-                "noecn" => 1,
-                "decap-dscp" => 2,
-                "nopmtudisc" => 4,
-                "wildrecv" => 8,
-                "icmp" => 16,
-                "af-unspec" => 32,
-                "align4" => 64,
-                "esn" => 128,
-                _ if !any && word.starts_with("0x") => {
-                    words.number(0xff, "flag names, or their bits up to 0xff")? as u32
-                }
-                _ => break,
-            };
-            if !word.starts_with("0x") {
-                words.value()?;
-            }
-            any = true;
-        }
-        if !any {
-            return Err(words.fault_here(Reason::Expected(
-                "noecn, decap-dscp, nopmtudisc, wildrecv, icmp, af-unspec, align4 or esn",
-            )));
-        }
-        self.noecn |= bits & 1 != 0;
-        self.decap_dscp |= bits & 2 != 0;
-        self.nopmtudisc |= bits & 4 != 0;
-        // 8 (wildrecv) is for Mobile IPv6 and 64 (align4) for AH: no effect on ESP.
-        self.icmp |= bits & 16 != 0;
-        self.af_unspec |= bits & 32 != 0;
-        self.esn |= bits & 128 != 0;
-        Ok(())
-    }
-
-    fn extra_flag(&mut self, words: &mut Words<'_>) -> Result<(), Fault> {
-        let mut any = false;
-        while let Some(word) = words.peek() {
-            let bits = match word {
-                "dont-encap-dscp" => 1,
-                "oseq-may-wrap" => 2,
-                _ if !any && word.starts_with("0x") => {
-                    words.number(3, "extra-flag names, or their bits up to 0x3")?
-                }
-                _ => break,
-            };
-            if bits & 2 != 0 {
-                //= https://www.rfc-editor.org/rfc/rfc4303#section-3.3.3
-                //# If anti-replay is enabled (the
-                //# default), the transmitted sequence number must never be allowed to
-                //# cycle.
-                return Err(words.fault(Reason::Unsupported(
-                    "oseq-may-wrap would use sequence numbers, and with them nonces, again",
-                )));
-            }
-            self.dont_encap_dscp |= bits & 1 != 0;
-            if !word.starts_with("0x") {
-                words.value()?;
-            }
-            any = true;
-        }
-        if any {
-            Ok(())
-        } else {
-            Err(words.fault_here(Reason::Expected("dont-encap-dscp")))
         }
     }
 }

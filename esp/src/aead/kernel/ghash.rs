@@ -78,7 +78,7 @@ unsafe fn hash_lanes<L: Lanes>(key: &GcmKey, mut state: u128, blocks: &[[u8; 16]
         let (chunks, end) = vectors.split_at(last);
         let mut sum = L::at(0, state);
         for chunk in chunks.chunks(L::WIDTH * STRIDES) {
-            let strides = &key.strides[..chunk.len() / L::WIDTH];
+            let strides = &key.strides[1..=chunk.len() / L::WIDTH];
             let mut products = Products::<L>::zero();
             for (vector, stride) in chunk.chunks_exact(L::WIDTH).zip(strides.iter().rev()) {
                 let block = L::load(vector.as_ptr().cast()).reverse_bytes();

@@ -18,8 +18,8 @@ pub(crate) enum Form {
     ImplicitIv,
 }
 
-/// Powers of the hash key that small packets use: H^1 to H^12.
-pub(super) const POWERS: usize = 12;
+/// Powers of the hash key that small packets use: H^1 to H^10.
+pub(super) const POWERS: usize = 10;
 /// Vectors that one chunk of a large packet has at most.
 pub(super) const STRIDES: usize = 8;
 /// Round keys of AES-256; shorter keys use the first ones.
@@ -40,8 +40,8 @@ pub(crate) struct GcmKey {
     /// H^1, H^2, ...; a byte-reversed block times one of these in [`reduce`]'s arithmetic is
     /// the block times that power in GHASH.
     pub(super) powers: [u128; POWERS],
-    /// H^w, H^2w, ... for vectors of w blocks.
-    pub(super) strides: [u128; STRIDES],
+    /// 1, H^w, H^2w, ... for vectors of w blocks.
+    pub(super) strides: [u128; 1 + STRIDES],
 }
 
 impl GcmKey {
@@ -65,7 +65,7 @@ impl GcmKey {
             icv_len: icv_len as u8,
             kernel,
             powers: [0; POWERS],
-            strides: [0; STRIDES],
+            strides: [0; 1 + STRIDES],
         };
         // SAFETY: a `Kernel` exists only where the CPU has what `expand` needs.
         unsafe { expanded.expand(key) };
@@ -102,15 +102,16 @@ impl GcmKey {
         // block are reflected).
         let mut hash_key = u128_from(self.encrypt_block(_mm_setzero_si128())).swap_bytes();
         let carry = ((hash_key as i128) >> 127) as u128;
-        hash_key = (hash_key << 1) ^ (carry & (0xc2 << 120 | 1));
+        hash_key = (hash_key << 1) ^ (carry & ONE);
         self.powers[0] = hash_key;
         for i in 1..POWERS {
             self.powers[i] = multiply(self.powers[i - 1], hash_key);
         }
         let lanes = self.kernel.lanes();
-        self.strides[0] = self.powers[lanes - 1];
-        for i in 1..STRIDES {
-            self.strides[i] = multiply(self.strides[i - 1], self.strides[0]);
+        self.strides[0] = ONE;
+        self.strides[1] = self.powers[lanes - 1];
+        for i in 2..=STRIDES {
+            self.strides[i] = multiply(self.strides[i - 1], self.strides[1]);
         }
         hash_key.zeroize();
     }
@@ -171,6 +172,9 @@ fn reduce(low: __m128i, middle: __m128i, high: __m128i) -> __m128i {
 
 /// x^128 + x^127 + x^126 + x^121 + 1, the reflected polynomial of GHASH: its upper half.
 pub(super) const POLYNOMIAL: i64 = 0xc2 << 56;
+
+/// One, doubled as the powers are: what wraps around of the top bit.
+const ONE: u128 = 0xc2 << 120 | 1;
 
 #[inline]
 fn m128i_from(value: u128) -> __m128i {

@@ -108,7 +108,7 @@ unsafe fn chunk<L: Lanes, const SEAL: bool, const COUNT: usize>(
         for (i, state) in states.iter_mut().enumerate() {
             *state = counters(packet, row, start + i);
         }
-        let products = encrypt_and_hash(key, &mut states, pending, &key.strides, 0);
+        let products = encrypt_and_hash(key, &mut states, pending, &key.strides[1..], 0);
         if pending.count > 0 {
             pending.sum = products.reduce();
         }
@@ -237,7 +237,7 @@ unsafe fn finish_hash<L: Lanes>(packet: &Packet, pending: &mut Pending<L>) -> u1
             if n + 1 == pending.count {
                 block = block.xor(pending.sum);
             }
-            products.add(block, L::broadcast(&key.strides[n - 1]));
+            products.add(block, L::broadcast(&key.strides[n]));
         }
         let sum = if pending.count > 1 {
             products.reduce()

@@ -6,243 +6,273 @@
 //!
 //! **Row.** Of a large packet, four neighbouring blocks go to one register.
 //!
-//! Either way the work is cut into chunks of up to nine registers. A [`Pipeline`] carries the
-//! hash of each chunk into the AES rounds of the next, also from one packet to the next.
-//! Packets end together (the shorter of a group start later, a row starts in the middle of a
-//! register), so that powers of the hash key do not depend on their length.
+//! Either way the work is cut into chunks of up to nine registers. While the AES rounds of a
+//! chunk run, the one before it, often of another packet, is finished on the [`Line`]: its
+//! keystream is added to the text, and its hash computed. Packets end together (the shorter
+//! of a group start later, a row starts in the middle of a register), so that powers of the
+//! hash key do not depend on their length.
 
+mod aes;
 mod columns;
-mod engine;
+mod hash;
+mod order;
 mod row;
 
 use core::arch::x86_64::*;
 
-use self::engine::{BLOCKS, Keys, Pending, Products, STATES};
+use zeroize::Zeroize;
+
+use self::aes::{Keys, STATES, last_round, round, unrolled, whiten};
+use self::hash::{Powers, Products};
+use self::order::Order;
 use super::packet::Packet;
 
-/// What is to be done once the pending blocks have been multiplied.
+/// Vectors of hash input of a chunk at most: its text, authenticated data and lengths.
+const BLOCKS: usize = STATES + 1;
+
+/// A chunk that AES has gone over and that is to be finished.
 #[derive(Clone, Copy)]
-enum Then {
-    /// Nothing was pending.
+enum Task {
     Nothing,
-    /// Add the sum to the first block of the next chunk.
-    GoOn,
-    /// The tags of a group, one per lane.
-    FinishColumns,
-    /// The tag of a row: add the last vector, bring the lanes together.
-    FinishRow,
+    Columns(columns::Chunk),
+    Row(row::Chunk),
 }
 
-/// Hash work that waits for AES rounds to be mixed with.
-struct Pipeline {
-    pending: Pending,
-    then: Then,
-    /// Packets whose last blocks are pending: a group, or one in a row.
-    packets: [*mut Packet; 4],
+/// What waits to be mixed with AES rounds.
+#[repr(C, align(64))]
+struct Line {
+    /// Counter blocks of the chunk to come.
+    counters: [__m512i; STATES],
+    keystream: [__m512i; STATES],
+    /// Hash input, the last vector first.
+    blocks: [__m512i; BLOCKS],
+    /// Vectors of hash input.
     count: usize,
-    /// Encrypted counter blocks for their tags.
+    powers: Powers,
+    /// The hash of the chunks before, to be added to the first vector.
+    sum: __m512i,
+    task: Task,
+    /// Encrypted counter blocks for the tags.
     masks: __m512i,
 }
-
-/// Packets that are put in order together.
-const BATCH: usize = 64;
-/// Blocks of text of a packet that can be one of a group.
-const MOST_BLOCKS: usize = 20;
-/// Blocks by which the packets of a group may differ.
-const SPREAD: u8 = 3;
-/// The class of packets that are worked on alone.
-const LARGE: u8 = 3 * (MOST_BLOCKS as u8 + 1 + SPREAD);
 
 /// Seals or opens packets, whatever their keys and lengths.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,vaes,vpclmulqdq,bmi1,bmi2")]
 pub(super) fn crypt<const SEAL: bool>(packets: &mut [Packet]) {
-    let mut line = Pipeline::new();
-    for packets in packets.chunks_mut(BATCH) {
+    let mut line = Line::new();
+    for packets in packets.chunks_mut(order::BATCH) {
         let order = Order::new(packets);
+        let mut groups = [columns::Group::new(), columns::Group::new()];
+        let mut turn = false;
         let mut start = 0;
         while start < packets.len() {
-            let smallest = order.classes[start];
-            let mut end = start + 1;
-            while end < packets.len().min(start + 4)
-                && order.classes[end] < LARGE
-                && order.classes[end] <= smallest + SPREAD
-            {
-                end += 1;
-            }
-            let mut group = [core::ptr::null_mut(); 4];
-            for (packet, i) in group.iter_mut().zip(&order.indices[start..end]) {
+            let end = order.group_end(start, packets.len());
+            let mut members = [core::ptr::null_mut(); 4];
+            for (packet, i) in members.iter_mut().zip(&order.indices[start..end]) {
                 *packet = &mut packets[usize::from(*i)];
             }
-            // SAFETY: the pointers are those of packets that are not moved before `drain`;
-            // this function enables what both need.
+            // SAFETY: the pointers are those of packets and groups that are not moved before
+            // `drain`; this function enables what the CPU needs. Of the two groups, the one
+            // that is pending is left alone.
             unsafe {
                 if end == start + 1 {
-                    row::crypt::<SEAL>(&mut line, group[0]);
+                    row::crypt::<SEAL>(&mut line, members[0]);
                 } else {
-                    columns::crypt::<SEAL>(&mut line, &group[..end - start]);
+                    turn = !turn;
+                    let group = &mut groups[usize::from(turn)];
+                    columns::crypt::<SEAL>(&mut line, group, &members[..end - start]);
                 }
             }
             start = end;
         }
-        // SAFETY: this function enables what it needs.
+        // SAFETY: as above.
         unsafe { line.drain::<SEAL>() };
     }
+    line.wipe();
 }
 
-/// Packets by class.
-struct Order {
-    indices: [u8; BATCH],
-    classes: [u8; BATCH],
-}
-
-impl Order {
-    #[inline]
-    fn new(packets: &[Packet]) -> Self {
-        let mut order = Self {
-            indices: core::array::from_fn(|i| i as u8),
-            classes: [0; BATCH],
-        };
-        let mut different = 0;
-        for (class, packet) in order.classes.iter_mut().zip(packets) {
-            *class = class_of(packet);
-            different |= *class ^ class_of(&packets[0]);
-        }
-        if different != 0 {
-            order.sort(packets.len());
-        }
-        order
-    }
-
-    /// Counts, then places.
-    fn sort(&mut self, len: usize) {
-        let mut places = [0u8; 256];
-        for class in &self.classes[..len] {
-            places[usize::from(*class)] += 1;
-        }
-        let mut sum = 0;
-        for place in &mut places[..=usize::from(LARGE)] {
-            sum += *place;
-            *place = sum - *place;
-        }
-        let classes = self.classes;
-        for (i, class) in classes[..len].iter().enumerate() {
-            let place = &mut places[usize::from(*class)];
-            self.indices[usize::from(*place)] = i as u8;
-            self.classes[usize::from(*place)] = *class;
-            *place += 1;
-        }
-    }
-}
-
-/// Packets of neighbouring classes can be worked on together: the number of blocks, counted
-/// from another start for each length of keys.
-#[inline(always)]
-fn class_of(packet: &Packet) -> u8 {
-    let blocks = packet.len.div_ceil(16);
-    if blocks > MOST_BLOCKS {
-        LARGE
-    } else {
-        (packet.key().rounds as u8 / 2 - 5) * (MOST_BLOCKS as u8 + 1 + SPREAD) + blocks as u8
-    }
-}
-
-impl Pipeline {
+impl Line {
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,vaes,vpclmulqdq,bmi1,bmi2")]
     fn new() -> Self {
         let zero = _mm512_setzero_si512();
         Self {
-            pending: Pending {
-                blocks: [zero; BLOCKS],
-                skip: 0,
-                count: 0,
-                powers: [core::ptr::null(); 4],
+            counters: [zero; STATES],
+            keystream: [zero; STATES],
+            blocks: [zero; BLOCKS],
+            count: 0,
+            powers: Powers {
+                lanes: [core::ptr::null(); 4],
                 same: true,
             },
-            then: Then::Nothing,
-            packets: [core::ptr::null_mut(); 4],
-            count: 0,
+            sum: zero,
+            task: Task::Nothing,
             masks: zero,
         }
     }
 
-    /// Encrypts the first `COUNT` states and completes what was pending. Returns what is to
-    /// be added to the first hash block of this chunk.
-    ///
-    /// # Safety
-    /// As for [`engine::run`]; `self.packets` are valid.
+    /// Keystream does not stay on the stack.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,vaes,vpclmulqdq,bmi1,bmi2")]
-    unsafe fn advance<const COUNT: usize, const SEAL: bool>(
-        &mut self,
-        states: &mut [__m512i; STATES],
-        keys: &Keys,
-    ) -> __m512i {
-        // SAFETY: the caller keeps the contract.
-        unsafe {
-            let products = engine::run::<COUNT>(states, keys, &self.pending);
-            self.complete::<SEAL>(products)
-        }
+    fn wipe(&mut self) {
+        self.keystream.zeroize();
+        self.masks.zeroize();
     }
 
+    /// A part of the work on the last chunk: text in the first slots, its hash in the later.
+    ///
     /// # Safety
-    /// The CPU has what the kernel needs; `self.packets` are valid.
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,vaes,vpclmulqdq,bmi1,bmi2")]
-    unsafe fn complete<const SEAL: bool>(&mut self, products: Products) -> __m512i {
+    /// The CPU has what the kernel needs; the packets of the task are valid.
+    #[inline(always)]
+    unsafe fn work<const SEAL: bool, const SLOT: usize>(
+        &mut self,
+        products: &mut Products,
+        pair: &mut [__m512i; 2],
+    ) {
         // SAFETY: the caller keeps the contract.
         unsafe {
-            match self.then {
-                Then::Nothing => {}
-                Then::GoOn => return products.reduce(),
-                Then::FinishColumns => {
-                    let tags = _mm512_xor_si512(reverse_bytes(products.reduce()), self.masks);
-                    let tags = [
-                        _mm512_castsi512_si128(tags),
-                        _mm512_extracti32x4_epi32(tags, 1),
-                        _mm512_extracti32x4_epi32(tags, 2),
-                        _mm512_extracti32x4_epi32(tags, 3),
-                    ];
-                    for (packet, tag) in self.packets[..self.count].iter().zip(tags) {
-                        finish::<SEAL>(*packet, tag);
+            match self.task {
+                Task::Nothing => {}
+                Task::Columns(chunk) => {
+                    if SLOT < 2 {
+                        columns::finish_text::<SEAL>(self, &chunk, SLOT);
+                    } else if SLOT < 7 {
+                        self.hash_two(products, 2 * (SLOT - 2));
                     }
                 }
-                Then::FinishRow => {
-                    let packet = self.packets[0];
-                    let last = _mm512_xor_si512(products.reduce(), self.pending.blocks[0]);
-                    let rising = _mm512_loadu_si512((*packet).key().powers.as_ptr().cast());
-                    let falling = _mm512_shuffle_i64x2(rising, rising, 0x1b);
-                    let sum = reverse_bytes(Products::of(last, falling).reduce());
-                    let sum = _mm512_xor_si512(sum, self.masks);
-                    let half = _mm256_xor_si256(
-                        _mm512_castsi512_si256(sum),
-                        _mm512_extracti64x4_epi64(sum, 1),
-                    );
-                    let tag = _mm_xor_si128(
-                        _mm256_castsi256_si128(half),
-                        _mm256_extracti128_si256(half, 1),
-                    );
-                    finish::<SEAL>(packet, tag);
+                Task::Row(chunk) => {
+                    let n = SLOT / 2 * 2;
+                    if SLOT % 2 == 0 {
+                        if n < self.count {
+                            pair[0] = row::finish_text::<SEAL>(self, &chunk, n);
+                        }
+                        if n + 1 < self.count {
+                            pair[1] = row::finish_text::<SEAL>(self, &chunk, n + 1);
+                        }
+                    } else if n + 1 < self.count {
+                        products.add_two(*pair, &self.powers, n);
+                    } else if n < self.count {
+                        products.add(pair[0], &self.powers, n);
+                    }
                 }
             }
-            _mm512_setzero_si512()
         }
     }
 
-    /// Completes what is pending, without AES to mix it with.
+    /// # Safety
+    /// As for [`Line::work`].
+    #[inline(always)]
+    unsafe fn hash_two(&mut self, products: &mut Products, n: usize) {
+        // SAFETY: the caller keeps the contract.
+        unsafe {
+            if n + 1 < self.count {
+                products.add_two([self.blocks[n], self.blocks[n + 1]], &self.powers, n);
+            } else if n < self.count {
+                products.add(self.blocks[n], &self.powers, n);
+            }
+        }
+    }
+
+    /// Ends the work on the last chunk: tags, or the sum for the next chunk.
     ///
     /// # Safety
-    /// The CPU has what the kernel needs; `self.packets` are valid.
+    /// As for [`Line::work`].
+    #[inline(always)]
+    unsafe fn complete<const SEAL: bool>(&mut self, products: Products) {
+        // SAFETY: the caller keeps the contract.
+        unsafe {
+            let sum = products.reduce();
+            self.sum = _mm512_setzero_si512();
+            match self.task {
+                Task::Columns(chunk) if chunk.last => {
+                    columns::finish_tags::<SEAL>(&chunk, sum, self.masks);
+                }
+                Task::Row(chunk) if chunk.last => {
+                    row::finish_tag::<SEAL>(&chunk, sum, self.masks);
+                }
+                Task::Columns(_) | Task::Row(_) => self.sum = sum,
+                Task::Nothing => {}
+            }
+        }
+    }
+
+    /// Encrypts the first `COUNT` counter blocks to keystream, and finishes the last chunk
+    /// meanwhile.
+    ///
+    /// # Safety
+    /// As for [`Line::work`]; the keys are valid.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,vaes,vpclmulqdq,bmi1,bmi2")]
-    unsafe fn drain<const SEAL: bool>(&mut self) {
-        // SAFETY: the caller keeps the contract; no key is read for no states.
+    unsafe fn encrypt<const SEAL: bool, const COUNT: usize>(
+        &mut self,
+        keys: &Keys,
+    ) {
+        let states = &mut [_mm512_setzero_si512(); STATES];
+        unrolled!(I < COUNT, {
+            states[I] = self.counters[I];
+        });
+        let mut products = Products::zero();
+        let mut pair = [self.sum; 2];
+        // SAFETY: the caller keeps the contract.
         unsafe {
-            let products = engine::multiply(&self.pending);
+            let start = keys.from(0);
+            whiten::<COUNT, 0>(states, &start);
+            if keys.extra > 0 {
+                round::<COUNT, 16>(states, &start);
+                round::<COUNT, 32>(states, &start);
+                if keys.extra > 2 {
+                    round::<COUNT, 48>(states, &start);
+                    round::<COUNT, 64>(states, &start);
+                }
+            }
+            let keys = keys.from(keys.extra);
+            round::<COUNT, 16>(states, &keys);
+            self.work::<SEAL, 0>(&mut products, &mut pair);
+            round::<COUNT, 32>(states, &keys);
+            self.work::<SEAL, 1>(&mut products, &mut pair);
+            round::<COUNT, 48>(states, &keys);
+            self.work::<SEAL, 2>(&mut products, &mut pair);
+            round::<COUNT, 64>(states, &keys);
+            self.work::<SEAL, 3>(&mut products, &mut pair);
+            round::<COUNT, 80>(states, &keys);
+            self.work::<SEAL, 4>(&mut products, &mut pair);
+            round::<COUNT, 96>(states, &keys);
+            self.work::<SEAL, 5>(&mut products, &mut pair);
+            round::<COUNT, 112>(states, &keys);
+            self.work::<SEAL, 6>(&mut products, &mut pair);
+            round::<COUNT, 128>(states, &keys);
+            self.work::<SEAL, 7>(&mut products, &mut pair);
+            round::<COUNT, 144>(states, &keys);
+            self.complete::<SEAL>(products);
+            last_round::<COUNT, 160>(states, &keys);
+        }
+        unrolled!(I < COUNT, {
+            self.keystream[I] = states[I];
+        });
+    }
+
+    /// Finishes the last chunk, without AES to mix it with.
+    ///
+    /// # Safety
+    /// As for [`Line::work`].
+    #[inline(never)]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,vaes,vpclmulqdq,bmi1,bmi2")]
+    unsafe fn drain<const SEAL: bool>(&mut self) {
+        let mut products = Products::zero();
+        let mut pair = [self.sum; 2];
+        // SAFETY: the caller keeps the contract.
+        unsafe {
+            self.work::<SEAL, 0>(&mut products, &mut pair);
+            self.work::<SEAL, 1>(&mut products, &mut pair);
+            self.work::<SEAL, 2>(&mut products, &mut pair);
+            self.work::<SEAL, 3>(&mut products, &mut pair);
+            self.work::<SEAL, 4>(&mut products, &mut pair);
+            self.work::<SEAL, 5>(&mut products, &mut pair);
+            self.work::<SEAL, 6>(&mut products, &mut pair);
+            self.work::<SEAL, 7>(&mut products, &mut pair);
             self.complete::<SEAL>(products);
         }
-        self.pending.count = 0;
-        self.then = Then::Nothing;
+        self.task = Task::Nothing;
     }
 }
 
@@ -250,8 +280,7 @@ impl Pipeline {
 ///
 /// # Safety
 /// The packet is valid, the CPU has what the kernel needs.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,vaes,vpclmulqdq,bmi1,bmi2")]
+#[inline(always)]
 unsafe fn finish<const SEAL: bool>(packet: *mut Packet, tag: __m128i) {
     // SAFETY: the mask selects the bytes of the ICV, for which the pointer is valid.
     unsafe {
@@ -280,21 +309,6 @@ fn reverse_bytes(vector: __m512i) -> __m512i {
 fn lanes(block: i128) -> __m512i {
     // SAFETY: the same size, and every bit pattern is valid.
     _mm512_broadcast_i32x4(unsafe { core::mem::transmute::<i128, __m128i>(block) })
-}
-
-/// Counters in the last four bytes of each lane from the CPU's byte order to the network's.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,vaes,vpclmulqdq,bmi1,bmi2")]
-fn counter_blocks(counters: __m512i) -> __m512i {
-    const INDICES: i128 = 0x0c0d0e0f_0b0a0908_07060504_03020100;
-    _mm512_shuffle_epi8(counters, lanes(INDICES))
-}
-
-/// Adds to the counters in the last four bytes of each lane.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,vaes,vpclmulqdq,bmi1,bmi2")]
-fn count_up(counters: __m512i, by: i32) -> __m512i {
-    _mm512_add_epi32(counters, lanes(i128::from(by) << 96))
 }
 
 /// The bytes of a vector at `offset` from the start of a text (before it, if negative) that
