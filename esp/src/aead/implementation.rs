@@ -3,6 +3,8 @@
 use core::fmt;
 
 use super::format::EspKey;
+#[cfg(target_arch = "x86_64")]
+use super::kernel;
 use super::{ring, rustcrypto};
 use crate::suite::{Encryption, Suite};
 
@@ -10,6 +12,9 @@ use crate::suite::{Encryption, Suite};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Implementation {
+    /// Kernels of several packets at once with AVX-512: ChaCha20-Poly1305 and its implicit-IV
+    /// form.
+    Vaes512,
     /// The crate `ring`: AES-128 and AES-256 GCM with an ICV of 16 bytes, AES-GMAC,
     /// ChaCha20-Poly1305, their implicit-IV forms, and NULL with an HMAC.
     Ring,
@@ -19,7 +24,7 @@ pub enum Implementation {
 
 impl Implementation {
     /// All of them, whether this CPU can run them or not.
-    pub const ALL: &'static [Implementation] = &[Self::Ring, Self::RustCrypto];
+    pub const ALL: &'static [Implementation] = &[Self::Vaes512, Self::Ring, Self::RustCrypto];
 
     /// Those that this CPU can run.
     pub fn available() -> impl Iterator<Item = Implementation> {
@@ -32,6 +37,7 @@ impl Implementation {
     /// The name by which a user selects it.
     pub const fn name(self) -> &'static str {
         match self {
+            Self::Vaes512 => "vaes512",
             Self::Ring => "ring",
             Self::RustCrypto => "rustcrypto",
         }
@@ -48,6 +54,10 @@ impl Implementation {
     /// Whether this CPU can run it.
     pub fn is_available(self) -> bool {
         match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Vaes512 => kernel::chacha20poly1305::Avx512::detect().is_some(),
+            #[cfg(not(target_arch = "x86_64"))]
+            Self::Vaes512 => false,
             Self::Ring | Self::RustCrypto => true,
         }
     }
@@ -55,6 +65,10 @@ impl Implementation {
     /// Whether it has the suite, on a CPU that can run it.
     pub fn supports(self, suite: &Suite) -> bool {
         match self {
+            Self::Vaes512 => matches!(
+                suite.encryption,
+                Encryption::ChaCha20Poly1305 | Encryption::ChaCha20Poly1305ImplicitIv
+            ),
             Self::Ring => EspKey::<ring::Key>::supports(suite),
             Self::RustCrypto => EspKey::<rustcrypto::Key>::supports(suite),
         }
@@ -66,6 +80,9 @@ impl Implementation {
     /// its GHASH takes additional data several blocks at a time, its SHA-1 and SHA-2 use the
     /// instructions for them, and AES-GMAC with ESN needs no byte moved.
     pub fn fastest(suite: &Suite) -> Self {
+        if Self::Vaes512.is_available() && Self::Vaes512.supports(suite) {
+            return Self::Vaes512;
+        }
         match suite.encryption {
             Encryption::AesGmac | Encryption::Null => Self::RustCrypto,
             _ if Self::Ring.supports(suite) => Self::Ring,

@@ -7,6 +7,9 @@
 mod format;
 mod implementation;
 mod iv;
+#[cfg(target_arch = "x86_64")]
+#[allow(unsafe_code)]
+mod kernel;
 pub mod primitive;
 mod ring;
 mod rustcrypto;
@@ -51,6 +54,8 @@ pub struct Cipher {
 /// Expanded keys by implementation. Large ones are boxed, so that a [`Cipher`] of the fast
 /// kernels stays within a few cache lines.
 enum Inner {
+    #[cfg(target_arch = "x86_64")]
+    ChaCha(Box<kernel::chacha20poly1305::ChaChaKey>),
     Ring(Box<EspKey<ring::Key>>),
     RustCrypto(Box<EspKey<rustcrypto::Key>>),
 }
@@ -109,6 +114,12 @@ impl Cipher {
             });
         }
         let inner = match implementation {
+            #[cfg(target_arch = "x86_64")]
+            Implementation::Vaes512 => {
+                kernel_key(suite, key, auth_key).ok_or(CipherError::Unsupported)?
+            }
+            #[cfg(not(target_arch = "x86_64"))]
+            Implementation::Vaes512 => return Err(CipherError::Unsupported),
             Implementation::Ring => Inner::Ring(Box::new(EspKey::new(suite, key, auth_key)?)),
             Implementation::RustCrypto => {
                 Inner::RustCrypto(Box::new(EspKey::new(suite, key, auth_key)?))
@@ -132,6 +143,15 @@ impl Cipher {
         self.implementation
     }
 
+    #[cfg(target_arch = "x86_64")]
+    #[inline]
+    fn chacha_key(&self) -> Option<&kernel::chacha20poly1305::ChaChaKey> {
+        match &self.inner {
+            Inner::ChaCha(key) => Some(key),
+            _ => None,
+        }
+    }
+
     /// Writes the explicit IV of the packet with this sequence number; `iv` has the suite's
     /// `iv_len`.
     ///
@@ -142,6 +162,19 @@ impl Cipher {
     /// encrypted under a random key of its own.
     pub fn write_iv(&self, sequence: u64, iv: &mut [u8]) {
         self.iv.write(sequence, iv);
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+fn kernel_key(suite: &Suite, key: &[u8], _auth_key: &[u8]) -> Option<Inner> {
+    use crate::suite::Encryption;
+    match suite.encryption {
+        Encryption::ChaCha20Poly1305 | Encryption::ChaCha20Poly1305ImplicitIv => {
+            let token = kernel::chacha20poly1305::Avx512::detect()?;
+            let key = kernel::chacha20poly1305::ChaChaKey::new(token, key, suite.iv_len)?;
+            Some(Inner::ChaCha(Box::new(key)))
+        }
+        _ => None,
     }
 }
 
@@ -181,8 +214,12 @@ impl core::error::Error for CipherError {}
 /// text is no multiple of the cipher's block, is overwritten with zeroes, SPI included, so that
 /// it cannot leave in clear.
 pub fn seal_batch(jobs: &mut [Job<'_>]) {
+    #[cfg(target_arch = "x86_64")]
+    kernel::seal(jobs);
     for job in jobs {
         match &job.cipher.inner {
+            #[cfg(target_arch = "x86_64")]
+            Inner::ChaCha(_) => {}
             Inner::Ring(key) => key.seal(job.sequence, job.esn, job.esp),
             Inner::RustCrypto(key) => key.seal(job.sequence, job.esn, job.esp),
         }
@@ -193,8 +230,12 @@ pub fn seal_batch(jobs: &mut [Job<'_>]) {
 ///
 /// Packets may be of any length, down to none at all.
 pub fn open_batch(jobs: &mut [Job<'_>]) {
+    #[cfg(target_arch = "x86_64")]
+    kernel::open(jobs);
     for job in jobs {
         job.authentic = match &job.cipher.inner {
+            #[cfg(target_arch = "x86_64")]
+            Inner::ChaCha(_) => continue,
             Inner::Ring(key) => key.open(job.sequence, job.esn, job.esp),
             Inner::RustCrypto(key) => key.open(job.sequence, job.esn, job.esp),
         };

@@ -82,6 +82,7 @@ impl Primitive {
             tag_len,
         };
         let inner = match implementation {
+            Implementation::Vaes512 => return Err(Unsupported::Primitive(self)),
             Implementation::Ring => Inner::Ring(Box::new(ring::Key::new(spec, key)?)),
             Implementation::RustCrypto => {
                 Inner::RustCrypto(Box::new(rustcrypto::Key::new(spec, key)?))
