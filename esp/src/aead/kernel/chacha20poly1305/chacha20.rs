@@ -17,6 +17,22 @@ pub(super) const BLOCK: usize = 64;
 /// "expand 32-byte k": the first four words of every block.
 const CONSTANTS: [i32; 4] = [0x6170_7865, 0x3320_646e, 0x7962_2d32, 0x6b20_6574];
 
+/// Four quarter rounds that do not depend on each other, step by step together. A macro, for
+/// only with constant indices the words stay in registers.
+macro_rules! quarter_rounds {
+    ($x:ident: $([$a:literal, $b:literal, $c:literal, $d:literal])+) => {
+        quarter_rounds!(@ $x: $([$a += $b, $d])+, 16);
+        quarter_rounds!(@ $x: $([$c += $d, $b])+, 12);
+        quarter_rounds!(@ $x: $([$a += $b, $d])+, 8);
+        quarter_rounds!(@ $x: $([$c += $d, $b])+, 7);
+    };
+    (@ $x:ident: $([$to:literal += $from:literal, $by:literal])+, $distance:literal) => {
+        $($x[$to] = _mm512_add_epi32($x[$to], $x[$from]);)+
+        $($x[$by] = _mm512_xor_si512($x[$by], $x[$to]);)+
+        $($x[$by] = _mm512_rol_epi32($x[$by], $distance);)+
+    };
+}
+
 /// A key as the words 4 to 11 of a block.
 #[repr(C, align(32))]
 pub(super) struct Key(pub(super) [u32; 8]);
@@ -97,34 +113,36 @@ impl<'a> Lanes<'a> {
         // SAFETY: four words of `self`.
         let tail = |lane: usize| unsafe { _mm_loadu_si128((&raw const self.tails[lane]).cast()) };
 
-        let mut x = [_mm512_setzero_si512(); 16];
-        for (word, constant) in CONSTANTS.into_iter().enumerate() {
-            x[word] = _mm512_set1_epi32(constant);
-        }
-        let words = [
-            transpose_words(spread(|lane| key_part(lane, 0))),
-            transpose_words(spread(|lane| key_part(lane, 1))),
-            transpose_words(spread(tail)),
+        let constants = CONSTANTS.map(|constant| _mm512_set1_epi32(constant));
+        let key_low = transpose_words(spread(|lane| key_part(lane, 0)));
+        let key_high = transpose_words(spread(|lane| key_part(lane, 1)));
+        let tails = transpose_words(spread(tail));
+        let mut x = [
+            constants[0], constants[1], constants[2], constants[3], //
+            key_low[0], key_low[1], key_low[2], key_low[3], //
+            key_high[0], key_high[1], key_high[2], key_high[3], //
+            tails[0], tails[1], tails[2], tails[3],
         ];
-        for (index, word) in words.into_iter().flatten().enumerate() {
-            x[4 + index] = word;
+        for word in 4..16 {
+            let place = &raw mut self.initial[word - 4];
             // SAFETY: 64 aligned bytes of `self`.
-            unsafe { _mm512_store_si512((&raw mut self.initial[index]).cast(), word) };
+            unsafe { _mm512_store_si512(place.cast(), x[word]) };
         }
         // Otherwise the compiler keeps the initial state in registers and spills others.
         let initial = core::hint::black_box(&self.initial);
 
         for _ in 0..10 {
-            double_round(&mut x);
+            quarter_rounds!(x: [0, 4, 8, 12] [1, 5, 9, 13] [2, 6, 10, 14] [3, 7, 11, 15]);
+            quarter_rounds!(x: [0, 5, 10, 15] [1, 6, 11, 12] [2, 7, 8, 13] [3, 4, 9, 14]);
         }
 
-        for (word, constant) in CONSTANTS.into_iter().enumerate() {
-            x[word] = _mm512_add_epi32(x[word], _mm512_set1_epi32(constant));
+        for word in 0..4 {
+            x[word] = _mm512_add_epi32(x[word], constants[word]);
         }
-        for (index, words) in initial.iter().enumerate() {
+        for word in 4..16 {
             // SAFETY: 64 aligned bytes of `self`.
-            let words = unsafe { _mm512_load_si512((&raw const *words).cast()) };
-            x[4 + index] = _mm512_add_epi32(x[4 + index], words);
+            let words = unsafe { _mm512_load_si512((&raw const initial[word - 4]).cast()) };
+            x[word] = _mm512_add_epi32(x[word], words);
         }
         let quarters = [
             transpose_words([x[0], x[1], x[2], x[3]]),
@@ -133,14 +151,19 @@ impl<'a> Lanes<'a> {
             transpose_words([x[12], x[13], x[14], x[15]]),
         ];
         for column in 0..4 {
-            let blocks = transpose_quarters(quarters.map(|quarter| quarter[column]));
-            for (row, block) in blocks.into_iter().enumerate() {
+            let blocks = transpose_quarters([
+                quarters[0][column],
+                quarters[1][column],
+                quarters[2][column],
+                quarters[3][column],
+            ]);
+            for row in 0..4 {
                 let lane = 4 * row + column;
                 let (mask, place) = (self.masks[lane], self.places[lane].cast::<i8>());
                 // SAFETY: the caller vouches for the bytes of the mask, no others are touched.
                 unsafe {
                     let text = _mm512_maskz_loadu_epi8(mask, place);
-                    _mm512_mask_storeu_epi8(place, mask, _mm512_xor_si512(text, block));
+                    _mm512_mask_storeu_epi8(place, mask, _mm512_xor_si512(text, blocks[row]));
                 }
             }
         }
@@ -160,12 +183,13 @@ impl Drop for Lanes<'_> {
 #[inline]
 #[target_feature(enable = "avx512f")]
 fn spread(quarter: impl Fn(usize) -> __m128i) -> [__m512i; 4] {
-    core::array::from_fn(|j| {
+    let collect = |j: usize| {
         let vector = _mm512_broadcast_i32x4(quarter(j));
         let vector = _mm512_mask_broadcast_i32x4(vector, 0x00f0, quarter(4 + j));
         let vector = _mm512_mask_broadcast_i32x4(vector, 0x0f00, quarter(8 + j));
         _mm512_mask_broadcast_i32x4(vector, 0xf000, quarter(12 + j))
-    })
+    };
+    [collect(0), collect(1), collect(2), collect(3)]
 }
 
 /// Exchanges, in each quarter, the words of a vector with the vectors.
@@ -198,40 +222,4 @@ fn transpose_quarters([a, b, c, d]: [__m512i; 4]) -> [__m512i; 4] {
         _mm512_shuffle_i32x4(ab_high, cd_high, 0x88),
         _mm512_shuffle_i32x4(ab_high, cd_high, 0xdd),
     ]
-}
-
-#[inline]
-#[target_feature(enable = "avx512f")]
-fn double_round(x: &mut [__m512i; 16]) {
-    four_quarter_rounds(x, [0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11], [12, 13, 14, 15]);
-    four_quarter_rounds(x, [0, 1, 2, 3], [5, 6, 7, 4], [10, 11, 8, 9], [15, 12, 13, 14]);
-}
-
-/// Quarter rounds that do not depend on each other, step by step together.
-#[inline]
-#[target_feature(enable = "avx512f")]
-fn four_quarter_rounds(
-    x: &mut [__m512i; 16],
-    a: [usize; 4],
-    b: [usize; 4],
-    c: [usize; 4],
-    d: [usize; 4],
-) {
-    macro_rules! step {
-        ($to:ident += $from:ident, $by:ident <<<= $distance:literal) => {
-            for i in 0..4 {
-                x[$to[i]] = _mm512_add_epi32(x[$to[i]], x[$from[i]]);
-            }
-            for i in 0..4 {
-                x[$by[i]] = _mm512_xor_si512(x[$by[i]], x[$to[i]]);
-            }
-            for i in 0..4 {
-                x[$by[i]] = _mm512_rol_epi32(x[$by[i]], $distance);
-            }
-        };
-    }
-    step!(a += b, d <<<= 16);
-    step!(c += d, b <<<= 12);
-    step!(a += b, d <<<= 8);
-    step!(c += d, b <<<= 7);
 }
