@@ -114,8 +114,19 @@ impl<'a> Lanes<'a> {
         let tail = |lane: usize| unsafe { _mm_loadu_si128((&raw const self.tails[lane]).cast()) };
 
         let constants = CONSTANTS.map(|constant| _mm512_set1_epi32(constant));
-        let key_low = transpose_words(spread(|lane| key_part(lane, 0)));
-        let key_high = transpose_words(spread(|lane| key_part(lane, 1)));
+        // SAFETY: the caller vouches for the keys.
+        let words = unsafe { &(*self.keys[0]).0 };
+        let same = |part: usize| {
+            [0, 1, 2, 3].map(|word| _mm512_set1_epi32(words[4 * part + word] as i32))
+        };
+        let (key_low, key_high) = if self.keys.iter().all(|key| *key == self.keys[0]) {
+            (same(0), same(1))
+        } else {
+            (
+                transpose_words(spread(|lane| key_part(lane, 0))),
+                transpose_words(spread(|lane| key_part(lane, 1))),
+            )
+        };
         let tails = transpose_words(spread(tail));
         let mut x = [
             constants[0], constants[1], constants[2], constants[3], //

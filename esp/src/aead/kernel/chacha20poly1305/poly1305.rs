@@ -282,6 +282,8 @@ fn side_by_side<const VECTORS: usize>(
     let mut full = [[0_u64; LANES]; VECTORS];
     let mut has_partial = [0; VECTORS];
     let mut limbs = [[[0_u64; LANES]; 3]; VECTORS];
+    // Blocks that all lanes have, and the most that one has.
+    let mut common = if group.len() == VECTORS * LANES { usize::MAX } else { 0 };
     let mut steps = 0;
     for (place, index) in group.iter().enumerate() {
         let (vector, lane) = (place / LANES, place % LANES);
@@ -298,6 +300,7 @@ fn side_by_side<const VECTORS: usize>(
             last[vector][lane] = before * BLOCK;
         }
         full[vector][lane] = blocks as u64;
+        common = common.min(blocks);
         steps = steps.max(blocks);
         for (limb, value) in message.limbs().into_iter().enumerate() {
             limbs[vector][limb][lane] = value;
@@ -316,7 +319,16 @@ fn side_by_side<const VECTORS: usize>(
         let aad = unsafe { Number::gather(pointers(&aads[vector])) };
         sums[vector] = aad.times(&factors[vector]);
     }
-    for step in 0..steps {
+    for step in 0..common {
+        for vector in 0..VECTORS {
+            let text = &texts[vector];
+            let blocks = core::array::from_fn(|lane| text[lane].wrapping_add(step * BLOCK));
+            // SAFETY: all lanes have at least `common` blocks.
+            let block = unsafe { Number::gather(blocks) };
+            sums[vector] = sums[vector].plus(block).times(&factors[vector]);
+        }
+    }
+    for step in common..steps {
         let now = _mm512_set1_epi64(step as i64);
         for vector in 0..VECTORS {
             let blocks = core::array::from_fn(|lane| {
