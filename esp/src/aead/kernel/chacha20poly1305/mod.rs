@@ -15,8 +15,11 @@ use crate::aead::Job;
 use chacha20::{BLOCK, Lanes};
 use poly1305::Message;
 
-/// Packets that are worked on together.
+/// Packets that are worked on together, at most.
 const BATCH: usize = 64;
+/// No further packet joins those that are worked on together when they have this many bytes:
+/// they should stay in the first-level cache between encryption and authentication.
+const BATCH_BYTES: usize = 22 << 10;
 /// SPI and sequence number.
 const HEADER_LEN: usize = 8;
 const TAG_LEN: usize = 16;
@@ -163,10 +166,8 @@ impl Drop for MacKeys {
 ///
 /// A packet that cannot be sealed is overwritten with zeroes.
 pub(crate) fn seal(jobs: &mut [Job<'_>]) {
-    for jobs in jobs.chunks_mut(BATCH) {
-        let Some((token, mut packets)) = packets::<true>(jobs) else {
-            continue;
-        };
+    let mut jobs = jobs.iter_mut();
+    while let Some((token, mut packets)) = next_packets::<true>(&mut jobs) {
         let mut keys = MacKeys::for_packets(&packets);
         let mut lanes = Lanes::new(token);
         for (packet, key) in packets.iter_mut().zip(&mut keys.0) {
@@ -186,10 +187,8 @@ pub(crate) fn seal(jobs: &mut [Job<'_>]) {
 ///
 /// What is not authentic is never decrypted; its text is overwritten with zeroes.
 pub(crate) fn open(jobs: &mut [Job<'_>]) {
-    for jobs in jobs.chunks_mut(BATCH) {
-        let Some((token, mut packets)) = packets::<false>(jobs) else {
-            continue;
-        };
+    let mut jobs = jobs.iter_mut();
+    while let Some((token, mut packets)) = next_packets::<false>(&mut jobs) {
         let mut keys = MacKeys::for_packets(&packets);
         let mut lanes = Lanes::new(token);
         for (packet, key) in packets.iter().zip(&mut keys.0) {
@@ -213,18 +212,25 @@ pub(crate) fn open(jobs: &mut [Job<'_>]) {
 
 type Packets<'a> = ArrayVec<Packet<'a>, BATCH>;
 
-/// The packets of those jobs that have such a key; `None` if there are none.
-fn packets<'a, const SEAL: bool>(jobs: &'a mut [Job<'_>]) -> Option<(Avx512, Packets<'a>)> {
+/// The next packets, of those jobs that have such a key; `None` if there are no more.
+fn next_packets<'a, const SEAL: bool>(
+    jobs: &mut core::slice::IterMut<'a, Job<'_>>,
+) -> Option<(Avx512, Packets<'a>)> {
     let mut packets = Packets::new();
+    let mut bytes = 0;
     for job in jobs {
         let Some(key) = job.cipher.chacha_key() else {
             continue;
         };
         job.authentic = false;
         if key.fits(job.esp.len()) {
+            bytes += job.esp.len();
             packets.extend(Packet::new(key, job));
         } else if SEAL {
             job.esp.fill(0);
+        }
+        if packets.is_full() || bytes >= BATCH_BYTES {
+            break;
         }
     }
     let token = packets.first()?.key.token;
