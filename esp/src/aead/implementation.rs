@@ -55,7 +55,8 @@ impl Implementation {
     pub fn is_available(self) -> bool {
         match self {
             #[cfg(target_arch = "x86_64")]
-            Self::Vaes512 => kernel::chacha20poly1305::Avx512::detect().is_some(),
+            Self::Vaes512 => kernel::chacha20poly1305::Avx512::detect().is_some()
+                && kernel::composed::Vaes::detect().is_some(),
             #[cfg(not(target_arch = "x86_64"))]
             Self::Vaes512 => false,
             Self::Ring | Self::RustCrypto => true,
@@ -65,10 +66,16 @@ impl Implementation {
     /// Whether it has the suite, on a CPU that can run it.
     pub fn supports(self, suite: &Suite) -> bool {
         match self {
-            Self::Vaes512 => matches!(
-                suite.encryption,
-                Encryption::ChaCha20Poly1305 | Encryption::ChaCha20Poly1305ImplicitIv
-            ),
+            #[cfg(target_arch = "x86_64")]
+            Self::Vaes512 => {
+                kernel::composed::ComposedKey::supports(suite)
+                    || matches!(
+                        suite.encryption,
+                        Encryption::ChaCha20Poly1305 | Encryption::ChaCha20Poly1305ImplicitIv
+                    )
+            }
+            #[cfg(not(target_arch = "x86_64"))]
+            Self::Vaes512 => false,
             Self::Ring => EspKey::<ring::Key>::supports(suite),
             Self::RustCrypto => EspKey::<rustcrypto::Key>::supports(suite),
         }

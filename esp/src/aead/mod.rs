@@ -56,6 +56,8 @@ pub struct Cipher {
 enum Inner {
     #[cfg(target_arch = "x86_64")]
     ChaCha(Box<kernel::chacha20poly1305::ChaChaKey>),
+    #[cfg(target_arch = "x86_64")]
+    Composed(Box<kernel::composed::ComposedKey>),
     Ring(Box<EspKey<ring::Key>>),
     RustCrypto(Box<EspKey<rustcrypto::Key>>),
 }
@@ -145,6 +147,15 @@ impl Cipher {
 
     #[cfg(target_arch = "x86_64")]
     #[inline]
+    fn composed_key(&self) -> Option<&kernel::composed::ComposedKey> {
+        match &self.inner {
+            Inner::Composed(key) => Some(key),
+            _ => None,
+        }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[inline]
     fn chacha_key(&self) -> Option<&kernel::chacha20poly1305::ChaChaKey> {
         match &self.inner {
             Inner::ChaCha(key) => Some(key),
@@ -166,7 +177,7 @@ impl Cipher {
 }
 
 #[cfg(target_arch = "x86_64")]
-fn kernel_key(suite: &Suite, key: &[u8], _auth_key: &[u8]) -> Option<Inner> {
+fn kernel_key(suite: &Suite, key: &[u8], auth_key: &[u8]) -> Option<Inner> {
     use crate::suite::Encryption;
     match suite.encryption {
         Encryption::ChaCha20Poly1305 | Encryption::ChaCha20Poly1305ImplicitIv => {
@@ -174,7 +185,11 @@ fn kernel_key(suite: &Suite, key: &[u8], _auth_key: &[u8]) -> Option<Inner> {
             let key = kernel::chacha20poly1305::ChaChaKey::new(token, key, suite.iv_len)?;
             Some(Inner::ChaCha(Box::new(key)))
         }
-        _ => None,
+        _ => {
+            let token = kernel::composed::Vaes::detect()?;
+            let key = kernel::composed::ComposedKey::new(token, suite, key, auth_key)?;
+            Some(Inner::Composed(Box::new(key)))
+        }
     }
 }
 
@@ -219,7 +234,7 @@ pub fn seal_batch(jobs: &mut [Job<'_>]) {
     for job in jobs {
         match &job.cipher.inner {
             #[cfg(target_arch = "x86_64")]
-            Inner::ChaCha(_) => {}
+            Inner::ChaCha(_) | Inner::Composed(_) => {}
             Inner::Ring(key) => key.seal(job.sequence, job.esn, job.esp),
             Inner::RustCrypto(key) => key.seal(job.sequence, job.esn, job.esp),
         }
@@ -235,7 +250,7 @@ pub fn open_batch(jobs: &mut [Job<'_>]) {
     for job in jobs {
         job.authentic = match &job.cipher.inner {
             #[cfg(target_arch = "x86_64")]
-            Inner::ChaCha(_) => continue,
+            Inner::ChaCha(_) | Inner::Composed(_) => continue,
             Inner::Ring(key) => key.open(job.sequence, job.esn, job.esp),
             Inner::RustCrypto(key) => key.open(job.sequence, job.esn, job.esp),
         };

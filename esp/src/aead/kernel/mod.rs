@@ -9,15 +9,18 @@
 //! material are wiped before a call returns.
 
 pub(crate) mod chacha20poly1305;
+pub(crate) mod composed;
 
 use super::Job;
 
 /// Seals the packets of all jobs that have a key of a kernel.
 pub(super) fn seal(jobs: &mut [Job<'_>]) {
     chacha20poly1305::seal(jobs);
+    composed::seal(jobs);
 }
 
 /// Opens the packets of all jobs that have a key of a kernel.
 pub(super) fn open(jobs: &mut [Job<'_>]) {
     chacha20poly1305::open(jobs);
+    composed::open(jobs);
 }
