@@ -176,38 +176,7 @@ impl Number {
     #[inline]
     #[target_feature(enable = "avx512f,avx512ifma")]
     fn times(self, factor: &Factor) -> Self {
-        let [h0, h1, h2] = self.0;
-        let [r0, r1, r2] = factor.limbs;
-        let [s1, s2] = factor.folded;
-        let zero = _mm512_setzero_si512();
-        let low = |sum, a, b| _mm512_madd52lo_epu64(sum, a, b);
-        let high = |sum, a, b| _mm512_madd52hi_epu64(sum, a, b);
-        // The upper halves count from bit 52 of their limb: 8 bits above the next.
-        let low0 = low(low(low(zero, h0, r0), h1, s2), h2, s1);
-        let high0 = high(high(high(zero, h0, r0), h1, s2), h2, s1);
-        let low1 = low(low(low(zero, h0, r1), h1, r0), h2, s2);
-        let high1 = high(high(high(zero, h0, r1), h1, r0), h2, s2);
-        let low2 = low(low(low(zero, h0, r2), h1, r1), h2, r0);
-        let high2 = high(high(high(zero, h0, r2), h1, r1), h2, r0);
-
-        let mask_44 = _mm512_set1_epi64(MASK_44 as i64);
-        let mask_42 = _mm512_set1_epi64(MASK_42 as i64);
-        let low1 = _mm512_add_epi64(low1, _mm512_slli_epi64(high0, 8));
-        let low2 = _mm512_add_epi64(low2, _mm512_slli_epi64(high1, 8));
-        let low1 = _mm512_add_epi64(low1, _mm512_srli_epi64(low0, 44));
-        let low2 = _mm512_add_epi64(low2, _mm512_srli_epi64(low1, 44));
-        let carry = _mm512_add_epi64(_mm512_srli_epi64(low2, 42), _mm512_slli_epi64(high2, 10));
-        let carry = _mm512_add_epi64(carry, _mm512_slli_epi64(carry, 2));
-        let low0 = _mm512_add_epi64(_mm512_and_si512(low0, mask_44), carry);
-        let low1 = _mm512_add_epi64(
-            _mm512_and_si512(low1, mask_44),
-            _mm512_srli_epi64(low0, 44),
-        );
-        Self([
-            _mm512_and_si512(low0, mask_44),
-            low1,
-            _mm512_and_si512(low2, mask_42),
-        ])
+        Products::zero().plus(self, factor).carried()
     }
 
     /// Blocks, of which the lower and the upper halves are given.
@@ -265,6 +234,70 @@ impl Number {
     }
 }
 
+/// A sum of products, limb by limb; the upper halves count from bit 52 of their limb.
+#[derive(Clone, Copy)]
+struct Products {
+    low: [__m512i; 3],
+    high: [__m512i; 3],
+}
+
+impl Products {
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    fn zero() -> Self {
+        Self {
+            low: [_mm512_setzero_si512(); 3],
+            high: [_mm512_setzero_si512(); 3],
+        }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512ifma")]
+    fn plus(self, number: Number, factor: &Factor) -> Self {
+        let [h0, h1, h2] = number.0;
+        let [r0, r1, r2] = factor.limbs;
+        let [s1, s2] = factor.folded;
+        let low = |sum, a, b| _mm512_madd52lo_epu64(sum, a, b);
+        let high = |sum, a, b| _mm512_madd52hi_epu64(sum, a, b);
+        Self {
+            low: [
+                low(low(low(self.low[0], h0, r0), h1, s2), h2, s1),
+                low(low(low(self.low[1], h0, r1), h1, r0), h2, s2),
+                low(low(low(self.low[2], h0, r2), h1, r1), h2, r0),
+            ],
+            high: [
+                high(high(high(self.high[0], h0, r0), h1, s2), h2, s1),
+                high(high(high(self.high[1], h0, r1), h1, r0), h2, s2),
+                high(high(high(self.high[2], h0, r2), h1, r1), h2, r0),
+            ],
+        }
+    }
+
+    /// The sum modulo 2^130 - 5; of up to two products, for the second limb must stay below
+    /// 2^45.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    fn carried(self) -> Number {
+        let mask_44 = _mm512_set1_epi64(MASK_44 as i64);
+        let mask_42 = _mm512_set1_epi64(MASK_42 as i64);
+        let [low0, low1, low2] = self.low;
+        let [high0, high1, high2] = self.high;
+        let low1 = _mm512_add_epi64(low1, _mm512_slli_epi64(high0, 8));
+        let low2 = _mm512_add_epi64(low2, _mm512_slli_epi64(high1, 8));
+        let low1 = _mm512_add_epi64(low1, _mm512_srli_epi64(low0, 44));
+        let low2 = _mm512_add_epi64(low2, _mm512_srli_epi64(low1, 44));
+        let carry = _mm512_add_epi64(_mm512_srli_epi64(low2, 42), _mm512_slli_epi64(high2, 10));
+        let carry = _mm512_add_epi64(carry, _mm512_slli_epi64(carry, 2));
+        let low0 = _mm512_add_epi64(_mm512_and_si512(low0, mask_44), carry);
+        let low1 = _mm512_and_si512(low1, mask_44);
+        Number([
+            _mm512_and_si512(low0, mask_44),
+            _mm512_add_epi64(low1, _mm512_srli_epi64(low0, 44)),
+            _mm512_and_si512(low2, mask_42),
+        ])
+    }
+}
+
 /// Tags of up to `8 * VECTORS` messages, one in each lane.
 #[target_feature(enable = "avx512f,avx512ifma")]
 fn side_by_side<const VECTORS: usize>(
@@ -319,16 +352,29 @@ fn side_by_side<const VECTORS: usize>(
         let aad = unsafe { Number::gather(pointers(&aads[vector])) };
         sums[vector] = aad.times(&factors[vector]);
     }
-    for step in 0..common {
+    // Two blocks at once while all lanes have them: the second needs no carry of its own.
+    let squares = factors.each_ref().map(|r| Factor::new(Number(r.limbs).times(r)));
+    let pairs = common / 2;
+    for pair in 0..pairs {
         for vector in 0..VECTORS {
             let text = &texts[vector];
-            let blocks = core::array::from_fn(|lane| text[lane].wrapping_add(step * BLOCK));
+            let places = |step: usize| {
+                core::array::from_fn(|lane| text[lane].wrapping_add(step * BLOCK))
+            };
             // SAFETY: all lanes have at least `common` blocks.
-            let block = unsafe { Number::gather(blocks) };
-            sums[vector] = sums[vector].plus(block).times(&factors[vector]);
+            let (first, second) = unsafe {
+                (
+                    Number::gather(places(2 * pair)),
+                    Number::gather(places(2 * pair + 1)),
+                )
+            };
+            sums[vector] = Products::zero()
+                .plus(second, &factors[vector])
+                .plus(sums[vector].plus(first), &squares[vector])
+                .carried();
         }
     }
-    for step in common..steps {
+    for step in 2 * pairs..steps {
         let now = _mm512_set1_epi64(step as i64);
         for vector in 0..VECTORS {
             let blocks = core::array::from_fn(|lane| {
