@@ -55,8 +55,10 @@ impl Implementation {
     pub fn is_available(self) -> bool {
         match self {
             #[cfg(target_arch = "x86_64")]
-            Self::Vaes512 => kernel::chacha20poly1305::Avx512::detect().is_some()
-                && kernel::composed::Vaes::detect().is_some(),
+            Self::Vaes512 => {
+                kernel::chacha20poly1305::Avx512::detect().is_some()
+                    && kernel::composed::Vaes::detect().is_some()
+            }
             #[cfg(not(target_arch = "x86_64"))]
             Self::Vaes512 => false,
             Self::Ring | Self::RustCrypto => true,

@@ -24,3 +24,6 @@ pub(super) fn open(jobs: &mut [Job<'_>]) {
     chacha20poly1305::open(jobs);
     composed::open(jobs);
 }
+
+#[cfg(test)]
+mod against_libraries;

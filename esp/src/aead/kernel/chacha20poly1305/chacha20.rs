@@ -84,14 +84,6 @@ impl<'a> Lanes<'a> {
             BLOCK.. => u64::MAX,
             len => (1 << len) - 1,
         };
-        if let (Some(first), Some(last)) = (place.first(), place.last()) {
-            // The rounds come before the text is needed.
-            // SAFETY: nothing is accessed, and every x86-64 CPU has the instruction.
-            unsafe {
-                _mm_prefetch::<_MM_HINT_T0>((&raw const *first).cast());
-                _mm_prefetch::<_MM_HINT_T0>((&raw const *last).cast());
-            }
-        }
         self.places[lane] = place.as_mut_ptr();
         self.used += 1;
     }
@@ -124,9 +116,8 @@ impl<'a> Lanes<'a> {
         let constants = CONSTANTS.map(|constant| _mm512_set1_epi32(constant));
         // SAFETY: the caller vouches for the keys.
         let words = unsafe { &(*self.keys[0]).0 };
-        let same = |part: usize| {
-            [0, 1, 2, 3].map(|word| _mm512_set1_epi32(words[4 * part + word] as i32))
-        };
+        let same =
+            |part: usize| [0, 1, 2, 3].map(|word| _mm512_set1_epi32(words[4 * part + word] as i32));
         let (key_low, key_high) = if self.keys.iter().all(|key| *key == self.keys[0]) {
             (same(0), same(1))
         } else {
@@ -137,10 +128,22 @@ impl<'a> Lanes<'a> {
         };
         let tails = transpose_words(spread(tail));
         let mut x = [
-            constants[0], constants[1], constants[2], constants[3], //
-            key_low[0], key_low[1], key_low[2], key_low[3], //
-            key_high[0], key_high[1], key_high[2], key_high[3], //
-            tails[0], tails[1], tails[2], tails[3],
+            constants[0],
+            constants[1],
+            constants[2],
+            constants[3], //
+            key_low[0],
+            key_low[1],
+            key_low[2],
+            key_low[3], //
+            key_high[0],
+            key_high[1],
+            key_high[2],
+            key_high[3], //
+            tails[0],
+            tails[1],
+            tails[2],
+            tails[3],
         ];
         for word in 4..16 {
             let place = &raw mut self.initial[word - 4];

@@ -18,8 +18,8 @@ use poly1305::Message;
 /// Packets that are worked on together, at most.
 const BATCH: usize = 64;
 /// No further packet joins those that are worked on together when they have this many bytes:
-/// they should stay in the first-level cache between encryption and authentication.
-const BATCH_BYTES: usize = 22 << 10;
+/// they should stay in the cache between encryption and authentication.
+const BATCH_BYTES: usize = 44 << 10;
 /// SPI and sequence number.
 const HEADER_LEN: usize = 8;
 const TAG_LEN: usize = 16;
@@ -33,6 +33,7 @@ impl Avx512 {
     pub(crate) fn detect() -> Option<Self> {
         let has = std::arch::is_x86_feature_detected!("avx512f")
             && std::arch::is_x86_feature_detected!("avx512bw")
+            && std::arch::is_x86_feature_detected!("avx512vl")
             && std::arch::is_x86_feature_detected!("avx512ifma");
         has.then_some(Self(()))
     }

@@ -102,7 +102,10 @@ pub(super) fn tags(token: Avx512, messages: &[Message<'_>], tags: &mut [[u8; BLO
     while let Some(longest) = rest.first() {
         let group = &rest[..rest.len().min(GROUP)];
         // What lanes of one packet each would cost against what they would do.
-        let (cost, work) = (blocks(longest) * GROUP, group.iter().map(blocks).sum::<usize>());
+        let (cost, work) = (
+            blocks(longest) * GROUP,
+            group.iter().map(blocks).sum::<usize>(),
+        );
         let taken = if blocks(longest) >= LONG && cost > work + work / 2 + 4 * GROUP {
             let index = usize::from(*longest);
             // SAFETY: the token proves that the CPU has the instructions.
@@ -139,9 +142,8 @@ impl Factor {
     #[target_feature(enable = "avx512f,avx512ifma")]
     fn new(number: Number) -> Self {
         let limbs = number.0;
-        let times_20 = |limb| {
-            _mm512_add_epi64(_mm512_slli_epi64(limb, 4), _mm512_slli_epi64(limb, 2))
-        };
+        let times_20 =
+            |limb| _mm512_add_epi64(_mm512_slli_epi64(limb, 4), _mm512_slli_epi64(limb, 2));
         Self {
             limbs,
             folded: [times_20(limbs[1]), times_20(limbs[2])],
@@ -193,14 +195,9 @@ impl Number {
     }
 
     /// A block in each lane.
-    ///
-    /// # Safety
-    /// Every pointer is valid for reads of 16 bytes.
     #[inline]
     #[target_feature(enable = "avx512f")]
-    unsafe fn gather(blocks: [*const u8; LANES]) -> Self {
-        // SAFETY: the caller vouches for the pointers.
-        let block = |lane: usize| unsafe { _mm_loadu_si128(blocks[lane].cast()) };
+    fn gather(block: impl Fn(usize) -> __m128i) -> Self {
         let collect = |first: usize| {
             let vector = _mm512_broadcast_i32x4(block(first));
             let vector = _mm512_mask_broadcast_i32x4(vector, 0x00f0, block(first + 2));
@@ -299,40 +296,40 @@ impl Products {
 }
 
 /// Tags of up to `8 * VECTORS` messages, one in each lane.
-#[target_feature(enable = "avx512f,avx512ifma")]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512ifma")]
 fn side_by_side<const VECTORS: usize>(
     messages: &[Message<'_>],
     group: &[u8],
     tags: &mut [[u8; BLOCK]],
 ) {
     static ZEROES: [u8; BLOCK] = [0; BLOCK];
-    // For each vector and lane: blocks before, within and after the text.
-    let mut aads = [[ZEROES; LANES]; VECTORS];
-    let mut partials = [[ZEROES; LANES]; VECTORS];
-    let mut lengths = [[ZEROES; LANES]; VECTORS];
+    // Lanes that would be empty do what the last does.
+    let mut lanes = [[&messages[usize::from(group[0])]; LANES]; VECTORS];
     let mut texts = [[ZEROES.as_ptr(); LANES]; VECTORS];
+    // Where the last full block of the text begins, and how many there are.
     let mut last = [[0_usize; LANES]; VECTORS];
     let mut full = [[0_u64; LANES]; VECTORS];
-    let mut has_partial = [0; VECTORS];
+    let mut text_lens = [[0_u64; LANES]; VECTORS];
+    let mut aad_lens = [[0_u64; LANES]; VECTORS];
+    // Which bytes there are of the last block that is not full.
+    let mut partial = [[0_u16; LANES]; VECTORS];
     let mut limbs = [[[0_u64; LANES]; 3]; VECTORS];
     // Blocks that all lanes have, and the most that one has.
-    let mut common = if group.len() == VECTORS * LANES { usize::MAX } else { 0 };
+    let mut common = usize::MAX;
     let mut steps = 0;
-    for (place, index) in group.iter().enumerate() {
+    for place in 0..VECTORS * LANES {
         let (vector, lane) = (place / LANES, place % LANES);
-        let message = &messages[usize::from(*index)];
-        aads[vector][lane] = message.aad;
-        lengths[vector][lane] = message.length_block();
-        if let Some(partial) = message.partial_block() {
-            partials[vector][lane] = partial;
-            has_partial[vector] |= 1 << lane;
-        }
+        let message = &messages[usize::from(group[place.min(group.len() - 1)])];
+        lanes[vector][lane] = message;
         let blocks = message.full_blocks();
         if let Some(before) = blocks.checked_sub(1) {
             texts[vector][lane] = message.text.as_ptr();
             last[vector][lane] = before * BLOCK;
         }
         full[vector][lane] = blocks as u64;
+        text_lens[vector][lane] = message.text.len() as u64;
+        aad_lens[vector][lane] = message.aad_len as u64;
+        partial[vector][lane] = (1 << (message.text.len() % BLOCK)) - 1;
         common = common.min(blocks);
         steps = steps.max(blocks);
         for (limb, value) in message.limbs().into_iter().enumerate() {
@@ -340,34 +337,32 @@ fn side_by_side<const VECTORS: usize>(
         }
     }
 
-    let factors = limbs.each_ref().map(|limbs| {
-        Factor::new(Number(limbs.each_ref().map(|lanes| load(lanes))))
-    });
-    let full = full.each_ref().map(|lanes| load(lanes));
+    let factors = limbs
+        .each_ref()
+        .map(|limbs| Factor::new(Number(limbs.each_ref().map(|lanes| load(lanes)))));
     let mut sums = [Number::zero(); VECTORS];
-    let pointers = |blocks: &[[u8; BLOCK]; LANES]| blocks.each_ref().map(|block| block.as_ptr());
-
     for vector in 0..VECTORS {
-        // SAFETY: blocks of 16 bytes.
-        let aad = unsafe { Number::gather(pointers(&aads[vector])) };
+        let aad = Number::gather(|lane| {
+            // SAFETY: a block of 16 bytes.
+            unsafe { _mm_loadu_si128(lanes[vector][lane].aad.as_ptr().cast()) }
+        });
         sums[vector] = aad.times(&factors[vector]);
     }
+
     // Two blocks at once while all lanes have them: the second needs no carry of its own.
-    let squares = factors.each_ref().map(|r| Factor::new(Number(r.limbs).times(r)));
+    let squares = factors
+        .each_ref()
+        .map(|r| Factor::new(Number(r.limbs).times(r)));
     let pairs = common / 2;
     for pair in 0..pairs {
         for vector in 0..VECTORS {
-            let text = &texts[vector];
-            let places = |step: usize| {
-                core::array::from_fn(|lane| text[lane].wrapping_add(step * BLOCK))
+            let block = |lane: usize, step: usize| {
+                let place = texts[vector][lane].wrapping_add(step * BLOCK);
+                // SAFETY: all lanes have at least `common` blocks.
+                unsafe { _mm_loadu_si128(place.cast()) }
             };
-            // SAFETY: all lanes have at least `common` blocks.
-            let (first, second) = unsafe {
-                (
-                    Number::gather(places(2 * pair)),
-                    Number::gather(places(2 * pair + 1)),
-                )
-            };
+            let first = Number::gather(|lane| block(lane, 2 * pair));
+            let second = Number::gather(|lane| block(lane, 2 * pair + 1));
             sums[vector] = Products::zero()
                 .plus(second, &factors[vector])
                 .plus(sums[vector].plus(first), &squares[vector])
@@ -377,29 +372,34 @@ fn side_by_side<const VECTORS: usize>(
     for step in 2 * pairs..steps {
         let now = _mm512_set1_epi64(step as i64);
         for vector in 0..VECTORS {
-            let blocks = core::array::from_fn(|lane| {
+            let block = Number::gather(|lane| {
                 let at = (step * BLOCK).min(last[vector][lane]);
-                texts[vector][lane].wrapping_add(at)
+                let place = texts[vector][lane].wrapping_add(at);
+                // SAFETY: the last full block of the text at most; without one the pointer is
+                // that of `ZEROES`.
+                unsafe { _mm_loadu_si128(place.cast()) }
             });
-            // SAFETY: `last` is where the last full block of the text begins; without one the
-            // pointer is that of `ZEROES`.
-            let block = unsafe { Number::gather(blocks) };
             let next = sums[vector].plus(block).times(&factors[vector]);
-            let active = _mm512_cmpgt_epu64_mask(full[vector], now);
+            let active = _mm512_cmpgt_epu64_mask(load(&full[vector]), now);
             sums[vector] = sums[vector].blend(active, next);
         }
     }
     for vector in 0..VECTORS {
-        // SAFETY: blocks of 16 bytes.
-        let (partial, length) = unsafe {
-            (
-                Number::gather(pointers(&partials[vector])),
-                Number::gather(pointers(&lengths[vector])),
-            )
-        };
-        let next = sums[vector].plus(partial).times(&factors[vector]);
-        let sum = sums[vector].blend(has_partial[vector], next);
-        let sum = sum.plus(length).times(&factors[vector]);
+        let block = Number::gather(|lane| {
+            let text = lanes[vector][lane].text;
+            let rest = text.as_ptr().wrapping_add(text.len() / BLOCK * BLOCK);
+            // SAFETY: the mask has one bit for each byte behind the last full block.
+            unsafe { _mm_maskz_loadu_epi8(partial[vector][lane], rest.cast()) }
+        });
+        let next = sums[vector].plus(block).times(&factors[vector]);
+        let present = _mm512_test_epi64_mask(load(&text_lens[vector]), _mm512_set1_epi64(15));
+        let sum = sums[vector].blend(present, next);
+        let lengths = Number::from_halves(
+            load(&aad_lens[vector]),
+            load(&text_lens[vector]),
+            _mm512_set1_epi64(HIGH_BIT as i64),
+        );
+        let sum = sum.plus(lengths).times(&factors[vector]);
         for (limb, values) in limbs[vector].iter_mut().zip(sum.0) {
             // SAFETY: eight lanes of eight bytes.
             unsafe { _mm512_storeu_si512(limb.as_mut_ptr().cast(), values) };
@@ -407,8 +407,8 @@ fn side_by_side<const VECTORS: usize>(
     }
     for (place, index) in group.iter().enumerate() {
         let index = usize::from(*index);
-        let (vector, lane) = (place / LANES, place % LANES);
-        tags[index] = messages[index].tag(limbs[vector].map(|limb| limb[lane]));
+        let limbs = &limbs[place / LANES];
+        tags[index] = messages[index].tag([0, 1, 2].map(|limb| limbs[limb][place % LANES]));
     }
 }
 

@@ -280,7 +280,8 @@ fn cbc_decrypt_rounds<const ROUNDS: usize>(key: &AesKey, blocks: &mut [[u8; BLOC
         for vector in 0..VECTORS {
             // SAFETY: the masks have one bit for each byte from `start` to `end`.
             unsafe {
-                let block = _mm512_maskz_loadu_epi8(masks.0[vector], place.wrapping_add(64 * vector));
+                let block =
+                    _mm512_maskz_loadu_epi8(masks.0[vector], place.wrapping_add(64 * vector));
                 previous[vector] =
                     _mm512_maskz_loadu_epi8(masks.0[vector], before.wrapping_add(64 * vector));
                 state[vector] = _mm512_xor_si512(block, first);
@@ -297,7 +298,9 @@ fn cbc_decrypt_rounds<const ROUNDS: usize>(key: &AesKey, blocks: &mut [[u8; BLOC
             let text = _mm512_aesdeclast_epi128(state[vector], last);
             let text = _mm512_xor_si512(text, previous[vector]);
             // SAFETY: as for the loads, and `blocks` is borrowed mutably.
-            unsafe { _mm512_mask_storeu_epi8(place.wrapping_add(64 * vector), masks.0[vector], text) };
+            unsafe {
+                _mm512_mask_storeu_epi8(place.wrapping_add(64 * vector), masks.0[vector], text)
+            };
         }
         end = start;
     }
@@ -371,9 +374,11 @@ impl Masks {
     /// The first `len` bytes.
     #[inline]
     fn new(len: usize) -> Self {
-        Self([0, 64, 128, 192].map(|start| match len.saturating_sub(start) {
-            64.. => u64::MAX,
-            len => (1 << len) - 1,
-        }))
+        Self(
+            [0, 64, 128, 192].map(|start| match len.saturating_sub(start) {
+                64.. => u64::MAX,
+                len => (1 << len) - 1,
+            }),
+        )
     }
 }

@@ -160,7 +160,9 @@ fn interleaved<const N: usize>(messages: [&Message<'_>; N]) -> [[u8; 32]; N] {
     // SAFETY: the full blocks of the messages.
     unsafe { blocks(hash, &mut states, texts) };
     let last = messages.map(Message::last_blocks);
-    let places = last.each_ref().map(|(blocks, count)| (blocks.as_ptr(), *count));
+    let places = last
+        .each_ref()
+        .map(|(blocks, count)| (blocks.as_ptr(), *count));
     // SAFETY: as many blocks as were made.
     unsafe { blocks(hash, &mut states, places) };
 
@@ -191,7 +193,11 @@ unsafe fn blocks<const N: usize>(
     states: &mut [State; N],
     messages: [(*const u8, usize); N],
 ) {
-    let common = messages.into_iter().map(|(_, count)| count).min().unwrap_or(0);
+    let common = messages
+        .into_iter()
+        .map(|(_, count)| count)
+        .min()
+        .unwrap_or(0);
     // SAFETY: as for this function.
     unsafe {
         hash.compress(states, messages.map(|(message, _)| message), common);

@@ -64,7 +64,9 @@ impl ComposedKey {
         matches!(
             suite.encryption,
             Encryption::Null | Encryption::AesCbc | Encryption::AesCtr
-        ) && suite.integrity.is_some_and(|integrity| hash(integrity).is_some())
+        ) && suite
+            .integrity
+            .is_some_and(|integrity| hash(integrity).is_some())
     }
 
     /// `None` if there is no kernel for the suite or a key has not the length that it says.
@@ -82,7 +84,8 @@ impl ComposedKey {
             _ => return None,
         };
         let mut salt = [0; 4];
-        salt.get_mut(..given_salt.len())?.copy_from_slice(given_salt);
+        salt.get_mut(..given_salt.len())?
+            .copy_from_slice(given_salt);
         Some(Self {
             encryption,
             salt,

@@ -6,10 +6,7 @@ use super::hmac::{State, load, store};
 
 /// The initial hash value as [`compress`] takes it: the words a to d and e, a and e in the upper
 /// word (FIPS 180-4 section 5.3.1).
-pub(super) const INITIAL: State = [
-    0x6745_2301_efcd_ab89_98ba_dcfe_1032_5476,
-    0xc3d2_e1f0 << 96,
-];
+pub(super) const INITIAL: State = [0x6745_2301_efcd_ab89_98ba_dcfe_1032_5476, 0xc3d2_e1f0 << 96];
 
 /// The hash value of a state, as it is sent, and zeroes behind it.
 pub(super) fn digest([abcd, e]: State) -> [u8; 32] {

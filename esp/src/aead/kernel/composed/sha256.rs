@@ -35,8 +35,14 @@ static CONSTANTS: [u128; 16] = [
 pub(super) fn digest([feba, hgdc]: State) -> [u8; 32] {
     let word = |from: u128, index: u32| (from >> (32 * index)) as u32;
     let words = [
-        word(feba, 3), word(feba, 2), word(hgdc, 3), word(hgdc, 2), //
-        word(feba, 1), word(feba, 0), word(hgdc, 1), word(hgdc, 0),
+        word(feba, 3),
+        word(feba, 2),
+        word(hgdc, 3),
+        word(hgdc, 2), //
+        word(feba, 1),
+        word(feba, 0),
+        word(hgdc, 1),
+        word(hgdc, 0),
     ];
     let mut digest = [0; 32];
     for (bytes, word) in digest.as_chunks_mut().0.iter_mut().zip(words) {
