@@ -20,11 +20,11 @@ pub struct EspContext {
     iv_len: u8,
     icv_len: u8,
     alignment: u8,
+    /// Bytes before the payload, the IP header of transport mode not counted.
+    front_len: u8,
     udp: bool,
     mode: Mode,
     tfc_pad: u16,
-    /// 0: not limited.
-    mtu: u32,
 }
 
 /// Why an association could not be made.
@@ -69,7 +69,12 @@ impl EspContext {
     pub fn new(params: &SaParams, cipher: Cipher) -> Result<Self, AssociationError> {
         let headers = Headers::new(params)?;
         let suite = cipher.suite();
+        let ip_len = match params.mode {
+            Mode::Tunnel => headers.ip_len(),
+            Mode::Transport => 0,
+        };
         let context = Self {
+            front_len: (ip_len + headers.udp_len() + 8 + suite.iv_len) as u8,
             headers,
             // The table of suites has no length beyond 255.
             iv_len: suite.iv_len as u8,
@@ -78,7 +83,6 @@ impl EspContext {
             udp: params.encapsulation.is_some(),
             mode: params.mode,
             tfc_pad: params.tfc_pad,
-            mtu: params.mtu.unwrap_or(0),
             cipher,
         };
         match params.mtu {
@@ -134,11 +138,7 @@ impl EspContext {
 
     /// Bytes before the payload, the IP header of transport mode not counted.
     pub(crate) fn front_len(&self) -> usize {
-        let ip = match self.mode {
-            Mode::Tunnel => self.headers.ip_len(),
-            Mode::Transport => 0,
-        };
-        ip + self.headers.udp_len() + 8 + usize::from(self.iv_len)
+        usize::from(self.front_len)
     }
 
     pub(crate) const fn headers(&self) -> &Headers {
@@ -165,20 +165,23 @@ impl EspContext {
         self.udp
     }
 
-    /// The length to which traffic flow confidentiality pads; never beyond the path MTU.
-    pub(crate) fn tfc_target(&self) -> usize {
-        match (self.tfc_pad, self.mtu) {
-            (0, _) => 0,
-            (pad, 0) => usize::from(pad),
-            (pad, mtu) => {
-                usize::from(pad).min(self.max_packet(mtu as usize, 0).unwrap_or_default())
-            }
-        }
+    /// Whether sealed packets need a UDP checksum: none over IPv4 (RFC 3948 section 2.1), but
+    /// IPv6 receivers drop packets without one unless they were told to expect them (RFC 6935).
+    pub(crate) fn has_udp_checksum(&self) -> bool {
+        self.udp && self.headers.version() == IpVersion::V6
     }
 
-    /// The path MTU, if it is limited.
-    pub(crate) fn mtu(&self) -> Option<usize> {
-        (self.mtu != 0).then_some(self.mtu as usize)
+    /// Bytes of zeroes behind a payload of this length, so that traffic flow confidentiality
+    /// hides it; never so many that the packet exceeds the path MTU.
+    #[inline]
+    pub(crate) fn tfc_padding(&self, payload: usize, mtu: Option<u32>) -> usize {
+        if self.tfc_pad == 0 {
+            return 0;
+        }
+        let most = mtu.map_or(usize::MAX, |mtu| {
+            self.max_packet(mtu as usize, 0).unwrap_or_default()
+        });
+        usize::from(self.tfc_pad).min(most).saturating_sub(payload)
     }
 }
 
@@ -244,9 +247,15 @@ impl Headers {
         }
     }
 
-    /// IP header, UDP header and SPI.
-    pub(crate) fn with_ip(&self) -> &[u8] {
-        &self.bytes[..self.ip_len() + self.udp_len() + 4]
+    /// Writes IP header, UDP header and SPI to the beginning of `packet`, which is longer.
+    pub(crate) fn write_with_ip(&self, packet: &mut [u8]) {
+        // Copies of a length that the compiler knows are a few moves each.
+        match (self.ip_len, self.udp_len) {
+            (20, 0) => packet[..24].copy_from_slice(&self.bytes[..24]),
+            (20, _) => packet[..32].copy_from_slice(&self.bytes[..32]),
+            (_, 0) => packet[..44].copy_from_slice(&self.bytes[..44]),
+            _ => packet[..52].copy_from_slice(&self.bytes[..52]),
+        }
     }
 
     /// UDP header and SPI.

@@ -3,7 +3,7 @@
 use core::ptr;
 
 use arrayvec::ArrayVec;
-use vesper_sa::{Event, Timestamp};
+use vesper_sa::{Event, Events, Timestamp};
 
 use crate::aead::{Job, open_batch, seal_batch};
 use crate::association::EspSa;
@@ -19,15 +19,12 @@ pub const CHUNK: usize = 64;
 /// How many events are kept for collection; more are counted as lost.
 const EVENTS: usize = 256;
 
-/// An outbound packet between the passes.
-#[derive(Debug)]
-struct Prepared<'a> {
-    /// Its place in the batch.
-    index: usize,
+/// An outbound packet for which room has been made.
+struct Prepared<'a, 'c, B> {
     sa: &'a EspSa,
+    packet: &'c mut B,
+    verdict: &'c mut Verdict,
     lengths: Measured,
-    /// `None` until a number was reserved, and if none was granted.
-    sequence: Option<u64>,
 }
 
 /// Encapsulates and decapsulates batches of packets. One per worker: it keeps the counters and
@@ -92,15 +89,15 @@ impl Engine {
         }
     }
 
-    fn encapsulate_chunk<'a, B: Buffer>(&mut self, now: Timestamp, chunk: &mut [Outbound<'a, B>]) {
-        let mut prepared: ArrayVec<Prepared<'a>, CHUNK> = ArrayVec::new();
-        for (index, entry) in chunk.iter_mut().enumerate() {
+    fn encapsulate_chunk<B: Buffer>(&mut self, now: Timestamp, chunk: &mut [Outbound<'_, B>]) {
+        let mut prepared: ArrayVec<Prepared<'_, '_, B>, CHUNK> = ArrayVec::new();
+        for entry in chunk.iter_mut() {
             match outbound::measure(entry) {
                 Ok(lengths) => prepared.push(Prepared {
-                    index,
                     sa: entry.sa,
+                    packet: &mut entry.packet,
+                    verdict: &mut entry.verdict,
                     lengths,
-                    sequence: None,
                 }),
                 Err(verdict) => {
                     entry.verdict = verdict;
@@ -110,56 +107,55 @@ impl Engine {
         }
 
         // One reservation per run of packets of the same association.
-        for run in prepared.chunk_by_mut(|a, b| ptr::eq(a.sa, b.sa)) {
-            let sa = run[0].sa;
-            let lengths = run
+        let mut jobs: ArrayVec<Job<'_>, CHUNK> = ArrayVec::new();
+        let mut with_checksum = false;
+        let mut rest = prepared.as_mut_slice();
+        while let Some(first) = rest.first() {
+            let sa = first.sa;
+            let len = rest
                 .iter()
-                .map(|packet| packet.lengths.text_len(sa.context()));
+                .take_while(|packet| ptr::eq(packet.sa, sa))
+                .count();
+            let (run, others) = rest.split_at_mut(len);
+            rest = others;
+            let context = sa.context();
+            with_checksum |= context.has_udp_checksum();
+            let lengths = run.iter().map(|packet| packet.lengths.text_len(context));
             let reservation = sa.reserve(now, lengths);
             let (granted, refused) = run.split_at_mut(reservation.count as usize);
             for (packet, sequence) in granted.iter_mut().zip(reservation.first..) {
-                packet.sequence = Some(sequence);
-                let data = chunk[packet.index].packet.data_mut();
-                outbound::write(sa, data, &packet.lengths, sequence);
+                let data = packet.packet.data_mut();
+                let esp = outbound::write(sa, data, &packet.lengths, sequence);
+                jobs.push(Job {
+                    cipher: context.cipher(),
+                    sequence,
+                    esn: sa.esn(),
+                    esp,
+                    authentic: false,
+                });
+                *packet.verdict = Verdict::Sealed { sequence };
+                self.counters.sealed_packets += 1;
+                self.counters.sealed_bytes += u64::from(packet.lengths.packet_len);
             }
             for packet in refused {
                 let reason = reservation
                     .refused
                     .map_or(DropReason::OutSequence, outbound::refused);
-                let entry = &mut chunk[packet.index];
-                outbound::unmeasure(&mut entry.packet, &packet.lengths);
-                entry.verdict = Verdict::Drop(reason);
-                self.counters.count(entry.verdict, 0);
+                outbound::unmeasure(packet.packet, &packet.lengths);
+                *packet.verdict = Verdict::Drop(reason);
+                self.counters.count(*packet.verdict, 0);
             }
             self.emit(sa, reservation.events);
         }
-
-        let mut jobs: ArrayVec<Job<'_>, CHUNK> = ArrayVec::new();
-        let mut entries = chunk.iter_mut().enumerate();
-        for packet in &prepared {
-            let entry = entries.find(|(index, _)| *index == packet.index);
-            if let (Some((_, entry)), Some(sequence)) = (entry, packet.sequence) {
-                let context = packet.sa.context();
-                jobs.push(Job {
-                    cipher: context.cipher(),
-                    sequence,
-                    esn: packet.sa.esn(),
-                    esp: &mut entry.packet.data_mut()[packet.lengths.esp_at(context)..],
-                    authentic: false,
-                });
-            }
-        }
         seal_batch(&mut jobs);
         drop(jobs);
+        drop(prepared);
 
-        for packet in &prepared {
-            if let Some(sequence) = packet.sequence {
-                let entry = &mut chunk[packet.index];
-                let data = entry.packet.data_mut();
-                outbound::finish_udp(packet.sa.context(), data, &packet.lengths);
-                entry.verdict = Verdict::Sealed { sequence };
-                self.counters
-                    .count(entry.verdict, packet.lengths.packet_len);
+        if with_checksum {
+            for entry in chunk {
+                if let Verdict::Sealed { .. } = entry.verdict {
+                    outbound::write_udp_checksum(entry.sa.context(), entry.packet.data_mut());
+                }
             }
         }
     }
@@ -170,52 +166,48 @@ impl Engine {
         sas: &impl InboundSas<'a>,
         chunk: &mut [Inbound<'a, B>],
     ) {
-        let mut candidates: ArrayVec<(usize, Candidate<'a>), CHUNK> = ArrayVec::new();
+        let mut candidates: ArrayVec<Candidate<'a>, CHUNK> = ArrayVec::new();
+        let mut jobs: ArrayVec<Job<'_>, CHUNK> = ArrayVec::new();
         for (index, entry) in chunk.iter_mut().enumerate() {
-            match inbound::prepare(entry, sas, &self.ports, &mut self.scratch) {
-                Ok(candidate) => candidates.push((index, candidate)),
+            match inbound::prepare(entry, index, sas, &self.ports, &mut self.scratch) {
+                Ok(candidate) => {
+                    let esp_at = candidate.esp_at;
+                    jobs.push(Job {
+                        cipher: candidate.sa.context().cipher(),
+                        sequence: candidate.sequence,
+                        esn: candidate.sa.esn(),
+                        esp: &mut entry.packet.data_mut()[esp_at..esp_at + candidate.esp_len],
+                        authentic: false,
+                    });
+                    candidates.push(candidate);
+                }
                 Err(verdict) => {
                     entry.verdict = verdict;
                     self.counters.count(verdict, 0);
                 }
             }
         }
-
-        let mut jobs: ArrayVec<Job<'_>, CHUNK> = ArrayVec::new();
-        let mut entries = chunk.iter_mut().enumerate();
-        for (index, candidate) in &candidates {
-            let Some((_, entry)) = entries.find(|(at, _)| at == index) else {
-                break;
-            };
-            let esp_at = candidate.location.esp_at;
-            jobs.push(Job {
-                cipher: candidate.sa.context().cipher(),
-                sequence: candidate.sequence,
-                esn: candidate.sa.esn(),
-                esp: &mut entry.packet.data_mut()[esp_at..esp_at + candidate.location.esp_len],
-                authentic: false,
-            });
-        }
         open_batch(&mut jobs);
-        let authentic: ArrayVec<bool, CHUNK> = jobs.iter().map(|job| job.authentic).collect();
+        for (candidate, job) in candidates.iter_mut().zip(&jobs) {
+            candidate.authentic = job.authentic;
+        }
         drop(jobs);
 
         // One commit per run of packets of the same association.
-        let mut authentic = authentic.into_iter();
-        for run in candidates.chunk_by(|(_, a), (_, b)| ptr::eq(a.sa, b.sa)) {
-            let sa = run[0].1.sa;
+        for run in candidates.chunk_by(|a, b| ptr::eq(a.sa, b.sa)) {
+            let sa = run[0].sa;
             let mut failures = 0;
             let mut commit = sa.commit(now);
-            for ((index, candidate), authentic) in run.iter().zip(authentic.by_ref()) {
-                let entry = &mut chunk[*index];
-                entry.verdict = if authentic {
-                    inbound::finish(candidate, &mut commit, &mut entry.packet)
+            for candidate in run {
+                let entry = &mut chunk[candidate.index];
+                if candidate.authentic {
+                    entry.verdict = inbound::finish(candidate, &mut commit, &mut entry.packet);
                 } else {
                     failures += 1;
-                    Verdict::Drop(DropReason::Icv)
-                };
-                self.counters
-                    .count(entry.verdict, entry.packet.data().len());
+                    entry.verdict = Verdict::Drop(DropReason::Icv);
+                }
+                let bytes = entry.packet.data().len();
+                self.counters.count(entry.verdict, bytes);
             }
             let events = commit.finish();
             self.emit(sa, events);
@@ -226,10 +218,15 @@ impl Engine {
         }
     }
 
-    fn emit(&mut self, sa: &EspSa, events: vesper_sa::Events) {
-        if events.is_empty() {
-            return;
+    #[inline]
+    fn emit(&mut self, sa: &EspSa, events: Events) {
+        if !events.is_empty() {
+            self.keep(sa, events);
         }
+    }
+
+    #[cold]
+    fn keep(&mut self, sa: &EspSa, events: Events) {
         for event in sa.messages(events) {
             if self.events.len() < EVENTS {
                 self.events.push(event);

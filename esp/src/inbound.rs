@@ -10,8 +10,8 @@ use crate::association::EspSa;
 use crate::buffer::Buffer;
 use crate::fate::{DropReason, Opened, Verdict};
 use crate::wire::{
-    Checksum, EncapsulationPorts, EspLocation, IpHeader, IpVersion, Located, adjusted, flow,
-    locate, protocol,
+    Brief, Checksum, EncapsulationPorts, IpHeader, IpVersion, Located, adjusted, flow, locate,
+    protocol,
 };
 use crate::{nat, wire};
 
@@ -62,14 +62,27 @@ where
 /// A packet that may be worth the cryptography.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Candidate<'a> {
+    /// Its place in the batch.
+    pub(crate) index: usize,
     pub(crate) sa: &'a EspSa,
-    pub(crate) location: EspLocation,
     pub(crate) sequence: u64,
+    pub(crate) esp_at: usize,
+    pub(crate) esp_len: usize,
+    /// Bytes of IP header, options and extension headers.
+    header_len: usize,
+    protocol_at: usize,
+    version: IpVersion,
+    traffic_class: u8,
+    udp: bool,
+    /// What the cryptography says.
+    pub(crate) authentic: bool,
 }
 
 /// Everything that is checked before authentication; changes nothing.
+#[inline]
 pub(crate) fn prepare<'a, B: Buffer>(
     entry: &mut Inbound<'a, B>,
+    index: usize,
     sas: &impl InboundSas<'a>,
     ports: &EncapsulationPorts,
     scratch: &mut Vec<u8>,
@@ -84,9 +97,9 @@ pub(crate) fn prepare<'a, B: Buffer>(
     };
     entry.spi = location.spi;
     entry.sequence = u64::from(location.sequence);
-    let found = entry.sa.or_else(|| {
-        Spi::new(location.spi).and_then(|spi| sas.inbound(location.ip.destination, spi))
-    });
+    let found = entry
+        .sa
+        .or_else(|| Spi::new(location.spi).and_then(|spi| sas.inbound(location.destination, spi)));
     //= https://www.rfc-editor.org/rfc/rfc4303#section-3.4.2
     //# If no valid Security Association exists for this packet, the
     //# receiver MUST discard the packet; this is an auditable event.
@@ -105,11 +118,16 @@ pub(crate) fn prepare<'a, B: Buffer>(
     let context = sa.context();
     let around = 8 + context.iv_len() + context.icv_len();
     let text_len = location.esp_len.saturating_sub(around);
-    if text_len < 2 || !text_len.is_multiple_of(context.alignment()) {
+    // Every alignment is a power of two.
+    if text_len < 2 || text_len & (context.alignment() - 1) != 0 {
         return drop(DropReason::Malformed);
     }
-    let esp = &packet[location.esp_at..location.esp_at + location.esp_len];
-    let resynchronised = resynchronise(sa, location.sequence, esp, scratch);
+    let resynchronised = if sa.is_resync_due() {
+        let esp = &packet[location.esp_at..location.esp_at + location.esp_len];
+        resynchronise(sa, location.sequence, esp, scratch)
+    } else {
+        None
+    };
     let sequence = match resynchronised {
         Some(sequence) => sequence,
         None => match sa.check(location.sequence) {
@@ -119,9 +137,17 @@ pub(crate) fn prepare<'a, B: Buffer>(
     };
     entry.sequence = sequence;
     Ok(Candidate {
+        index,
         sa,
-        location,
         sequence,
+        esp_at: location.esp_at,
+        esp_len: location.esp_len,
+        header_len: location.header_len,
+        protocol_at: location.protocol_at,
+        version: location.version,
+        traffic_class: location.traffic_class,
+        udp: location.udp,
+        authentic: false,
     })
 }
 
@@ -154,25 +180,27 @@ fn resynchronise(sa: &EspSa, sequence_low: u32, esp: &[u8], scratch: &mut Vec<u8
 }
 
 /// Everything that follows the decryption of one authentic packet.
+#[inline]
 pub(crate) fn finish<B: Buffer>(
     candidate: &Candidate<'_>,
     commit: &mut Commit<'_>,
     packet: &mut B,
 ) -> Verdict {
     let context = candidate.sa.context();
-    let location = &candidate.location;
-    let text_at = location.esp_at + 8 + context.iv_len();
-    let text_end = location.esp_at + location.esp_len - context.icv_len();
-    let outcome = commit
-        .accept(candidate.sequence, (text_end - text_at) as u32)
-        .map_err(|refusal| match refusal {
-            InboundRefusal::Replay(_) => DropReason::Replay,
-            InboundRefusal::Expired => DropReason::Expired,
-            InboundRefusal::Deleted => DropReason::Deleted,
-        })
-        .and_then(|()| open(candidate, packet, text_at, text_end));
+    let text_at = candidate.esp_at + 8 + context.iv_len();
+    let text_end = candidate.esp_at + candidate.esp_len - context.icv_len();
+    let outcome = match commit.accept(candidate.sequence, (text_end - text_at) as u32) {
+        Ok(()) => open(candidate, packet, text_at, text_end),
+        Err(InboundRefusal::Replay(_)) => Err(DropReason::Replay),
+        Err(InboundRefusal::Expired) => Err(DropReason::Expired),
+        Err(InboundRefusal::Deleted) => Err(DropReason::Deleted),
+    };
     match outcome {
-        Ok(opened) => Verdict::Opened(opened),
+        Ok(next_header) => Verdict::Opened(Opened {
+            sequence: candidate.sequence,
+            mode: context.mode(),
+            next_header,
+        }),
         Err(reason) => {
             packet.data_mut()[text_at..text_end].fill(0);
             Verdict::Drop(reason)
@@ -180,15 +208,16 @@ pub(crate) fn finish<B: Buffer>(
     }
 }
 
-/// Checks the trailer and the inner packet, and leaves the inner packet in the buffer.
+/// Checks the trailer and the inner packet, and leaves the inner packet in the buffer; the
+/// next header.
+#[inline]
 fn open<B: Buffer>(
     candidate: &Candidate<'_>,
     packet: &mut B,
     text_at: usize,
     text_end: usize,
-) -> Result<Opened, DropReason> {
-    let context = candidate.sa.context();
-    let text = &packet.data()[text_at..text_end];
+) -> Result<u8, DropReason> {
+    let text = &mut packet.data_mut()[text_at..text_end];
     let (payload_len, next_header) = trailer(text).ok_or(DropReason::Padding)?;
     //= https://www.rfc-editor.org/rfc/rfc4303#section-2.6
     //# a receiver MUST be prepared to discard such packets, without
@@ -196,15 +225,16 @@ fn open<B: Buffer>(
     if next_header == protocol::NONE {
         return Err(DropReason::Dummy);
     }
-    match context.mode() {
-        Mode::Tunnel => open_tunnel(candidate, packet, text_at, payload_len, next_header)?,
+    match candidate.sa.context().mode() {
+        Mode::Tunnel => {
+            let len = open_tunnel(candidate, &mut text[..payload_len], next_header)?;
+            let behind = packet.data().len() - text_at - len;
+            packet.trim_back(behind);
+            packet.trim_front(text_at);
+        }
         Mode::Transport => open_transport(candidate, packet, text_at, payload_len, next_header)?,
     }
-    Ok(Opened {
-        sequence: candidate.sequence,
-        mode: context.mode(),
-        next_header,
-    })
+    Ok(next_header)
 }
 
 /// Payload length and next header; `None` if the padding is too long or not 1, 2, 3...
@@ -212,48 +242,41 @@ fn open<B: Buffer>(
 //= https://www.rfc-editor.org/rfc/rfc4303#section-2.4
 //# When this padding scheme is employed, the
 //# receiver SHOULD inspect the Padding field.
+#[inline]
 fn trailer(text: &[u8]) -> Option<(usize, u8)> {
     let [body @ .., padding_len, next_header] = text else {
         return None;
     };
     let payload_len = body.len().checked_sub(usize::from(*padding_len))?;
-    let right = body[payload_len..]
-        .iter()
-        .zip(1..=u8::MAX)
-        .all(|(byte, value)| *byte == value);
-    right.then_some((payload_len, *next_header))
+    let mut wrong = 0;
+    for (byte, value) in body[payload_len..].iter().zip(1..=u8::MAX) {
+        wrong |= byte ^ value;
+    }
+    (wrong == 0).then_some((payload_len, *next_header))
 }
 
-fn open_tunnel<B: Buffer>(
+/// Checks the inner packet at the beginning of `payload`; its length.
+#[inline]
+fn open_tunnel(
     candidate: &Candidate<'_>,
-    packet: &mut B,
-    text_at: usize,
-    payload_len: usize,
+    payload: &mut [u8],
     next_header: u8,
-) -> Result<(), DropReason> {
-    let payload = &packet.data()[text_at..text_at + payload_len];
-    let inner = IpHeader::base(payload).map_err(|_| DropReason::InnerMalformed)?;
+) -> Result<usize, DropReason> {
+    let inner = Brief::parse(payload).map_err(|_| DropReason::InnerMalformed)?;
     match (next_header, inner.version) {
         (protocol::IPV4, IpVersion::V4) | (protocol::IPV6, IpVersion::V6) => {}
         _ => return Err(DropReason::InnerMalformed),
     }
     // What follows the inner packet is padding for traffic flow confidentiality.
-    let inner_at = text_at..text_at + inner.total_len;
-    check_selectors(candidate.sa, || flow(&packet.data()[inner_at.clone()]))?;
+    let packet = &mut payload[..inner.total_len];
+    check_selectors(candidate.sa, || flow(packet))?;
     if candidate.sa.params().tunnel.ecn != Ecn::Off {
-        let class = merged_traffic_class(candidate.location.ip.traffic_class, inner.traffic_class)?;
+        let class = merged_traffic_class(candidate.traffic_class, inner.traffic_class)?;
         if class != inner.traffic_class {
-            set_traffic_class(
-                &mut packet.data_mut()[inner_at.clone()],
-                inner.version,
-                class,
-            );
+            set_traffic_class(packet, inner.version, class);
         }
     }
-    let behind = packet.data().len() - inner_at.end;
-    packet.trim_back(behind);
-    packet.trim_front(inner_at.start);
-    Ok(())
+    Ok(inner.total_len)
 }
 
 fn open_transport<B: Buffer>(
@@ -263,15 +286,19 @@ fn open_transport<B: Buffer>(
     payload_len: usize,
     next_header: u8,
 ) -> Result<(), DropReason> {
-    let EspLocation {
-        ip, udp_at, esp_at, ..
-    } = candidate.location;
-    let header_len = udp_at.unwrap_or(esp_at);
+    let Candidate {
+        version,
+        udp,
+        header_len,
+        protocol_at,
+        ..
+    } = *candidate;
     check_selectors(candidate.sa, || {
+        let outer = IpHeader::base(packet.data()).ok()?;
         let upper = &packet.data()[text_at..text_at + payload_len];
         Some(Flow {
-            source: ip.source,
-            destination: ip.destination,
+            source: outer.source,
+            destination: outer.destination,
             protocol: next_header,
             ports: wire::upper_ports(next_header, upper),
         })
@@ -283,9 +310,9 @@ fn open_transport<B: Buffer>(
     packet.trim_front(text_at - header_len);
 
     let data = packet.data_mut();
-    data[ip.protocol_at] = next_header;
+    data[protocol_at] = next_header;
     let len = data.len();
-    match ip.version {
+    match version {
         IpVersion::V4 => {
             data[2..4].copy_from_slice(&(len as u16).to_be_bytes());
             data[10..12].fill(0);
@@ -294,8 +321,9 @@ fn open_transport<B: Buffer>(
         }
         IpVersion::V6 => data[4..6].copy_from_slice(&((len - 40) as u16).to_be_bytes()),
     }
-    if udp_at.is_some() {
-        nat::correct_checksum(candidate.sa.params().nat_checksum, &ip, next_header, data);
+    if udp {
+        let policy = candidate.sa.params().nat_checksum;
+        nat::correct_checksum(policy, header_len, next_header, data);
     }
     Ok(())
 }
@@ -317,7 +345,12 @@ fn check_selectors(sa: &EspSa, flow: impl FnOnce() -> Option<Flow>) -> Result<()
 
 /// The traffic class that leaves the tunnel: the inner one with the congestion mark that the
 /// packet met on its way (RFC 6040 section 4.2, figure 4).
+#[inline]
 fn merged_traffic_class(outer: u8, inner: u8) -> Result<u8, DropReason> {
+    // Most packets meet no congestion: nothing changes.
+    if (outer ^ inner) & 3 == 0 {
+        return Ok(inner);
+    }
     const NOT_ECT: u8 = 0;
     const ECT_1: u8 = 1;
     const ECT_0: u8 = 2;
@@ -329,7 +362,6 @@ fn merged_traffic_class(outer: u8, inner: u8) -> Result<u8, DropReason> {
         (_, CE) => CE,
         (inner, _) => inner,
     };
-    debug_assert!(ecn <= ECT_0.max(CE));
     Ok(inner & 0xfc | ecn)
 }
 

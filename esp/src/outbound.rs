@@ -1,12 +1,12 @@
-//! The outbound passes around the cryptography: measure a packet and make room, then, with
-//! its sequence number, write headers, padding and trailer.
+//! The outbound pass before the cryptography: measure a packet and make room, then, with its
+//! sequence number, write headers, padding and trailer.
 
 use vesper_sa::{Df, Dscp, Ecn, Mode, OutboundRefusal, TunnelHeader};
 
 use crate::association::{EspContext, EspSa};
 use crate::buffer::Buffer;
 use crate::fate::{DropReason, Verdict};
-use crate::wire::{Checksum, IpHeader, IpVersion, adjusted, protocol};
+use crate::wire::{Brief, Checksum, IpHeader, IpVersion, adjusted, protocol};
 
 /// A packet to be encapsulated, and what became of it.
 #[derive(Debug)]
@@ -54,24 +54,25 @@ impl<'a, B> Outbound<'a, B> {
     }
 }
 
-/// Lengths of a packet for which room has been made.
+/// Lengths of a packet for which room has been made. No length exceeds that of an IP packet,
+/// which keeps this small: it is written and read for every packet.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Measured {
     /// Bytes of the packet before anything was added.
-    pub(crate) packet_len: usize,
-    /// Bytes of its IP header that stay in front of ESP; 0 in tunnel mode.
-    header_len: usize,
-    /// Bytes that were added in front.
-    front: usize,
+    pub(crate) packet_len: u32,
     /// Bytes that were added at the end.
-    back: usize,
+    back: u32,
     /// Zero bytes for traffic flow confidentiality.
-    tfc: usize,
+    tfc: u16,
+    /// Bytes of its IP header that stay in front of ESP; 0 in tunnel mode.
+    header_len: u16,
+    /// Where the byte is that names the protocol, in transport mode.
+    protocol_at: u16,
+    /// Bytes that were added in front.
+    front: u8,
     /// Padding bytes.
     padding: u8,
     next_header: u8,
-    /// Where the byte is that names the protocol, in transport mode.
-    protocol_at: usize,
     version: IpVersion,
     traffic_class: u8,
     dont_fragment: bool,
@@ -82,12 +83,12 @@ pub(crate) struct Measured {
 impl Measured {
     /// Bytes that the cipher is applied to.
     pub(crate) fn text_len(&self, context: &EspContext) -> u32 {
-        (self.packet_len - self.header_len + self.back - context.icv_len()) as u32
+        self.packet_len - u32::from(self.header_len) + self.back - context.icv_len() as u32
     }
 
     /// Offset of the SPI.
     pub(crate) fn esp_at(&self, context: &EspContext) -> usize {
-        self.header_len + self.front - 8 - context.iv_len()
+        usize::from(self.header_len) + usize::from(self.front) - 8 - context.iv_len()
     }
 }
 
@@ -96,102 +97,134 @@ impl Measured {
 /// On refusal the buffer is as it was.
 pub(crate) fn measure<B: Buffer>(entry: &mut Outbound<'_, B>) -> Result<Measured, Verdict> {
     let context = entry.sa.context();
-    let mut measured = match entry.content {
-        Content::Ip => measure_ip(entry.sa, &mut entry.packet)?,
-        Content::Dummy => Measured {
-            packet_len: entry.packet.data().len(),
-            header_len: 0,
-            front: context.front_len(),
-            back: 0,
-            tfc: 0,
-            padding: 0,
-            next_header: protocol::NONE,
-            protocol_at: 0,
-            version: context.headers().version(),
-            traffic_class: 0,
-            dont_fragment: true,
-            decrement: false,
-        },
+    let mtu = entry.sa.mtu();
+    let mut measured = match (entry.content, context.mode()) {
+        (Content::Ip, Mode::Tunnel) => measure_tunnel(entry.sa, &mut entry.packet)?,
+        (Content::Ip, Mode::Transport) => measure_transport(entry.sa, &mut entry.packet)?,
+        (Content::Dummy, mode) => measure_dummy(context, mode, entry.packet.data().len())?,
     };
-    if entry.content == Content::Dummy && context.mode() == Mode::Transport {
-        measured.front += context.headers().ip_len();
-    }
-    let mut payload = measured.packet_len - measured.header_len;
+    let mut payload = measured.packet_len as usize - usize::from(measured.header_len);
     if context.mode() == Mode::Tunnel {
-        measured.tfc = context.tfc_target().saturating_sub(payload);
-        payload += measured.tfc;
+        let tfc = context.tfc_padding(payload, mtu);
+        // At most the target, a 16-bit number.
+        measured.tfc = tfc as u16;
+        payload += tfc;
     }
     let padding = context.padding(payload);
     measured.padding = padding as u8;
-    measured.back = measured.tfc + padding + 2 + context.icv_len();
+    measured.back = (usize::from(measured.tfc) + padding + 2 + context.icv_len()) as u32;
 
-    let sealed_len = measured.packet_len + measured.front + measured.back;
-    if let Some(mtu) = context.mtu()
-        && sealed_len > mtu
+    let front = usize::from(measured.front);
+    let back = measured.back as usize;
+    let sealed_len = measured.packet_len as usize + front + back;
+    if let Some(mtu) = mtu
+        && sealed_len > mtu as usize
     {
-        let mtu = context.max_packet(mtu, measured.header_len).unwrap_or(0);
+        let header_len = usize::from(measured.header_len);
+        let mtu = context.max_packet(mtu as usize, header_len).unwrap_or(0);
         return Err(Verdict::TooBig { mtu: mtu as u32 });
     }
-    let longest = match context.headers().version() {
-        IpVersion::V4 => usize::from(u16::MAX),
-        IpVersion::V6 => usize::from(u16::MAX) + 40,
-    };
-    if sealed_len > longest {
+    if sealed_len > longest(context.headers().version()) {
         return Err(Verdict::Drop(DropReason::OutTooLong));
     }
-    if !entry.packet.grow_front(measured.front) {
+    if !entry.packet.grow_front(front) {
         return Err(Verdict::Drop(DropReason::OutNoRoom));
     }
-    if !entry.packet.grow_back(measured.back) {
-        entry.packet.trim_front(measured.front);
+    if !entry.packet.grow_back(back) {
+        entry.packet.trim_front(front);
         return Err(Verdict::Drop(DropReason::OutNoRoom));
     }
     Ok(measured)
 }
 
-fn measure_ip<B: Buffer>(sa: &EspSa, packet: &mut B) -> Result<Measured, Verdict> {
-    const MALFORMED: Verdict = Verdict::Drop(DropReason::OutMalformed);
+/// Bytes of the longest IP packet of this version.
+const fn longest(version: IpVersion) -> usize {
+    match version {
+        IpVersion::V4 => 65_535,
+        IpVersion::V6 => 65_535 + 40,
+    }
+}
+
+const MALFORMED: Verdict = Verdict::Drop(DropReason::OutMalformed);
+
+fn measure_tunnel<B: Buffer>(sa: &EspSa, packet: &mut B) -> Result<Measured, Verdict> {
     let context = sa.context();
-    let (ip, header_len, protocol_at) = match context.mode() {
-        Mode::Tunnel => {
-            let ip = IpHeader::base(packet.data()).map_err(|_| MALFORMED)?;
-            (ip, 0, 0)
-        }
-        Mode::Transport => {
-            let ip = IpHeader::parse(packet.data()).map_err(|_| MALFORMED)?;
-            //= https://www.rfc-editor.org/rfc/rfc4303#section-3.3.4
-            //# Thus, transport mode ESP is applied only to whole
-            //# IP datagrams (not to IP fragments).
-            if ip.fragment.is_some() || ip.version != context.headers().version() {
-                return Err(MALFORMED);
-            }
-            let (len, at) = transport_header(&ip, packet.data());
-            (ip, len, at)
-        }
-    };
-    let surplus = packet.data().len() - ip.total_len;
-    packet.trim_back(surplus);
-    let decrement = context.mode() == Mode::Tunnel && sa.params().tunnel.decrement_hop_limit;
+    let ip = Brief::parse(packet.data()).map_err(|_| MALFORMED)?;
+    let decrement = sa.params().tunnel.decrement_hop_limit;
     if decrement && ip.hop_limit <= 1 {
         return Err(Verdict::Drop(DropReason::OutHopLimit));
     }
+    let surplus = packet.data().len() - ip.total_len;
+    packet.trim_back(surplus);
     Ok(Measured {
-        packet_len: ip.total_len,
-        header_len,
-        front: context.front_len(),
+        packet_len: ip.total_len as u32,
         back: 0,
         tfc: 0,
+        header_len: 0,
+        protocol_at: 0,
+        front: context.front_len() as u8,
         padding: 0,
-        next_header: match (context.mode(), ip.version) {
-            (Mode::Tunnel, IpVersion::V4) => protocol::IPV4,
-            (Mode::Tunnel, IpVersion::V6) => protocol::IPV6,
-            (Mode::Transport, _) => packet.data()[protocol_at],
+        next_header: match ip.version {
+            IpVersion::V4 => protocol::IPV4,
+            IpVersion::V6 => protocol::IPV6,
         },
-        protocol_at,
         version: ip.version,
         traffic_class: ip.traffic_class,
         dont_fragment: ip.dont_fragment,
         decrement,
+    })
+}
+
+fn measure_transport<B: Buffer>(sa: &EspSa, packet: &mut B) -> Result<Measured, Verdict> {
+    let context = sa.context();
+    let ip = IpHeader::parse(packet.data()).map_err(|_| MALFORMED)?;
+    //= https://www.rfc-editor.org/rfc/rfc4303#section-3.3.4
+    //# Thus, transport mode ESP is applied only to whole
+    //# IP datagrams (not to IP fragments).
+    if ip.fragment.is_some() || ip.version != context.headers().version() {
+        return Err(MALFORMED);
+    }
+    let (header_len, protocol_at) = transport_header(&ip, packet.data());
+    let surplus = packet.data().len() - ip.total_len;
+    packet.trim_back(surplus);
+    Ok(Measured {
+        packet_len: ip.total_len as u32,
+        back: 0,
+        tfc: 0,
+        header_len: u16::try_from(header_len).map_err(|_| MALFORMED)?,
+        protocol_at: u16::try_from(protocol_at).map_err(|_| MALFORMED)?,
+        front: context.front_len() as u8,
+        padding: 0,
+        next_header: packet.data()[protocol_at],
+        version: ip.version,
+        traffic_class: ip.traffic_class,
+        dont_fragment: ip.dont_fragment,
+        decrement: false,
+    })
+}
+
+/// A dummy gets an IP header of its own, whatever the mode.
+fn measure_dummy(context: &EspContext, mode: Mode, len: usize) -> Result<Measured, Verdict> {
+    let ip_len = match mode {
+        Mode::Tunnel => 0,
+        Mode::Transport => context.headers().ip_len(),
+    };
+    if len > longest(IpVersion::V4) {
+        return Err(Verdict::Drop(DropReason::OutTooLong));
+    }
+    Ok(Measured {
+        packet_len: len as u32,
+        back: 0,
+        tfc: 0,
+        header_len: 0,
+        protocol_at: 0,
+        front: (context.front_len() + ip_len) as u8,
+        padding: 0,
+        next_header: protocol::NONE,
+        version: context.headers().version(),
+        traffic_class: 0,
+        dont_fragment: true,
+        decrement: false,
     })
 }
 
@@ -238,48 +271,73 @@ fn decrement_hop_limit(version: IpVersion, packet: &mut [u8]) {
 
 /// Gives the room back that [`measure`] made.
 pub(crate) fn unmeasure<B: Buffer>(packet: &mut B, measured: &Measured) {
-    packet.trim_front(measured.front);
-    packet.trim_back(measured.back);
+    packet.trim_front(measured.front.into());
+    packet.trim_back(measured.back as usize);
 }
 
-/// Writes everything but ciphertext and ICV.
-pub(crate) fn write(sa: &EspSa, packet: &mut [u8], measured: &Measured, sequence: u64) {
+/// Writes everything but ciphertext and ICV, and returns the ESP packet within `packet`.
+#[inline]
+pub(crate) fn write<'p>(
+    sa: &EspSa,
+    packet: &'p mut [u8],
+    measured: &Measured,
+    sequence: u64,
+) -> &'p mut [u8] {
     let context = sa.context();
     let headers = context.headers();
-    let len = packet.len();
-    let esp_at = measured.esp_at(context);
     if measured.header_len == 0 {
-        packet[..esp_at + 4].copy_from_slice(headers.with_ip());
+        headers.write_with_ip(packet);
         match headers.version() {
             IpVersion::V4 => finish_ipv4(sa, packet, measured, sequence),
             IpVersion::V6 => finish_ipv6(sa, packet, measured),
         }
     } else {
         move_transport_header(context, packet, measured);
-        packet[esp_at - headers.udp_len()..esp_at + 4].copy_from_slice(headers.without_ip());
     }
     if measured.decrement {
-        decrement_hop_limit(measured.version, &mut packet[measured.front..]);
+        decrement_hop_limit(measured.version, &mut packet[measured.front.into()..]);
     }
+    let esp_at = measured.esp_at(context);
     if context.is_udp() {
-        let udp_at = esp_at - 8;
-        let udp_len = (len - udp_at) as u16;
-        packet[udp_at + 4..udp_at + 6].copy_from_slice(&udp_len.to_be_bytes());
+        let udp_len = (packet.len() - (esp_at - 8)) as u16;
+        packet[esp_at - 4..esp_at - 2].copy_from_slice(&udp_len.to_be_bytes());
     }
-    packet[esp_at + 4..esp_at + 8].copy_from_slice(&(sequence as u32).to_be_bytes());
-    let iv_at = esp_at + 8;
-    context
-        .cipher()
-        .write_iv(sequence, &mut packet[iv_at..iv_at + context.iv_len()]);
+    let esp = &mut packet[esp_at..];
+    let (header, text) = esp.split_at_mut(8 + context.iv_len());
+    header[4..8].copy_from_slice(&(sequence as u32).to_be_bytes());
+    context.cipher().write_iv(sequence, &mut header[8..]);
+    write_trailer(context, text, measured);
+    esp
+}
 
-    let back_at = len - measured.back;
-    let (tfc, trailer) = packet[back_at..].split_at_mut(measured.tfc);
+/// Padding for traffic flow confidentiality, padding, pad length and next header at the end of
+/// `text`, in front of the ICV.
+//= https://www.rfc-editor.org/rfc/rfc4303#section-2.4
+//# The first padding byte appended to the plaintext is
+//# numbered 1, with subsequent padding bytes making up a monotonically
+//# increasing sequence: 1, 2, 3, ....
+#[inline]
+fn write_trailer(context: &EspContext, text: &mut [u8], measured: &Measured) {
+    let end = text.len() - context.icv_len();
+    let text = &mut text[..end];
+    if measured.tfc == 0
+        && measured.padding < 6
+        && let Some(last) = text.last_chunk_mut::<8>()
+    {
+        // Eight bytes at once: what belongs to the payload stays.
+        const TRAILER: u64 = u64::from_be_bytes([1, 2, 3, 4, 5, 0, 0, 0]);
+        let bits = u32::from(measured.padding) * 8;
+        let payload = !(u64::MAX >> (48 - bits)) & u64::from_be_bytes(*last);
+        let padding = TRAILER >> (64 - bits).min(63) << 16;
+        let end = u64::from(measured.padding) << 8 | u64::from(measured.next_header);
+        let padding = if bits == 0 { 0 } else { padding };
+        *last = (payload | padding | end).to_be_bytes();
+        return;
+    }
+    let trailer_at = end - 2 - usize::from(measured.padding) - usize::from(measured.tfc);
+    let (tfc, trailer) = text[trailer_at..].split_at_mut(measured.tfc.into());
     tfc.fill(0);
-    let (padding, rest) = trailer.split_at_mut(usize::from(measured.padding));
-    //= https://www.rfc-editor.org/rfc/rfc4303#section-2.4
-    //# The first padding byte appended to the plaintext is
-    //# numbered 1, with subsequent padding bytes making up a monotonically
-    //# increasing sequence: 1, 2, 3, ....
+    let (padding, rest) = trailer.split_at_mut(measured.padding.into());
     for (byte, value) in padding.iter_mut().zip(1..) {
         *byte = value;
     }
@@ -289,6 +347,7 @@ pub(crate) fn write(sa: &EspSa, packet: &mut [u8], measured: &Measured, sequence
 
 /// Type of service, length, identification, fragment bits and checksum of an outer IPv4
 /// header.
+#[inline]
 fn finish_ipv4(sa: &EspSa, packet: &mut [u8], measured: &Measured, sequence: u64) {
     let tunnel = &sa.params().tunnel;
     let class = outer_traffic_class(tunnel, measured.traffic_class);
@@ -301,10 +360,6 @@ fn finish_ipv4(sa: &EspSa, packet: &mut [u8], measured: &Measured, sequence: u64
         Df::Clear => false,
     };
     let bits = u16::from(dont_fragment) << 14;
-    packet[1] = class;
-    packet[2..4].copy_from_slice(&len.to_be_bytes());
-    packet[4..6].copy_from_slice(&identification.to_be_bytes());
-    packet[6..8].copy_from_slice(&bits.to_be_bytes());
     let sum = sa
         .context()
         .headers()
@@ -314,7 +369,13 @@ fn finish_ipv4(sa: &EspSa, packet: &mut [u8], measured: &Measured, sequence: u64
         .word(identification)
         .word(bits)
         .finish();
-    packet[10..12].copy_from_slice(&sum.to_be_bytes());
+    if let Some(header) = packet.first_chunk_mut::<12>() {
+        header[1] = class;
+        header[2..4].copy_from_slice(&len.to_be_bytes());
+        header[4..6].copy_from_slice(&identification.to_be_bytes());
+        header[6..8].copy_from_slice(&bits.to_be_bytes());
+        header[10..12].copy_from_slice(&sum.to_be_bytes());
+    }
 }
 
 /// Traffic class, flow label and length of an outer IPv6 header.
@@ -325,7 +386,7 @@ fn finish_ipv6(sa: &EspSa, packet: &mut [u8], measured: &Measured) {
         && measured.version == IpVersion::V6
         && measured.next_header == protocol::IPV6
     {
-        let inner = &packet[measured.front..];
+        let inner = &packet[measured.front.into()..];
         [inner[1] & 0xf, inner[2], inner[3]]
     } else {
         [0; 3]
@@ -352,13 +413,14 @@ fn outer_traffic_class(tunnel: &TunnelHeader, inner: u8) -> u8 {
 }
 
 /// Moves the IP header in front of the ESP header and corrects its length, protocol and
-/// checksum.
+/// checksum, and writes UDP header and SPI behind it.
 fn move_transport_header(context: &EspContext, packet: &mut [u8], measured: &Measured) {
-    let Measured {
-        front, header_len, ..
-    } = *measured;
+    let headers = context.headers();
+    let front = usize::from(measured.front);
+    let header_len = usize::from(measured.header_len);
     packet.copy_within(front..front + header_len, 0);
-    packet[measured.protocol_at] = if context.is_udp() {
+    packet[header_len..header_len + headers.udp_len() + 4].copy_from_slice(headers.without_ip());
+    packet[usize::from(measured.protocol_at)] = if context.is_udp() {
         protocol::UDP
     } else {
         protocol::ESP
@@ -377,16 +439,17 @@ fn move_transport_header(context: &EspContext, packet: &mut [u8], measured: &Mea
     }
 }
 
-/// The UDP checksum of a sealed packet: none over IPv4, computed over IPv6.
-///
-/// RFC 3948 section 2.1 wants it zero over IPv4. IPv6 receivers drop a zero checksum unless
-/// they were told to expect it (RFC 6935), so it is computed there.
-pub(crate) fn finish_udp(context: &EspContext, packet: &mut [u8], measured: &Measured) {
-    if !context.is_udp() || context.headers().version() == IpVersion::V4 {
+/// The UDP checksum of a packet that was sealed by an association which has one.
+pub(crate) fn write_udp_checksum(context: &EspContext, packet: &mut [u8]) {
+    if !context.has_udp_checksum() {
         return;
     }
-    let udp_at = measured.esp_at(context) - 8;
-    let (header, udp) = packet.split_at_mut(udp_at);
+    // The packet was made by `write`: an IPv6 header, extension headers and UDP.
+    let Ok(ip) = IpHeader::parse(packet) else {
+        return;
+    };
+    let (header, udp) = packet.split_at_mut(ip.header_len);
+    udp[6..8].fill(0);
     let sum = Checksum::new()
         .bytes(&header[8..40])
         .word(protocol::UDP.into())

@@ -28,6 +28,7 @@ use crate::update::{SaUpdate, UpdateError};
 /// but ill-advised: each number is then taken to be the one nearest to the highest so far, and
 /// a replayed packet that authenticates is accepted.
 #[derive(Debug)]
+#[repr(C)]
 pub struct Sa<C> {
     pub(crate) state: PacketState,
     context: C,
@@ -199,36 +200,43 @@ impl<C> Sa<C> {
     }
 
     /// What the association was created with.
+    #[inline]
     pub fn params(&self) -> &SaParams {
         &self.params
     }
 
     /// What the data path keeps beside the association.
+    #[inline]
     pub fn context(&self) -> &C {
         &self.context
     }
 
     /// The security parameter index.
+    #[inline]
     pub fn spi(&self) -> Spi {
         self.state.spi
     }
 
     /// The virtual machine that owns the association.
+    #[inline]
     pub fn owner(&self) -> VmId {
         self.state.owner
     }
 
     /// Inbound or outbound.
+    #[inline]
     pub fn direction(&self) -> Direction {
         self.state.direction
     }
 
     /// Transport or tunnel.
+    #[inline]
     pub fn mode(&self) -> Mode {
         self.state.mode
     }
 
     /// Whether sequence numbers are extended to 64 bits.
+    #[inline]
     pub fn esn(&self) -> bool {
         self.state.esn
     }
@@ -244,6 +252,7 @@ impl<C> Sa<C> {
     }
 
     /// How far the association's life has gone.
+    #[inline]
     pub fn state(&self) -> SaState {
         let flags = self.state.flags();
         if flags.contains(Flags::DELETED) {
@@ -268,6 +277,7 @@ impl<C> Sa<C> {
     ///
     /// Stops at the first packet that is refused. Numbers of packets that are then not sent
     /// are lost, which is harmless.
+    #[inline]
     pub fn reserve(&self, now: Timestamp, lengths: impl Iterator<Item = u32>) -> Reservation {
         self.state.reserve(now, lengths)
     }
@@ -277,11 +287,13 @@ impl<C> Sa<C> {
     ///
     /// Takes no lock and writes nothing unless it refuses (then it counts the replay). Beside
     /// other threads the answer may be a moment old: [`Commit::accept`] decides.
+    #[inline]
     pub fn check(&self, sequence_low: u32) -> Result<u64, ReplayRefusal> {
         self.state.check(sequence_low)
     }
 
     /// Inbound, after authentication: takes the lock for a run of packets.
+    #[inline]
     pub fn commit(&self, now: Timestamp) -> Commit<'_> {
         self.state.commit(now)
     }
@@ -306,6 +318,12 @@ impl<C> Sa<C> {
         self.state.resync_candidates(sequence_low)
     }
 
+    /// Whether [`resync_candidates`](Self::resync_candidates) has something to offer.
+    #[inline]
+    pub fn is_resync_due(&self) -> bool {
+        self.state.is_resync_due()
+    }
+
     /// Enforces the time and idle limits when no packet passes; for the embedder's timer.
     pub fn expire(&self, now: Timestamp) -> Events {
         let _held = self.state.lock.acquire();
@@ -318,6 +336,7 @@ impl<C> Sa<C> {
     }
 
     /// Path MTU towards the peer in bytes, of the outer IP packet, if it is known.
+    #[inline]
     pub fn mtu(&self) -> Option<u32> {
         Some(self.state.mtu.load(Ordering::Relaxed)).filter(|&mtu| mtu != 0)
     }

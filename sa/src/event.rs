@@ -111,23 +111,33 @@ impl Events {
     pub fn of(self, sa: SaIdentity) -> impl Iterator<Item = Event> {
         KINDS
             .iter()
-            .filter(move |(kind, ..)| self.contains(*kind))
-            .map(move |(_, event, _)| event(sa))
+            .filter(move |kind| self.contains(kind.set))
+            .map(move |kind| (kind.message)(sa))
     }
 }
 
-/// Every kind of event of an association: its bit, its message and its name.
-const KINDS: [(Events, fn(SaIdentity) -> Event, &str); 6] = [
-    (Events::SOFT_EXPIRE, Event::SoftExpire, "soft expire"),
-    (Events::HARD_EXPIRE, Event::HardExpire, "hard expire"),
-    (Events::SEQUENCE_HIGH, Event::SequenceHigh, "sequence high"),
-    (
+/// One kind of event of an association.
+struct Kind {
+    set: Events,
+    message: fn(SaIdentity) -> Event,
+    name: &'static str,
+}
+
+const fn kind(set: Events, message: fn(SaIdentity) -> Event, name: &'static str) -> Kind {
+    Kind { set, message, name }
+}
+
+const KINDS: [Kind; 6] = [
+    kind(Events::SOFT_EXPIRE, Event::SoftExpire, "soft expire"),
+    kind(Events::HARD_EXPIRE, Event::HardExpire, "hard expire"),
+    kind(Events::SEQUENCE_HIGH, Event::SequenceHigh, "sequence high"),
+    kind(
         Events::SEQUENCE_OVERFLOW,
         Event::SequenceOverflow,
         "sequence overflow",
     ),
-    (Events::LEASE_LOW, Event::LeaseLow, "lease low"),
-    (
+    kind(Events::LEASE_LOW, Event::LeaseLow, "lease low"),
+    kind(
         Events::AUTHENTICATION_FAILURES,
         Event::AuthenticationFailures,
         "authentication failures",
@@ -152,8 +162,8 @@ impl fmt::Debug for Events {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let names = KINDS
             .iter()
-            .filter(|(kind, ..)| self.contains(*kind))
-            .map(|(_, _, name)| name);
+            .filter(|kind| self.contains(kind.set))
+            .map(|kind| kind.name);
         f.debug_set().entries(names).finish()
     }
 }

@@ -53,6 +53,10 @@ impl core::error::Error for InboundRefusal {
 pub struct Commit<'a> {
     state: &'a PacketState,
     now: Timestamp,
+    /// Nothing is accepted any more.
+    refusal: Option<InboundRefusal>,
+    /// The highest number received.
+    top: u64,
     usage: Usage,
     accepted: bool,
     events: Events,
@@ -66,21 +70,21 @@ impl Commit<'_> {
     ///
     /// A refusal leaves window and lifetime as they were, except that a packet beyond a hard
     /// limit ends the association.
+    ///
+    //= https://www.rfc-editor.org/rfc/rfc4303#section-3.4.3
+    //# The receive window is updated only if the integrity verification
+    //# succeeds.
+    #[inline]
     pub fn accept(&mut self, sequence: u64, bytes: u32) -> Result<(), InboundRefusal> {
         let outcome = self.decide(sequence, bytes);
-        match outcome {
-            Ok(()) => self.accepted = true,
-            Err(InboundRefusal::Replay(_)) => {
-                self.state.replays.fetch_add(1, Ordering::Relaxed);
-            }
-            Err(InboundRefusal::Expired | InboundRefusal::Deleted) => {
-                self.state.count_refused(1);
-            }
+        if let Err(refusal) = outcome {
+            self.count(refusal);
         }
         outcome
     }
 
     /// Gives the lock back.
+    #[inline]
     pub fn finish(mut self) -> Events {
         if self.accepted {
             self.events |= self.state.settle(self.usage);
@@ -88,39 +92,46 @@ impl Commit<'_> {
         self.events
     }
 
+    #[inline]
     fn decide(&mut self, sequence: u64, bytes: u32) -> Result<(), InboundRefusal> {
-        let state = self.state;
-        let flags = state.flags();
-        if flags.contains(Flags::DELETED) {
-            return Err(InboundRefusal::Deleted);
+        if let Some(refusal) = self.refusal {
+            return Err(refusal);
         }
-        if flags.contains(Flags::DEAD) {
-            return Err(InboundRefusal::Expired);
-        }
-        let PerDirection::Inbound(window) = &state.per_direction else {
+        let PerDirection::Inbound(window) = &self.state.per_direction else {
             return Err(InboundRefusal::Replay(ReplayRefusal::Outbound));
         };
-        if sequence > end_of_space(state.esn) {
+        if sequence > end_of_space(self.state.esn) {
             return Err(InboundRefusal::Replay(ReplayRefusal::Beyond));
         }
-        let top = state.sequence.load(Ordering::Relaxed);
         window
-            .judge(top, sequence)
+            .judge(self.top, sequence)
             .map_err(InboundRefusal::Replay)?;
-        let Some(charged) = state.lifetime.hard.charge(self.usage, bytes) else {
-            self.events |= state.raise(Flags::DEAD, Events::HARD_EXPIRE);
+        let Some(charged) = self.state.lifetime.hard.charge(self.usage, bytes) else {
+            self.events |= self.state.raise(Flags::DEAD, Events::HARD_EXPIRE);
+            self.refusal = Some(InboundRefusal::Expired);
             return Err(InboundRefusal::Expired);
         };
         self.usage = charged;
-        let top = window.mark(top, sequence);
-        state.sequence.store(top, Ordering::Relaxed);
+        self.top = window.mark(self.top, sequence);
+        self.accepted = true;
         Ok(())
+    }
+
+    #[cold]
+    fn count(&self, refusal: InboundRefusal) {
+        match refusal {
+            InboundRefusal::Replay(_) => self.state.count_replay(),
+            InboundRefusal::Expired | InboundRefusal::Deleted => self.state.count_refused(1),
+        }
     }
 }
 
 impl Drop for Commit<'_> {
+    #[inline]
     fn drop(&mut self) {
         if self.accepted {
+            // Whoever sees the new top sees the positions cleared for it.
+            self.state.sequence.store(self.top, Ordering::Release);
             self.state.use_up(self.usage, self.now);
             self.state.failures_in_a_row.store(0, Ordering::Relaxed);
         }
@@ -129,7 +140,7 @@ impl Drop for Commit<'_> {
 
 /// After this many authentication failures in a row the sender may be in another subspace of
 /// extended sequence numbers, or the key is wrong.
-pub(crate) const FAILURES_IN_A_ROW: u32 = 16;
+const FAILURES_IN_A_ROW: u8 = 16;
 
 /// How many subspaces of 2^32 numbers ahead are tried to find the sender again.
 const RESYNC_SUBSPACES: u32 = 16;
@@ -138,11 +149,17 @@ const RESYNC_SUBSPACES: u32 = 16;
 const REPORT_INTERVAL: Duration = Duration::from_secs(1);
 
 impl PacketState {
+    #[inline]
+    pub(crate) fn is_resync_due(&self) -> bool {
+        self.resync_due.load(Ordering::Relaxed)
+    }
+
+    #[inline]
     pub(crate) fn check(&self, low: u32) -> Result<u64, ReplayRefusal> {
         let PerDirection::Inbound(window) = &self.per_direction else {
             return Err(ReplayRefusal::Outbound);
         };
-        let top = self.sequence.load(Ordering::Relaxed);
+        let top = self.sequence.load(Ordering::Acquire);
         let sequence = if self.esn {
             window.infer(top, low)
         } else {
@@ -150,19 +167,36 @@ impl PacketState {
         };
         let outcome = sequence.and_then(|sequence| window.judge(top, sequence).map(|()| sequence));
         if outcome.is_err() {
-            self.replays.fetch_add(1, Ordering::Relaxed);
+            self.count_replay();
         }
         outcome
     }
 
+    /// Needs no lock.
+    #[cold]
+    fn count_replay(&self) {
+        self.replays.fetch_add(1, Ordering::Relaxed);
+    }
+
+    #[inline]
     pub(crate) fn commit(&self, now: Timestamp) -> Commit<'_> {
         let held = self.lock.acquire();
+        let events = self.expire_held(now);
+        let flags = self.flags();
         Commit {
             state: self,
             now,
+            refusal: if flags.contains(Flags::DELETED) {
+                Some(InboundRefusal::Deleted)
+            } else if flags.contains(Flags::DEAD) {
+                Some(InboundRefusal::Expired)
+            } else {
+                None
+            },
+            top: self.sequence.load(Ordering::Relaxed),
             usage: self.usage(),
             accepted: false,
-            events: self.expire_held(now),
+            events,
             _held: held,
         }
     }
@@ -178,8 +212,7 @@ impl PacketState {
             return Events::NONE;
         }
         self.failures_in_a_row.store(0, Ordering::Relaxed);
-        self.resync_due
-            .store(u32::from(self.esn), Ordering::Relaxed);
+        self.resync_due.store(self.esn, Ordering::Relaxed);
         let reported = Timestamp::from_nanos(self.failures_reported.load(Ordering::Relaxed));
         if reported != Timestamp::ZERO && now.since(reported) < REPORT_INTERVAL {
             return Events::NONE;
@@ -190,8 +223,8 @@ impl PacketState {
     }
 
     pub(crate) fn resync_candidates(&self, low: u32) -> impl Iterator<Item = u64> + use<> {
-        let due = self.resync_due.load(Ordering::Relaxed) != 0
-            && self.resync_due.swap(0, Ordering::Relaxed) != 0;
+        let due = self.resync_due.load(Ordering::Relaxed)
+            && self.resync_due.swap(false, Ordering::Relaxed);
         let tried = match &self.per_direction {
             PerDirection::Inbound(window) if due => window
                 .infer(self.sequence.load(Ordering::Relaxed), low)

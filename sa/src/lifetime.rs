@@ -24,6 +24,11 @@ pub(crate) struct LiveLimits {
     idle: AtomicU64,
 }
 
+/// When an association was first added, wherever that was: in nanoseconds on the local clock,
+/// possibly before its origin.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Birth(i64);
+
 /// What an association has carried.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Usage {
@@ -31,38 +36,63 @@ pub(crate) struct Usage {
     pub(crate) packets: u64,
 }
 
+impl Birth {
+    pub(crate) fn new(now: Timestamp, age: Duration) -> Self {
+        Self(signed(now.as_nanos()).saturating_sub(signed(nanos(age))))
+    }
+
+    pub(crate) fn age(self, now: Timestamp) -> Duration {
+        let age = signed(now.as_nanos()).saturating_sub(self.0);
+        Duration::from_nanos(u64::try_from(age).unwrap_or(0))
+    }
+
+    /// The moment at which the association reaches an age, in nanoseconds; 0 if that was
+    /// before the clock's origin.
+    fn reaches(self, age: Duration) -> u64 {
+        u64::try_from(self.0.saturating_add(signed(nanos(age)))).unwrap_or(0)
+    }
+}
+
+/// Saturates after 292 years.
+fn signed(nanos: u64) -> i64 {
+    i64::try_from(nanos).unwrap_or(i64::MAX)
+}
+
+/// Saturates after 584 years.
+pub(crate) fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
 impl LiveLifetime {
-    /// Replaces the limits of an association that was `aged` at `added`.
-    pub(crate) fn set(&self, lifetime: &Lifetime, added: Timestamp, aged: Duration) {
-        self.soft.set(&lifetime.soft, added, aged);
-        self.hard.set(&lifetime.hard, added, aged);
+    /// Replaces the limits.
+    pub(crate) fn set(&self, lifetime: &Lifetime, born: Birth) {
+        self.soft.set(&lifetime.soft, born);
+        self.hard.set(&lifetime.hard, born);
     }
 }
 
 impl LiveLimits {
-    fn set(&self, limits: &Limits, added: Timestamp, aged: Duration) {
-        let nanos = |duration: Duration| u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
-        let deadline = limits.time.map_or(u64::MAX, |time| {
-            added
-                .as_nanos()
-                .saturating_add(nanos(time.saturating_sub(aged)))
-        });
+    fn set(&self, limits: &Limits, born: Birth) {
         let store = |word: &AtomicU64, value| word.store(value, Ordering::Relaxed);
         store(&self.bytes, limits.bytes.unwrap_or(u64::MAX));
         store(&self.packets, limits.packets.unwrap_or(u64::MAX));
+        let deadline = limits.time.map_or(u64::MAX, |time| born.reaches(time));
         store(&self.deadline, deadline);
         store(&self.idle, limits.idle.map_or(u64::MAX, nanos));
     }
 
-    /// Usage with one more packet, `None` if that would exceed a limit.
+    /// Usage with one more packet; `None` if that would exceed a limit, or one is used up.
+    #[inline]
     pub(crate) fn charge(&self, usage: Usage, bytes: u32) -> Option<Usage> {
         let charged = Usage {
             bytes: usage.bytes.checked_add(u64::from(bytes))?,
             packets: usage.packets.checked_add(1)?,
         };
+        let limit = self.bytes.load(Ordering::Relaxed);
         (charged.packets <= self.packets.load(Ordering::Relaxed)
-            && charged.bytes <= self.bytes.load(Ordering::Relaxed))
-        .then_some(charged)
+            && charged.bytes <= limit
+            && usage.bytes < limit)
+            .then_some(charged)
     }
 
     /// Whether the byte or the packet limit is used up.

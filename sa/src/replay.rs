@@ -88,6 +88,7 @@ impl ReplayWindow {
     ///
     /// Without anti-replay service there is no window to go by: the number nearest to `top`
     /// is taken.
+    #[inline]
     pub(crate) fn infer(&self, top: u64, low: u32) -> Result<u64, ReplayRefusal> {
         let (top_high, top_low) = ((top >> 32) as u32, top as u32);
         if self.size == 0 {
@@ -114,6 +115,7 @@ impl ReplayWindow {
     }
 
     /// Whether the number may still be received, given the highest one so far.
+    #[inline]
     pub(crate) fn judge(&self, top: u64, sequence: u64) -> Result<(), ReplayRefusal> {
         if self.size == 0 {
             return Ok(());
@@ -134,9 +136,10 @@ impl ReplayWindow {
     }
 
     /// Marks a number that was judged acceptable and returns the new top.
+    #[inline]
     pub(crate) fn mark(&self, top: u64, sequence: u64) -> u64 {
         if self.size != 0 {
-            if sequence > top {
+            if sequence > top && sequence - top > 1 {
                 self.clear(top + 1, sequence - top - 1);
             }
             let (word, bit) = self.position(sequence);
@@ -158,6 +161,7 @@ impl ReplayWindow {
     }
 
     /// Whether the number, which must lie within the window, was received.
+    #[inline]
     pub(crate) fn is_marked(&self, sequence: u64) -> bool {
         let (word, bit) = self.position(sequence);
         word.load(Ordering::Relaxed) & bit != 0
@@ -184,12 +188,14 @@ impl ReplayWindow {
     }
 
     /// The word and the bit that stand for a number.
+    #[inline]
     fn position(&self, sequence: u64) -> (&AtomicU64, u64) {
         let position = sequence as u32 & self.mask;
         let word = &self.words()[(position / u64::BITS) as usize];
         (word, 1 << (position % u64::BITS))
     }
 
+    #[inline]
     fn words(&self) -> &[AtomicU64] {
         match &self.words {
             Words::Inline(words) => words,

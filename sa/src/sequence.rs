@@ -76,9 +76,8 @@ impl SequenceBounds {
     /// Whether and how far the counter may go on after `last`.
     ///
     //= https://www.rfc-editor.org/rfc/rfc4303#section-3.3.3
-    //# If anti-replay is enabled (the default), the sender checks to ensure
-    //# that the counter has not cycled before inserting the new value in the
-    //# Sequence Number field.
+    //# In other words, the sender MUST NOT send a packet on an SA if doing so
+    //# would cause the sequence number to cycle.
     pub(crate) fn stop_after(&self, last: u64) -> Result<Stop, OutboundRefusal> {
         if last >= self.end {
             return Err(OutboundRefusal::SequenceExhausted);

@@ -5,7 +5,7 @@ use core::sync::atomic::Ordering;
 use core::time::Duration;
 
 use crate::ident::{Direction, Spi, Timestamp};
-use crate::lifetime::Usage;
+use crate::lifetime::{Usage, nanos};
 use crate::params::WindowSize;
 use crate::replay::ReplayWindow;
 use crate::sequence::end_of_space;
@@ -308,10 +308,6 @@ fn received(window: &ReplayWindow, top: u64) -> Vec<u64> {
 
 fn low_bits(count: u32) -> u64 {
     u64::MAX.checked_shr(u64::BITS - count).unwrap_or(0)
-}
-
-fn nanos(duration: Duration) -> u64 {
-    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
 struct Reader<'a>(&'a [u8]);

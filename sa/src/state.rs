@@ -1,12 +1,12 @@
 //! The per-packet state of an association: what changes while packets pass.
 
 use core::ops::BitOr;
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 use core::time::Duration;
 
 use crate::event::Events;
 use crate::ident::{Direction, Spi, Timestamp, VmId};
-use crate::lifetime::{LiveLifetime, Usage};
+use crate::lifetime::{Birth, LiveLifetime, Usage};
 use crate::lock::SpinLock;
 use crate::params::{Lifetime, Mode, SaParams};
 use crate::replay::ReplayWindow;
@@ -41,15 +41,13 @@ pub(crate) struct PacketState {
 
     pub(crate) per_direction: PerDirection,
 
-    added: Timestamp,
-    /// How old the association already was then.
-    aged: Duration,
+    born: Birth,
     /// 0 is unknown.
     pub(crate) mtu: AtomicU32,
-    /// Authentication failures since the last accepted packet.
-    pub(crate) failures_in_a_row: AtomicU32,
-    /// Not 0: an attempt at resynchronisation is due.
-    pub(crate) resync_due: AtomicU32,
+    /// Authentication failures since the last accepted packet or the last report.
+    pub(crate) failures_in_a_row: AtomicU8,
+    /// An attempt at resynchronisation is due.
+    pub(crate) resync_due: AtomicBool,
     pub(crate) authentication_failures: AtomicU64,
     pub(crate) failures_reported: AtomicU64,
     pub(crate) replays: AtomicU64,
@@ -92,9 +90,11 @@ impl BitOr for Flags {
 }
 
 impl PacketState {
-    pub(crate) fn new(params: &SaParams, now: Timestamp, aged: Duration) -> Self {
+    /// The state of an association of this age.
+    pub(crate) fn new(params: &SaParams, now: Timestamp, age: Duration) -> Self {
+        let born = Birth::new(now, age);
         let lifetime = LiveLifetime::default();
-        lifetime.set(&params.lifetime, now, aged);
+        lifetime.set(&params.lifetime, born);
         Self {
             lock: SpinLock::default(),
             flags: AtomicU32::new(0),
@@ -113,11 +113,10 @@ impl PacketState {
                 Direction::Inbound => PerDirection::Inbound(ReplayWindow::new(params.replay)),
                 Direction::Outbound => PerDirection::Outbound(SequenceBounds::unleased(params.esn)),
             },
-            added: now,
-            aged,
+            born,
             mtu: AtomicU32::new(params.mtu.unwrap_or(0)),
-            failures_in_a_row: AtomicU32::new(0),
-            resync_due: AtomicU32::new(0),
+            failures_in_a_row: AtomicU8::new(0),
+            resync_due: AtomicBool::new(false),
             authentication_failures: AtomicU64::new(0),
             failures_reported: AtomicU64::new(0),
             replays: AtomicU64::new(0),
@@ -125,6 +124,7 @@ impl PacketState {
         }
     }
 
+    #[inline]
     pub(crate) fn flags(&self) -> Flags {
         Flags(self.flags.load(Ordering::Relaxed))
     }
@@ -148,6 +148,7 @@ impl PacketState {
             .store(self.flags().0 & !flags.0, Ordering::Relaxed);
     }
 
+    #[inline]
     pub(crate) fn usage(&self) -> Usage {
         Usage {
             bytes: self.bytes.load(Ordering::Relaxed),
@@ -156,6 +157,7 @@ impl PacketState {
     }
 
     /// Needs the lock.
+    #[inline]
     pub(crate) fn use_up(&self, usage: Usage, now: Timestamp) {
         self.bytes.store(usage.bytes, Ordering::Relaxed);
         self.packets.store(usage.packets, Ordering::Relaxed);
@@ -163,12 +165,13 @@ impl PacketState {
         self.used.store(used, Ordering::Relaxed);
     }
 
+    #[inline]
     pub(crate) fn used(&self) -> Timestamp {
         Timestamp::from_nanos(self.used.load(Ordering::Relaxed))
     }
 
     pub(crate) fn age(&self, now: Timestamp) -> Duration {
-        self.aged.saturating_add(now.since(self.added))
+        self.born.age(now)
     }
 
     /// Needs the lock.
@@ -181,7 +184,7 @@ impl PacketState {
 
     /// Replaces the limits. A soft limit that was reached is armed again. Needs the lock.
     pub(crate) fn set_lifetime(&self, lifetime: &Lifetime) {
-        self.lifetime.set(lifetime, self.added, self.aged);
+        self.lifetime.set(lifetime, self.born);
         self.clear(Flags::DYING);
     }
 
@@ -206,6 +209,7 @@ impl PacketState {
     }
 
     /// Compares usage with the limits after packets have passed. Needs the lock.
+    #[inline]
     pub(crate) fn settle(&self, usage: Usage) -> Events {
         let mut events = Events::NONE;
         if self.lifetime.soft.is_used_up(usage) {
@@ -218,6 +222,7 @@ impl PacketState {
     }
 
     /// Compares the clock with the limits. Needs the lock.
+    #[inline]
     pub(crate) fn expire_held(&self, now: Timestamp) -> Events {
         let mut events = Events::NONE;
         let used = self.used();
@@ -238,5 +243,26 @@ impl PacketState {
     pub(crate) fn count_refused(&self, packets: u64) {
         self.refused
             .store(self.refused().saturating_add(packets), Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use core::mem::{offset_of, size_of};
+
+    use super::*;
+
+    /// The size of a cache line on the processors that this is for, in bytes.
+    const LINE: usize = 64;
+
+    #[test]
+    fn hot_words_share_cache_lines() {
+        assert!(offset_of!(PacketState, esn) < LINE);
+        assert_eq!(offset_of!(PacketState, lifetime), LINE);
+        assert_eq!(size_of::<LiveLifetime>(), LINE);
+        assert_eq!(offset_of!(PacketState, per_direction), 2 * LINE);
+        let size = size_of::<PacketState>();
+        println!("per-packet state of an association with a window up to 1,024: {size} bytes");
+        assert!(size <= 320, "{size} bytes");
     }
 }

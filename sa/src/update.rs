@@ -102,7 +102,8 @@ impl PacketState {
                 self.stop.store(0, Ordering::Relaxed);
             }
         }
-        self.sequence.store(sequence, Ordering::Relaxed);
+        // Whoever sees the new top sees the positions cleared for it.
+        self.sequence.store(sequence, Ordering::Release);
         Ok(())
     }
 }

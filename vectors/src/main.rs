@@ -1,3 +1,13 @@
-//! vesper-verify.
+//! `vesper-verify`: checks test vectors, opens and seals captures. `docs/verify.md` is its
+//! manual.
 #![forbid(unsafe_code)]
-fn main() {}
+
+mod cli;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+fn main() -> ExitCode {
+    cli::run(cli::Arguments::parse())
+}

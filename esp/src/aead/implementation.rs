@@ -1,20 +1,38 @@
 //! Who does the cryptography.
 
 use core::fmt;
+use std::env;
+use std::sync::OnceLock;
 
+use super::CipherError;
 use super::format::EspKey;
 #[cfg(target_arch = "x86_64")]
-use super::kernel;
+use super::kernel::{
+    Kernel,
+    chacha20poly1305::{Avx512, ChaChaKey},
+    composed::{ComposedKey, Vaes},
+};
 use super::{ring, rustcrypto};
 use crate::suite::{Encryption, Suite};
+
+/// The environment variable that forces one implementation upon the whole process, for tests
+/// and for operators with a broken CPU: the name of one, read once.
+///
+/// Suites that it does not have are left to the libraries, never to a kernel of another level.
+pub const FORCE: &str = "VESPER_KERNEL";
 
 /// Who does the cryptography.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Implementation {
-    /// Kernels of several packets at once with AVX-512: ChaCha20-Poly1305 and its implicit-IV
-    /// form.
+    /// Kernels for CPUs with AVX-512, VAES and VPCLMULQDQ: AES-GCM and AES-GMAC; with IFMA also
+    /// ChaCha20-Poly1305 and its implicit-IV form; with SHA also AES-CBC, AES-CTR and NULL with
+    /// HMAC-SHA-1 and HMAC-SHA-256.
     Vaes512,
+    /// Kernels for CPUs with AVX2, VAES and VPCLMULQDQ: AES-GCM and AES-GMAC.
+    Vaes256,
+    /// Kernels for CPUs with AES-NI and PCLMULQDQ: AES-GCM and AES-GMAC.
+    AesNi,
     /// The crate `ring`: AES-128 and AES-256 GCM with an ICV of 16 bytes, AES-GMAC,
     /// ChaCha20-Poly1305, their implicit-IV forms, and NULL with an HMAC.
     Ring,
@@ -24,7 +42,13 @@ pub enum Implementation {
 
 impl Implementation {
     /// All of them, whether this CPU can run them or not.
-    pub const ALL: &'static [Implementation] = &[Self::Vaes512, Self::Ring, Self::RustCrypto];
+    pub const ALL: &'static [Implementation] = &[
+        Self::Vaes512,
+        Self::Vaes256,
+        Self::AesNi,
+        Self::Ring,
+        Self::RustCrypto,
+    ];
 
     /// Those that this CPU can run.
     pub fn available() -> impl Iterator<Item = Implementation> {
@@ -38,6 +62,8 @@ impl Implementation {
     pub const fn name(self) -> &'static str {
         match self {
             Self::Vaes512 => "vaes512",
+            Self::Vaes256 => "vaes256",
+            Self::AesNi => "aesni",
             Self::Ring => "ring",
             Self::RustCrypto => "rustcrypto",
         }
@@ -55,12 +81,9 @@ impl Implementation {
     pub fn is_available(self) -> bool {
         match self {
             #[cfg(target_arch = "x86_64")]
-            Self::Vaes512 => {
-                kernel::chacha20poly1305::Avx512::detect().is_some()
-                    && kernel::composed::Vaes::detect().is_some()
-            }
+            Self::Vaes512 | Self::Vaes256 | Self::AesNi => Kernel::by_name(self.name()).is_some(),
             #[cfg(not(target_arch = "x86_64"))]
-            Self::Vaes512 => false,
+            Self::Vaes512 | Self::Vaes256 | Self::AesNi => false,
             Self::Ring | Self::RustCrypto => true,
         }
     }
@@ -68,36 +91,65 @@ impl Implementation {
     /// Whether it has the suite, on a CPU that can run it.
     pub fn supports(self, suite: &Suite) -> bool {
         match self {
-            #[cfg(target_arch = "x86_64")]
-            Self::Vaes512 => {
-                kernel::composed::ComposedKey::supports(suite)
-                    || matches!(
-                        suite.encryption,
-                        Encryption::ChaCha20Poly1305 | Encryption::ChaCha20Poly1305ImplicitIv
-                    )
+            Self::Vaes512 | Self::Vaes256 | Self::AesNi => {
+                let gcm = matches!(
+                    suite.encryption,
+                    Encryption::AesGcm | Encryption::AesGmac | Encryption::AesGcmImplicitIv
+                );
+                gcm || self == Self::Vaes512 && wide_supports(suite)
             }
-            #[cfg(not(target_arch = "x86_64"))]
-            Self::Vaes512 => false,
             Self::Ring => EspKey::<ring::Key>::supports(suite),
             Self::RustCrypto => EspKey::<rustcrypto::Key>::supports(suite),
         }
     }
 
     /// The fastest that this CPU has for the suite.
-    ///
-    /// Of the two, `ring` encrypts faster. RustCrypto is faster at what only authenticates:
-    /// its GHASH takes additional data several blocks at a time, its SHA-1 and SHA-2 use the
-    /// instructions for them, and AES-GMAC with ESN needs no byte moved.
     pub fn fastest(suite: &Suite) -> Self {
-        if Self::Vaes512.is_available() && Self::Vaes512.supports(suite) {
-            return Self::Vaes512;
+        [Self::Vaes512, Self::Vaes256, Self::AesNi]
+            .into_iter()
+            .find(|kernel| kernel.supports(suite) && kernel.is_available())
+            .unwrap_or_else(|| Self::library(suite))
+    }
+
+    /// The implementation that [`FORCE`] demands for the suite, or else the fastest.
+    pub(super) fn chosen(suite: &Suite) -> Result<Self, CipherError> {
+        static FORCED: OnceLock<Option<Result<Implementation, CipherError>>> = OnceLock::new();
+        let forced = FORCED.get_or_init(|| {
+            let name = env::var_os(FORCE).filter(|name| !name.is_empty())?;
+            let named = name.to_str().and_then(Self::by_name);
+            let able = named.filter(|implementation| implementation.is_available());
+            Some(able.ok_or(CipherError::Forced))
+        });
+        match forced {
+            None => Ok(Self::fastest(suite)),
+            Some(Err(error)) => Err(*error),
+            Some(Ok(forced)) if forced.supports(suite) => Ok(*forced),
+            Some(Ok(_)) => Ok(Self::library(suite)),
         }
+    }
+
+    /// The library that is faster at the suite.
+    ///
+    /// `ring` encrypts faster. RustCrypto is faster at what only authenticates: its GHASH takes
+    /// additional data several blocks at a time, its SHA-1 and SHA-2 use the instructions for
+    /// them, and AES-GMAC with ESN needs no byte moved.
+    fn library(suite: &Suite) -> Self {
         match suite.encryption {
             Encryption::AesGmac | Encryption::Null => Self::RustCrypto,
             _ if Self::Ring.supports(suite) => Self::Ring,
             _ => Self::RustCrypto,
         }
     }
+}
+
+/// Whether the suite has one of the kernels that there are with AVX-512 only, and the CPU what
+/// this one needs.
+fn wide_supports(suite: &Suite) -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return (ChaChaKey::supports(suite) && Avx512::available().is_some())
+        || (ComposedKey::supports(suite) && Vaes::available().is_some());
+    #[cfg(not(target_arch = "x86_64"))]
+    return false;
 }
 
 impl fmt::Display for Implementation {

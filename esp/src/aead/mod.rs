@@ -17,11 +17,11 @@ mod transform;
 
 use core::fmt;
 
-use crate::suite::Suite;
+use crate::suite::{Encryption, Suite};
 use format::EspKey;
 use iv::IvSource;
 
-pub use implementation::Implementation;
+pub use implementation::{FORCE, Implementation};
 
 /// One ESP packet to be sealed or opened in place.
 #[derive(Debug)]
@@ -55,6 +55,8 @@ pub struct Cipher {
 /// kernels stays within a few cache lines.
 enum Inner {
     #[cfg(target_arch = "x86_64")]
+    Kernel(kernel::GcmKey),
+    #[cfg(target_arch = "x86_64")]
     ChaCha(Box<kernel::chacha20poly1305::ChaChaKey>),
     #[cfg(target_arch = "x86_64")]
     Composed(Box<kernel::composed::ComposedKey>),
@@ -84,15 +86,19 @@ pub enum CipherError {
     Unsupported,
     /// The system gave no random bytes for the IV key.
     NoEntropy,
+    /// The environment variable [`FORCE`] names no implementation that this CPU can run.
+    Forced,
 }
 
 impl Cipher {
-    /// A key with the fastest implementation that this CPU has for the suite.
+    /// A key with the fastest implementation that this CPU has for the suite, or with the one
+    /// that [`FORCE`] demands.
     ///
     /// `key` is the encryption key followed by the salt, `auth_key` the integrity key (empty
     /// for AEADs).
     pub fn new(suite: &'static Suite, key: &[u8], auth_key: &[u8]) -> Result<Self, CipherError> {
-        Self::with_implementation(suite, key, auth_key, Implementation::fastest(suite))
+        let implementation = Implementation::chosen(suite)?;
+        Self::with_implementation(suite, key, auth_key, implementation)
     }
 
     /// A key with the given implementation.
@@ -117,11 +123,13 @@ impl Cipher {
         }
         let inner = match implementation {
             #[cfg(target_arch = "x86_64")]
-            Implementation::Vaes512 => {
-                kernel_key(suite, key, auth_key).ok_or(CipherError::Unsupported)?
+            Implementation::Vaes512 | Implementation::Vaes256 | Implementation::AesNi => {
+                kernel_key(suite, key, auth_key, implementation)?
             }
             #[cfg(not(target_arch = "x86_64"))]
-            Implementation::Vaes512 => return Err(CipherError::Unsupported),
+            Implementation::Vaes512 | Implementation::Vaes256 | Implementation::AesNi => {
+                return Err(CipherError::Unsupported);
+            }
             Implementation::Ring => Inner::Ring(Box::new(EspKey::new(suite, key, auth_key)?)),
             Implementation::RustCrypto => {
                 Inner::RustCrypto(Box::new(EspKey::new(suite, key, auth_key)?))
@@ -145,11 +153,12 @@ impl Cipher {
         self.implementation
     }
 
+    /// The key of the AES-GCM kernels, if that is what this cipher has.
     #[cfg(target_arch = "x86_64")]
-    #[inline]
-    fn composed_key(&self) -> Option<&kernel::composed::ComposedKey> {
+    #[inline(always)]
+    fn gcm_key(&self) -> Option<&kernel::GcmKey> {
         match &self.inner {
-            Inner::Composed(key) => Some(key),
+            Inner::Kernel(key) => Some(key),
             _ => None,
         }
     }
@@ -159,6 +168,15 @@ impl Cipher {
     fn chacha_key(&self) -> Option<&kernel::chacha20poly1305::ChaChaKey> {
         match &self.inner {
             Inner::ChaCha(key) => Some(key),
+            _ => None,
+        }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[inline]
+    fn composed_key(&self) -> Option<&kernel::composed::ComposedKey> {
+        match &self.inner {
+            Inner::Composed(key) => Some(key),
             _ => None,
         }
     }
@@ -177,19 +195,40 @@ impl Cipher {
 }
 
 #[cfg(target_arch = "x86_64")]
-fn kernel_key(suite: &Suite, key: &[u8], auth_key: &[u8]) -> Option<Inner> {
-    use crate::suite::Encryption;
-    match suite.encryption {
-        Encryption::ChaCha20Poly1305 | Encryption::ChaCha20Poly1305ImplicitIv => {
-            let token = kernel::chacha20poly1305::Avx512::detect()?;
-            let key = kernel::chacha20poly1305::ChaChaKey::new(token, key, suite.iv_len)?;
-            Some(Inner::ChaCha(Box::new(key)))
+fn kernel_key(
+    suite: &Suite,
+    key: &[u8],
+    auth_key: &[u8],
+    implementation: Implementation,
+) -> Result<Inner, CipherError> {
+    use kernel::{Form, GcmKey, Kernel};
+    let form = match suite.encryption {
+        Encryption::AesGcm => Form::Gcm,
+        Encryption::AesGmac => Form::Gmac,
+        Encryption::AesGcmImplicitIv => Form::ImplicitIv,
+        _ if implementation == Implementation::Vaes512 => {
+            return wide_key(suite, key, auth_key).ok_or(CipherError::Unsupported);
         }
-        _ => {
-            let token = kernel::composed::Vaes::detect()?;
-            let key = kernel::composed::ComposedKey::new(token, suite, key, auth_key)?;
-            Some(Inner::Composed(Box::new(key)))
-        }
+        _ => return Err(CipherError::Unsupported),
+    };
+    let kernel = Kernel::by_name(implementation.name()).ok_or(CipherError::Unsupported)?;
+    let (key, salt) = key.split_last_chunk().ok_or(CipherError::Unsupported)?;
+    GcmKey::new(kernel, key, *salt, form, suite.icv_len)
+        .map(Inner::Kernel)
+        .ok_or(CipherError::Unsupported)
+}
+
+/// A key of the kernels that there are with AVX-512 only.
+#[cfg(target_arch = "x86_64")]
+fn wide_key(suite: &Suite, key: &[u8], auth_key: &[u8]) -> Option<Inner> {
+    use kernel::chacha20poly1305::{Avx512, ChaChaKey};
+    use kernel::composed::{ComposedKey, Vaes};
+    if ChaChaKey::supports(suite) {
+        let key = ChaChaKey::new(Avx512::available()?, key, suite.iv_len)?;
+        Some(Inner::ChaCha(Box::new(key)))
+    } else {
+        let key = ComposedKey::new(Vaes::available()?, suite, key, auth_key)?;
+        Some(Inner::Composed(Box::new(key)))
     }
 }
 
@@ -217,6 +256,13 @@ impl fmt::Display for CipherError {
                 f.write_str("the implementation does not have the suite on this CPU")
             }
             Self::NoEntropy => f.write_str("the system gave no random bytes for the IV key"),
+            Self::Forced => {
+                write!(
+                    f,
+                    "{FORCE} names no implementation that this CPU can run; it can run"
+                )?;
+                Implementation::available().try_for_each(|able| write!(f, " {able}"))
+            }
         }
     }
 }
@@ -230,11 +276,13 @@ impl core::error::Error for CipherError {}
 /// it cannot leave in clear.
 pub fn seal_batch(jobs: &mut [Job<'_>]) {
     #[cfg(target_arch = "x86_64")]
-    kernel::seal(jobs);
+    if kernel::seal(jobs) == jobs.len() {
+        return;
+    }
     for job in jobs {
         match &job.cipher.inner {
             #[cfg(target_arch = "x86_64")]
-            Inner::ChaCha(_) | Inner::Composed(_) => {}
+            Inner::Kernel(_) | Inner::ChaCha(_) | Inner::Composed(_) => {}
             Inner::Ring(key) => key.seal(job.sequence, job.esn, job.esp),
             Inner::RustCrypto(key) => key.seal(job.sequence, job.esn, job.esp),
         }
@@ -246,14 +294,16 @@ pub fn seal_batch(jobs: &mut [Job<'_>]) {
 /// Packets may be of any length, down to none at all.
 pub fn open_batch(jobs: &mut [Job<'_>]) {
     #[cfg(target_arch = "x86_64")]
-    kernel::open(jobs);
+    if kernel::open(jobs) == jobs.len() {
+        return;
+    }
     for job in jobs {
-        job.authentic = match &job.cipher.inner {
+        match &job.cipher.inner {
             #[cfg(target_arch = "x86_64")]
-            Inner::ChaCha(_) | Inner::Composed(_) => continue,
-            Inner::Ring(key) => key.open(job.sequence, job.esn, job.esp),
-            Inner::RustCrypto(key) => key.open(job.sequence, job.esn, job.esp),
-        };
+            Inner::Kernel(_) | Inner::ChaCha(_) | Inner::Composed(_) => {}
+            Inner::Ring(key) => job.authentic = key.open(job.sequence, job.esn, job.esp),
+            Inner::RustCrypto(key) => job.authentic = key.open(job.sequence, job.esn, job.esp),
+        }
     }
 }
 

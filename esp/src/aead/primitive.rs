@@ -4,6 +4,8 @@
 use core::fmt;
 
 use super::implementation::Implementation;
+#[cfg(target_arch = "x86_64")]
+use super::kernel;
 use super::transform::{Spec, Transform};
 use super::{ring, rustcrypto};
 
@@ -45,6 +47,8 @@ pub struct PrimitiveKey {
 }
 
 enum Inner {
+    #[cfg(target_arch = "x86_64")]
+    Kernel(Box<kernel::GcmKey>),
     Ring(Box<ring::Key>),
     RustCrypto(Box<rustcrypto::Key>),
 }
@@ -82,7 +86,14 @@ impl Primitive {
             tag_len,
         };
         let inner = match implementation {
-            Implementation::Vaes512 => return Err(Unsupported::Primitive(self)),
+            #[cfg(target_arch = "x86_64")]
+            Implementation::Vaes512 | Implementation::Vaes256 | Implementation::AesNi => {
+                Inner::Kernel(Box::new(kernel_key(spec, key, implementation)?))
+            }
+            #[cfg(not(target_arch = "x86_64"))]
+            Implementation::Vaes512 | Implementation::Vaes256 | Implementation::AesNi => {
+                return Err(Unsupported::Primitive(self));
+            }
             Implementation::Ring => Inner::Ring(Box::new(ring::Key::new(spec, key)?)),
             Implementation::RustCrypto => {
                 Inner::RustCrypto(Box::new(rustcrypto::Key::new(spec, key)?))
@@ -108,6 +119,8 @@ impl PrimitiveKey {
         self.check(nonce, aad, text, tag)?;
         let text_len = text.len();
         let sealed = match &self.inner {
+            #[cfg(target_arch = "x86_64")]
+            Inner::Kernel(key) => key.seal_raw(&twelve(nonce)?, aad, text, tag),
             Inner::Ring(key) => key.seal(nonce, [aad, &[]], text, tag),
             Inner::RustCrypto(key) => key.seal(nonce, [aad, &[]], text, tag),
         };
@@ -132,6 +145,8 @@ impl PrimitiveKey {
     ) -> Result<bool, Unsupported> {
         self.check(nonce, aad, text, tag)?;
         let authentic = match &self.inner {
+            #[cfg(target_arch = "x86_64")]
+            Inner::Kernel(key) => key.open_raw(&twelve(nonce)?, aad, text, tag),
             Inner::Ring(key) => key.open(nonce, [aad, &[]], text, tag),
             Inner::RustCrypto(key) => key.open(nonce, [aad, &[]], text, tag),
         };
@@ -168,6 +183,34 @@ impl PrimitiveKey {
         }
         Ok(())
     }
+}
+
+#[cfg(target_arch = "x86_64")]
+fn kernel_key(
+    spec: Spec,
+    key: &[u8],
+    implementation: Implementation,
+) -> Result<kernel::GcmKey, Unsupported> {
+    if !matches!(spec.primitive, Primitive::AesGcm | Primitive::AesGmac) {
+        return Err(Unsupported::Primitive(spec.primitive));
+    }
+    if spec.nonce_len != 12 {
+        return Err(Unsupported::NonceLength(spec.nonce_len));
+    }
+    let kernel = kernel::Kernel::by_name(implementation.name())
+        .ok_or(Unsupported::Primitive(spec.primitive))?;
+    if !matches!(key.len(), 16 | 24 | 32) {
+        return Err(Unsupported::KeyLength(key.len()));
+    }
+    kernel::GcmKey::new(kernel, key, [0; 4], kernel::Form::Gcm, spec.tag_len)
+        .ok_or(Unsupported::TagLength(spec.tag_len))
+}
+
+#[cfg(target_arch = "x86_64")]
+fn twelve(nonce: &[u8]) -> Result<[u8; 12], Unsupported> {
+    nonce
+        .try_into()
+        .map_err(|_| Unsupported::NonceLength(nonce.len()))
 }
 
 impl fmt::Debug for PrimitiveKey {
@@ -275,7 +318,14 @@ mod tests {
              15b1c3bad9b69e1dbdf80994d878f529170fb2",
             "9d7caea02b4023d8d11e2d2d",
         );
-        assert_eq!(implementations, 3, "only RustCrypto has these lengths");
+        // RustCrypto has all three lengths, the kernels of this CPU the last one.
+        let kernels = [
+            Implementation::Vaes512,
+            Implementation::Vaes256,
+            Implementation::AesNi,
+        ];
+        let available = kernels.iter().filter(|kernel| kernel.is_available());
+        assert_eq!(implementations, 3 + available.count());
     }
 
     /// RFC 3610 section 8, packet vector 1.

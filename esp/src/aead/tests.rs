@@ -395,5 +395,6 @@ fn debug_shows_no_key() {
 fn a_cipher_is_small_and_shareable() {
     fn shareable<T: Send + Sync>() {}
     shareable::<Cipher>();
-    assert!(size_of::<Cipher>() <= 64, "{}", size_of::<Cipher>());
+    // The key of the kernels lies within, those of the libraries in a box.
+    assert!(size_of::<Cipher>() <= 704, "{}", size_of::<Cipher>());
 }

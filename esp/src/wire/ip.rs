@@ -35,6 +35,60 @@ pub struct IpHeader {
     pub fragment: Option<Fragment>,
 }
 
+/// The few fields of an IP header that encapsulation needs, cheap to read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Brief {
+    pub(crate) version: IpVersion,
+    pub(crate) traffic_class: u8,
+    pub(crate) hop_limit: u8,
+    pub(crate) dont_fragment: bool,
+    /// Bytes of the packet by its own length field; at most those that are there.
+    pub(crate) total_len: usize,
+}
+
+impl Brief {
+    /// The checks of [`IpHeader::base`].
+    #[inline]
+    pub(crate) fn parse(packet: &[u8]) -> Result<Self, WireError> {
+        match packet.first() {
+            None => Err(WireError::Truncated),
+            Some(first) if first >> 4 == 4 => {
+                let header = packet.first_chunk::<20>().ok_or(WireError::Truncated)?;
+                let header_len = usize::from(header[0] & 0xf) * 4;
+                if header_len < 20 || header_len > packet.len() {
+                    return Err(WireError::HeaderLength);
+                }
+                let total_len = usize::from(u16::from_be_bytes([header[2], header[3]]));
+                if total_len < header_len || total_len > packet.len() {
+                    return Err(WireError::TotalLength);
+                }
+                Ok(Self {
+                    version: IpVersion::V4,
+                    traffic_class: header[1],
+                    hop_limit: header[8],
+                    dont_fragment: header[6] & 0x40 != 0,
+                    total_len,
+                })
+            }
+            Some(first) if first >> 4 == 6 => {
+                let header = packet.first_chunk::<40>().ok_or(WireError::Truncated)?;
+                let total_len = 40 + usize::from(u16::from_be_bytes([header[4], header[5]]));
+                if total_len > packet.len() {
+                    return Err(WireError::TotalLength);
+                }
+                Ok(Self {
+                    version: IpVersion::V6,
+                    traffic_class: header[0] << 4 | header[1] >> 4,
+                    hop_limit: header[7],
+                    dont_fragment: true,
+                    total_len,
+                })
+            }
+            Some(_) => Err(WireError::Version),
+        }
+    }
+}
+
 /// Version of the Internet protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum IpVersion {
@@ -81,11 +135,10 @@ impl IpHeader {
     /// Checks version and lengths; does not walk extension headers: `header_len` of IPv6 is 40
     /// and `protocol` the first next header.
     pub fn base(packet: &[u8]) -> Result<Self, WireError> {
-        match packet.first() {
-            None => Err(WireError::Truncated),
-            Some(first) if first >> 4 == 4 => Self::v4(packet),
-            Some(first) if first >> 4 == 6 => Self::v6(packet),
-            Some(_) => Err(WireError::Version),
+        let brief = Brief::parse(packet)?;
+        match brief.version {
+            IpVersion::V4 => Self::v4(packet, brief),
+            IpVersion::V6 => Self::v6(packet, brief),
         }
     }
 
@@ -111,16 +164,8 @@ impl IpHeader {
         }
     }
 
-    fn v4(packet: &[u8]) -> Result<Self, WireError> {
+    fn v4(packet: &[u8], brief: Brief) -> Result<Self, WireError> {
         let header = packet.first_chunk::<20>().ok_or(WireError::Truncated)?;
-        let header_len = usize::from(header[0] & 0xf) * 4;
-        if header_len < 20 || header_len > packet.len() {
-            return Err(WireError::HeaderLength);
-        }
-        let total_len = usize::from(u16::from_be_bytes([header[2], header[3]]));
-        if total_len < header_len || total_len > packet.len() {
-            return Err(WireError::TotalLength);
-        }
         let fragment = u16::from_be_bytes([header[6], header[7]]);
         let address = |at: usize| {
             IpAddr::V4(Ipv4Addr::new(
@@ -131,16 +176,16 @@ impl IpHeader {
             ))
         };
         Ok(Self {
-            version: IpVersion::V4,
-            header_len,
-            total_len,
+            version: brief.version,
+            header_len: usize::from(header[0] & 0xf) * 4,
+            total_len: brief.total_len,
             protocol: header[9],
             protocol_at: 9,
             source: address(12),
             destination: address(16),
-            traffic_class: header[1],
-            hop_limit: header[8],
-            dont_fragment: fragment & 0x4000 != 0,
+            traffic_class: brief.traffic_class,
+            hop_limit: brief.hop_limit,
+            dont_fragment: brief.dont_fragment,
             fragment: (fragment & 0x3fff != 0).then(|| Fragment {
                 identification: u32::from(u16::from_be_bytes([header[4], header[5]])),
                 offset: (fragment & 0x1fff) << 3,
@@ -149,28 +194,24 @@ impl IpHeader {
         })
     }
 
-    fn v6(packet: &[u8]) -> Result<Self, WireError> {
+    fn v6(packet: &[u8], brief: Brief) -> Result<Self, WireError> {
         let header = packet.first_chunk::<40>().ok_or(WireError::Truncated)?;
-        let total_len = 40 + usize::from(u16::from_be_bytes([header[4], header[5]]));
-        if total_len > packet.len() {
-            return Err(WireError::TotalLength);
-        }
         let address = |at: usize| {
             let mut octets = [0; 16];
             octets.copy_from_slice(&header[at..at + 16]);
             IpAddr::V6(Ipv6Addr::from(octets))
         };
         Ok(Self {
-            version: IpVersion::V6,
+            version: brief.version,
             header_len: 40,
-            total_len,
+            total_len: brief.total_len,
             protocol: header[6],
             protocol_at: 6,
             source: address(8),
             destination: address(24),
-            traffic_class: header[0] << 4 | header[1] >> 4,
-            hop_limit: header[7],
-            dont_fragment: true,
+            traffic_class: brief.traffic_class,
+            hop_limit: brief.hop_limit,
+            dont_fragment: brief.dont_fragment,
             fragment: None,
         })
     }

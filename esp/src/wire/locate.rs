@@ -1,17 +1,28 @@
 //! Where in an IP packet the ESP packet lies.
 
+use core::net::IpAddr;
+
 use arrayvec::ArrayVec;
 
-use super::ip::{IpHeader, WireError};
+use super::checksum::Checksum;
+use super::ip::{IpHeader, IpVersion, WireError};
 use super::protocol;
 
 /// An ESP packet found in an IP packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EspLocation {
-    /// The IP header around it.
-    pub ip: IpHeader,
-    /// Offset of the UDP header, if the packet is ESP in UDP.
-    pub udp_at: Option<usize>,
+    /// IPv4 or IPv6.
+    pub version: IpVersion,
+    /// Destination address of the IP packet.
+    pub destination: IpAddr,
+    /// Type of service or traffic class of the IP packet.
+    pub traffic_class: u8,
+    /// Whether there is a UDP header in front of the SPI.
+    pub udp: bool,
+    /// Bytes of IP header, options and extension headers.
+    pub header_len: usize,
+    /// Offset of the byte that names the protocol behind them.
+    pub protocol_at: usize,
     /// Offset of the SPI.
     pub esp_at: usize,
     /// Bytes from the SPI to the end of the ICV.
@@ -73,7 +84,40 @@ impl Default for EncapsulationPorts {
 }
 
 /// Finds the ESP packet in the IP packet `packet`, whose first byte is the version.
+#[inline]
 pub fn locate(packet: &[u8], ports: &EncapsulationPorts) -> Located {
+    // Most packets are ESP right behind an IPv4 header without options.
+    match packet.first_chunk::<28>() {
+        Some(start) if start[0] == 0x45 && start[9] == protocol::ESP => {
+            let total_len = usize::from(u16::from_be_bytes([start[2], start[3]]));
+            let whole = start[6] & 0x3f == 0 && start[7] == 0;
+            if whole && (28..=packet.len()).contains(&total_len) && checksum_is_plausible(start) {
+                return Located::Esp(EspLocation {
+                    version: IpVersion::V4,
+                    destination: IpAddr::from([start[16], start[17], start[18], start[19]]),
+                    traffic_class: start[1],
+                    udp: false,
+                    header_len: 20,
+                    protocol_at: 9,
+                    esp_at: 20,
+                    esp_len: total_len - 20,
+                    spi: u32::from_be_bytes([start[20], start[21], start[22], start[23]]),
+                    sequence: u32::from_be_bytes([start[24], start[25], start[26], start[27]]),
+                });
+            }
+        }
+        _ => {}
+    }
+    locate_any(packet, ports)
+}
+
+fn checksum_is_plausible(start: &[u8; 28]) -> bool {
+    let (header, _) = start.split_at(20);
+    start[10..12] == [0, 0] || Checksum::new().bytes(header).finish() == 0
+}
+
+/// As [`locate`], for every kind of packet.
+fn locate_any(packet: &[u8], ports: &EncapsulationPorts) -> Located {
     let ip = match IpHeader::parse(packet) {
         Ok(ip) if !ip.checksum_is_plausible(packet) => {
             return Located::Malformed(WireError::HeaderChecksum);
@@ -85,41 +129,51 @@ pub fn locate(packet: &[u8], ports: &EncapsulationPorts) -> Located {
         return Located::Fragment(ip);
     }
     let upper = &packet[ip.header_len..ip.total_len];
-    let (udp_at, esp_at, esp) = match ip.protocol {
-        protocol::ESP => (None, ip.header_len, upper),
-        protocol::UDP => {
-            let Some((header, payload)) = upper.split_first_chunk::<8>() else {
-                return Located::Malformed(WireError::Udp);
-            };
-            let udp_len = usize::from(u16::from_be_bytes([header[4], header[5]]));
-            let Some(payload) = udp_len.checked_sub(8).and_then(|len| payload.get(..len)) else {
-                return Located::Malformed(WireError::Udp);
-            };
-            let port = |at: usize| u16::from_be_bytes([header[at], header[at + 1]]);
-            if !ports.contains(port(2)) && !ports.contains(port(0)) {
-                return Located::NotEsp(NotEsp::OtherProtocol(ip.protocol));
-            }
-            match payload {
-                //= https://www.rfc-editor.org/rfc/rfc3948#section-2.3
-                //# The receiver SHOULD ignore a received NAT-keepalive packet.
-                [0xff] => return Located::NotEsp(NotEsp::Keepalive),
-                [0, 0, 0, 0, ..] => return Located::NotEsp(NotEsp::Ike),
-                esp => (Some(ip.header_len), ip.header_len + 8, esp),
-            }
-        }
+    let (udp, esp) = match ip.protocol {
+        protocol::ESP => (false, upper),
+        protocol::UDP => match in_udp(upper, ports) {
+            Ok(esp) => (true, esp),
+            Err(other) => return other,
+        },
         other => return Located::NotEsp(NotEsp::OtherProtocol(other)),
     };
     let Some(header) = esp.first_chunk::<8>() else {
         return Located::Malformed(WireError::Esp);
     };
     Located::Esp(EspLocation {
-        ip,
-        udp_at,
-        esp_at,
+        version: ip.version,
+        destination: ip.destination,
+        traffic_class: ip.traffic_class,
+        udp,
+        header_len: ip.header_len,
+        protocol_at: ip.protocol_at,
+        esp_at: ip.header_len + if udp { 8 } else { 0 },
         esp_len: esp.len(),
         spi: u32::from_be_bytes([header[0], header[1], header[2], header[3]]),
         sequence: u32::from_be_bytes([header[4], header[5], header[6], header[7]]),
     })
+}
+
+/// What stands behind a UDP header, if it is ESP.
+fn in_udp<'p>(upper: &'p [u8], ports: &EncapsulationPorts) -> Result<&'p [u8], Located> {
+    const MALFORMED: Located = Located::Malformed(WireError::Udp);
+    let (header, payload) = upper.split_first_chunk::<8>().ok_or(MALFORMED)?;
+    let udp_len = usize::from(u16::from_be_bytes([header[4], header[5]]));
+    let payload = udp_len
+        .checked_sub(8)
+        .and_then(|len| payload.get(..len))
+        .ok_or(MALFORMED)?;
+    let port = |at: usize| u16::from_be_bytes([header[at], header[at + 1]]);
+    if !ports.contains(port(2)) && !ports.contains(port(0)) {
+        return Err(Located::NotEsp(NotEsp::OtherProtocol(protocol::UDP)));
+    }
+    match payload {
+        //= https://www.rfc-editor.org/rfc/rfc3948#section-2.3
+        //# The receiver SHOULD ignore a received NAT-keepalive packet.
+        [0xff] => Err(Located::NotEsp(NotEsp::Keepalive)),
+        [0, 0, 0, 0, ..] => Err(Located::NotEsp(NotEsp::Ike)),
+        esp => Ok(esp),
+    }
 }
 
 #[cfg(test)]
@@ -159,7 +213,7 @@ mod tests {
             let Esp(esp) = located(&udp(source, destination, &[1; 30])) else {
                 panic!("not found");
             };
-            assert_eq!((esp.udp_at, esp.esp_at, esp.esp_len), (Some(20), 28, 30));
+            assert_eq!((esp.udp, esp.esp_at, esp.esp_len), (true, 28, 30));
             assert_eq!((esp.spi, esp.sequence), (0x01010101, 0x01010101));
         }
         for len in 2..8 {
@@ -169,6 +223,31 @@ mod tests {
             );
         }
         assert_eq!(located(&udp(4500, 4500, &[])), Malformed(WireError::Esp));
+    }
+
+    /// The short way for plain IPv4 says what the long way says.
+    #[test]
+    fn both_ways_agree() {
+        let mut packet = Vec::new();
+        PacketBuilder::ipv4([10, 0, 0, 1], [10, 0, 0, 2], 64)
+            .write(&mut packet, etherparse::IpNumber(50), &[1; 30])
+            .unwrap();
+        let ports = EncapsulationPorts::default();
+        let mut esp = 0;
+        for at in 0..28 {
+            for bit in 0..=8 {
+                let mut packet = packet.clone();
+                if bit < 8 {
+                    packet[at] ^= 1 << bit;
+                }
+                for len in [packet.len(), packet.len() - 1, 29, 28, 27, 20] {
+                    let short = locate(&packet[..len], &ports);
+                    assert_eq!(short, locate_any(&packet[..len], &ports));
+                    esp += usize::from(matches!(short, Located::Esp(_)));
+                }
+            }
+        }
+        assert!(esp > 0);
     }
 
     #[test]

@@ -1,29 +1,281 @@
-//! Multi-packet kernels for x86-64: the only module of the crate with `unsafe` code.
+//! Ciphers for batches of ESP packets on x86-64: the only module of the crate with `unsafe`
+//! code. Here AES-GCM and GMAC; in [`chacha20poly1305`] and [`composed`] the other suites, with
+//! tokens of their own.
 //!
-//! Each kernel takes all jobs of a batch that have a key of its kind and works on several
-//! packets at once, whatever their keys and lengths. A kernel can be reached only through a
-//! token that CPU detection makes and that is stored in the key, so that no instruction is
-//! executed which the CPU lacks.
+//! A [`Kernel`] can be had only from CPU detection and is stored in each key, so that no
+//! instruction is reached which the CPU lacks. What may be unsafe rests on three contracts,
+//! written at [`Packet`](packet::Packet) (pointers), [`Lanes`](lanes::Lanes) (instructions)
+//! and [`Kernel`] (detection).
 //!
-//! Nothing depends on secrets but data: no branch, no address. Memory temporaries that hold key
-//! material are wiped before a call returns.
-
-pub(crate) mod chacha20poly1305;
-pub(crate) mod composed;
-
-use super::Job;
-
-/// Seals the packets of all jobs that have a key of a kernel.
-pub(super) fn seal(jobs: &mut [Job<'_>]) {
-    chacha20poly1305::seal(jobs);
-    composed::seal(jobs);
-}
-
-/// Opens the packets of all jobs that have a key of a kernel.
-pub(super) fn open(jobs: &mut [Job<'_>]) {
-    chacha20poly1305::open(jobs);
-    composed::open(jobs);
-}
+//! Nothing depends on secrets but data: no branch, no address. Expanded keys are wiped when
+//! they are dropped; round keys and powers of the hash key are only ever loaded from there
+//! into registers, never copied to the stack.
 
 #[cfg(test)]
 mod against_libraries;
+pub(super) mod chacha20poly1305;
+pub(super) mod composed;
+mod ghash;
+mod key;
+mod known_answers;
+mod lanes;
+mod narrow;
+mod packet;
+mod selftest;
+#[cfg(test)]
+mod tests;
+mod wide;
+
+use core::fmt;
+use std::sync::OnceLock;
+
+use arrayvec::ArrayVec;
+use zeroize::Zeroize;
+
+pub(crate) use key::{Form, GcmKey};
+use packet::Packet;
+
+use super::Job;
+
+/// A family of instructions that the running CPU has.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kernel {
+    /// AVX-512, VAES, VPCLMULQDQ: four blocks in a register.
+    Vaes512(Vaes512),
+    /// AVX2, VAES, VPCLMULQDQ: two blocks in a register.
+    Vaes256(Vaes256),
+    /// AES-NI, PCLMULQDQ, SSE4.1: one block in a register.
+    AesNi(AesNi),
+}
+
+macro_rules! token {
+    ($(#[$doc:meta])* $name:ident, $($feature:tt),+) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, PartialEq, Eq)]
+        pub(crate) struct $name(());
+
+        impl $name {
+            fn detect() -> Option<Self> {
+                ($(std::arch::is_x86_feature_detected!($feature))&&+).then_some(Self(()))
+            }
+        }
+    };
+}
+
+token! {
+    /// Proof that the CPU has what [`Kernel::Vaes512`] needs.
+    Vaes512, "avx512f", "avx512bw", "avx512vl", "avx512dq", "vaes", "vpclmulqdq", "aes",
+    "pclmulqdq", "avx2", "bmi1", "bmi2", "ssse3", "sse4.1"
+}
+token! {
+    /// Proof that the CPU has what [`Kernel::Vaes256`] needs.
+    Vaes256, "avx2", "vaes", "vpclmulqdq", "aes", "pclmulqdq", "ssse3", "sse4.1"
+}
+token! {
+    /// Proof that the CPU has what [`Kernel::AesNi`] needs.
+    AesNi, "aes", "pclmulqdq", "ssse3", "sse4.1"
+}
+
+impl Kernel {
+    /// The kernels that this CPU has and that pass their self-test, fastest first.
+    pub(crate) fn available() -> &'static [Kernel] {
+        static AVAILABLE: OnceLock<Vec<Kernel>> = OnceLock::new();
+        AVAILABLE.get_or_init(|| {
+            let detected = [
+                Vaes512::detect().map(Kernel::Vaes512),
+                Vaes256::detect().map(Kernel::Vaes256),
+                AesNi::detect().map(Kernel::AesNi),
+            ];
+            detected
+                .into_iter()
+                .flatten()
+                .filter(|kernel| selftest::passes(*kernel))
+                .collect()
+        })
+    }
+
+    /// The kernel of that name, if this CPU has it.
+    pub(crate) fn by_name(name: &str) -> Option<Kernel> {
+        let mut available = Self::available().iter().copied();
+        available.find(|kernel| kernel.name() == name)
+    }
+
+    /// `vaes512`, `vaes256` or `aesni`.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Vaes512(_) => "vaes512",
+            Self::Vaes256(_) => "vaes256",
+            Self::AesNi(_) => "aesni",
+        }
+    }
+
+    /// Blocks in a vector.
+    const fn lanes(self) -> usize {
+        match self {
+            Self::Vaes512(_) => 4,
+            Self::Vaes256(_) => 2,
+            Self::AesNi(_) => 1,
+        }
+    }
+
+    /// Seals or opens packets that all have keys of this kernel.
+    #[inline]
+    fn crypt<const SEAL: bool>(self, packets: &mut [Packet]) {
+        match self {
+            // SAFETY: a `Kernel` is made only where the CPU has what it needs.
+            Self::Vaes512(_) => unsafe { wide::crypt::<SEAL>(packets) },
+            // SAFETY: a `Kernel` is made only where the CPU has what it needs.
+            Self::Vaes256(_) => unsafe { narrow::vaes256::<SEAL>(packets) },
+            // SAFETY: a `Kernel` is made only where the CPU has what it needs.
+            Self::AesNi(_) => unsafe { narrow::aesni::<SEAL>(packets) },
+        }
+    }
+}
+
+impl fmt::Debug for Kernel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// Packets that are prepared before any is worked on.
+const BATCH: usize = 64;
+
+/// Seals the packets of all jobs that have a key of a kernel; returns how many have.
+///
+/// A packet that is too short for its header and ICV becomes zero.
+pub(crate) fn seal(jobs: &mut [Job<'_>]) -> usize {
+    let mut taken = crypt::<true>(jobs);
+    if taken < jobs.len() {
+        taken += chacha20poly1305::seal(jobs);
+    }
+    if taken < jobs.len() {
+        taken += composed::seal(jobs);
+    }
+    taken
+}
+
+/// Opens the packets of all jobs that have a key of a kernel; returns how many have.
+///
+/// Sets [`Job::authentic`]; the text of a packet that is not authentic becomes zero.
+pub(crate) fn open(jobs: &mut [Job<'_>]) -> usize {
+    let mut taken = crypt::<false>(jobs);
+    if taken < jobs.len() {
+        taken += chacha20poly1305::open(jobs);
+    }
+    if taken < jobs.len() {
+        taken += composed::open(jobs);
+    }
+    taken
+}
+
+fn crypt<const SEAL: bool>(jobs: &mut [Job<'_>]) -> usize {
+    let mut taken = 0;
+    for jobs in jobs.chunks_mut(BATCH) {
+        let mut done = 0u64;
+        // Once, unless keys of several kernels meet in one batch.
+        while let Some(kernel) = next_kernel(jobs, done) {
+            done |= crypt_batch::<SEAL>(kernel, jobs);
+        }
+        taken += done.count_ones() as usize;
+    }
+    taken
+}
+
+/// The kernel of the first job that has one and is not `done`.
+fn next_kernel(jobs: &[Job<'_>], done: u64) -> Option<Kernel> {
+    let mut jobs = jobs.iter().enumerate();
+    jobs.find_map(|(i, job)| {
+        let key = job.cipher.gcm_key()?;
+        (done >> i & 1 == 0).then_some(key.kernel)
+    })
+}
+
+/// The jobs with keys of one kernel; returns which they were.
+fn crypt_batch<const SEAL: bool>(kernel: Kernel, jobs: &mut [Job<'_>]) -> u64 {
+    let mut packets = ArrayVec::<Packet, BATCH>::new();
+    let mut taken = 0;
+    for (index, job) in jobs.iter_mut().enumerate() {
+        let Some(key) = job.cipher.gcm_key() else {
+            continue;
+        };
+        if key.kernel != kernel {
+            continue;
+        }
+        taken |= 1 << index;
+        job.authentic = false;
+        if let Some(packet) = Packet::esp(key, job.sequence, job.esn, job.esp, index) {
+            packets.push(packet);
+        } else if SEAL {
+            // It must not leave in clear.
+            job.esp.zeroize();
+        }
+    }
+    kernel.crypt::<SEAL>(&mut packets);
+    if !SEAL {
+        for packet in &packets {
+            let job = &mut jobs[packet.index];
+            job.authentic = packet.authentic;
+            if !packet.authentic {
+                let end = job.esp.len() - packet.icv_len;
+                job.esp[usize::from(packet.key().header_len)..end].zeroize();
+            }
+        }
+    }
+    taken
+}
+
+impl GcmKey {
+    /// Encrypts `text` in place and writes the tag, of up to 16 bytes, to `tag`: the same
+    /// code as for ESP packets, with any authenticated data. False, and nothing done, for
+    /// text too long for the mode.
+    #[must_use]
+    pub(crate) fn seal_raw(
+        &self,
+        nonce: &[u8; 12],
+        aad: &[u8],
+        text: &mut [u8],
+        tag: &mut [u8],
+    ) -> bool {
+        let Some(mut packet) = Packet::raw(self, nonce, aad, text, tag) else {
+            return false;
+        };
+        self.kernel
+            .crypt::<true>(core::slice::from_mut(&mut packet));
+        true
+    }
+
+    /// Decrypts `text` in place if `tag`, of up to 16 bytes, is right; otherwise the text
+    /// becomes zero.
+    #[must_use]
+    pub(crate) fn open_raw(
+        &self,
+        nonce: &[u8; 12],
+        aad: &[u8],
+        text: &mut [u8],
+        tag: &[u8],
+    ) -> bool {
+        let mut given = [0; 16];
+        let authentic = given.get_mut(..tag.len()).is_some_and(|given| {
+            given.copy_from_slice(tag);
+            Packet::raw(self, nonce, aad, text, given).is_some_and(|mut packet| {
+                self.kernel
+                    .crypt::<false>(core::slice::from_mut(&mut packet));
+                packet.authentic
+            })
+        });
+        if !authentic {
+            text.zeroize();
+        }
+        authentic
+    }
+}
+
+impl fmt::Debug for GcmKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("GcmKey")
+            .field("kernel", &self.kernel)
+            .field("form", &self.form)
+            .finish_non_exhaustive()
+    }
+}

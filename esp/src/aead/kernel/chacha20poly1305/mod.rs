@@ -7,11 +7,15 @@
 mod chacha20;
 mod poly1305;
 
+use std::sync::OnceLock;
+
 use arrayvec::ArrayVec;
 use subtle::ConstantTimeEq;
 use zeroize::Zeroize;
 
+use super::known_answers;
 use crate::aead::Job;
+use crate::suite::{Encryption, Suite};
 use chacha20::{BLOCK, Lanes};
 use poly1305::Message;
 
@@ -29,8 +33,13 @@ const TAG_LEN: usize = 16;
 pub(crate) struct Avx512(());
 
 impl Avx512 {
-    /// `None` if the CPU lacks something.
-    pub(crate) fn detect() -> Option<Self> {
+    /// `None` if the CPU lacks something or gives wrong answers.
+    pub(crate) fn available() -> Option<Self> {
+        static AVAILABLE: OnceLock<Option<Avx512>> = OnceLock::new();
+        *AVAILABLE.get_or_init(|| Self::detect().filter(|token| known_answers::chacha(*token)))
+    }
+
+    fn detect() -> Option<Self> {
         let has = std::arch::is_x86_feature_detected!("avx512f")
             && std::arch::is_x86_feature_detected!("avx512bw")
             && std::arch::is_x86_feature_detected!("avx512vl")
@@ -49,6 +58,14 @@ pub(crate) struct ChaChaKey {
 }
 
 impl ChaChaKey {
+    /// Whether the suite is ChaCha20-Poly1305.
+    pub(crate) fn supports(suite: &Suite) -> bool {
+        matches!(
+            suite.encryption,
+            Encryption::ChaCha20Poly1305 | Encryption::ChaCha20Poly1305ImplicitIv
+        )
+    }
+
     /// 32 bytes of key and 4 of salt; packets with `iv_len` bytes of IV, 8 or 0. `None` for
     /// other lengths.
     pub(crate) fn new(token: Avx512, key_and_salt: &[u8], iv_len: usize) -> Option<Self> {
@@ -163,12 +180,13 @@ impl Drop for MacKeys {
     }
 }
 
-/// Seals the packets of all jobs that have such a key.
+/// Seals the packets of all jobs that have such a key; returns how many have.
 ///
 /// A packet that cannot be sealed is overwritten with zeroes.
-pub(crate) fn seal(jobs: &mut [Job<'_>]) {
+pub(crate) fn seal(jobs: &mut [Job<'_>]) -> usize {
+    let mut taken = 0;
     let mut jobs = jobs.iter_mut();
-    while let Some((token, mut packets)) = next_packets::<true>(&mut jobs) {
+    while let Some((token, mut packets)) = next_packets::<true>(&mut jobs, &mut taken) {
         let mut keys = MacKeys::for_packets(&packets);
         let mut lanes = Lanes::new(token);
         for (packet, key) in packets.iter_mut().zip(&mut keys.0) {
@@ -182,14 +200,17 @@ pub(crate) fn seal(jobs: &mut [Job<'_>]) {
             *packet.icv = tag;
         }
     }
+    taken
 }
 
-/// Opens the packets of all jobs that have such a key and sets [`Job::authentic`].
+/// Opens the packets of all jobs that have such a key and sets [`Job::authentic`]; returns how
+/// many have.
 ///
 /// What is not authentic is never decrypted; its text is overwritten with zeroes.
-pub(crate) fn open(jobs: &mut [Job<'_>]) {
+pub(crate) fn open(jobs: &mut [Job<'_>]) -> usize {
+    let mut taken = 0;
     let mut jobs = jobs.iter_mut();
-    while let Some((token, mut packets)) = next_packets::<false>(&mut jobs) {
+    while let Some((token, mut packets)) = next_packets::<false>(&mut jobs, &mut taken) {
         let mut keys = MacKeys::for_packets(&packets);
         let mut lanes = Lanes::new(token);
         for (packet, key) in packets.iter().zip(&mut keys.0) {
@@ -209,13 +230,16 @@ pub(crate) fn open(jobs: &mut [Job<'_>]) {
         }
         lanes.flush();
     }
+    taken
 }
 
 type Packets<'a> = ArrayVec<Packet<'a>, BATCH>;
 
-/// The next packets, of those jobs that have such a key; `None` if there are no more.
+/// The next packets, of those jobs that have such a key; `None` if there are no more. Counts the
+/// jobs in `taken`.
 fn next_packets<'a, const SEAL: bool>(
     jobs: &mut core::slice::IterMut<'a, Job<'_>>,
+    taken: &mut usize,
 ) -> Option<(Avx512, Packets<'a>)> {
     let mut packets = Packets::new();
     let mut bytes = 0;
@@ -223,6 +247,7 @@ fn next_packets<'a, const SEAL: bool>(
         let Some(key) = job.cipher.chacha_key() else {
             continue;
         };
+        *taken += 1;
         job.authentic = false;
         if key.fits(job.esp.len()) {
             bytes += job.esp.len();

@@ -9,10 +9,13 @@ mod hmac;
 mod sha1;
 mod sha256;
 
+use std::sync::OnceLock;
+
 use arrayvec::ArrayVec;
 use subtle::ConstantTimeEq;
 use zeroize::Zeroize;
 
+use super::known_answers;
 use crate::aead::Job;
 use crate::suite::{Encryption, Integrity, Suite};
 use aes::{AesKey, BLOCK, CbcText};
@@ -28,8 +31,13 @@ const HEADER_LEN: usize = 8;
 pub(crate) struct Vaes(());
 
 impl Vaes {
-    /// `None` if the CPU lacks something.
-    pub(crate) fn detect() -> Option<Self> {
+    /// `None` if the CPU lacks something or gives wrong answers.
+    pub(crate) fn available() -> Option<Self> {
+        static AVAILABLE: OnceLock<Option<Vaes>> = OnceLock::new();
+        *AVAILABLE.get_or_init(|| Self::detect().filter(|token| known_answers::composed(*token)))
+    }
+
+    fn detect() -> Option<Self> {
         let has = std::arch::is_x86_feature_detected!("avx512f")
             && std::arch::is_x86_feature_detected!("avx512bw")
             && std::arch::is_x86_feature_detected!("vaes")
@@ -179,12 +187,13 @@ impl<'a> Packet<'a> {
     }
 }
 
-/// Seals the packets of all jobs that have such a key.
+/// Seals the packets of all jobs that have such a key; returns how many have.
 ///
 /// A packet that cannot be sealed is overwritten with zeroes.
-pub(crate) fn seal(jobs: &mut [Job<'_>]) {
+pub(crate) fn seal(jobs: &mut [Job<'_>]) -> usize {
+    let mut taken = 0;
     for jobs in jobs.chunks_mut(BATCH) {
-        let Some((token, mut packets)) = packets::<true>(jobs) else {
+        let Some((token, mut packets)) = packets::<true>(jobs, &mut taken) else {
             continue;
         };
         let mut texts: ArrayVec<CbcText<'_>, BATCH> = ArrayVec::new();
@@ -208,15 +217,18 @@ pub(crate) fn seal(jobs: &mut [Job<'_>]) {
             packet.icv.copy_from_slice(&digest[..len]);
         }
     }
+    taken
 }
 
-/// Opens the packets of all jobs that have such a key and sets [`Job::authentic`].
+/// Opens the packets of all jobs that have such a key and sets [`Job::authentic`]; returns how
+/// many have.
 ///
 /// RFC 4303 section 3.4.4.1: the ICV first; what is not authentic is never decrypted. Its text
 /// is overwritten with zeroes.
-pub(crate) fn open(jobs: &mut [Job<'_>]) {
+pub(crate) fn open(jobs: &mut [Job<'_>]) -> usize {
+    let mut taken = 0;
     for jobs in jobs.chunks_mut(BATCH) {
-        let Some((token, mut packets)) = packets::<false>(jobs) else {
+        let Some((token, mut packets)) = packets::<false>(jobs, &mut taken) else {
             continue;
         };
         let digests = digests(token, &packets);
@@ -235,18 +247,23 @@ pub(crate) fn open(jobs: &mut [Job<'_>]) {
             }
         }
     }
+    taken
 }
 
 type Packets<'a> = ArrayVec<Packet<'a>, BATCH>;
 
 /// The packets of those jobs that have such a key, those with one hash and of similar length
-/// together; `None` if there are none.
-fn packets<'a, const SEAL: bool>(jobs: &'a mut [Job<'_>]) -> Option<(Vaes, Packets<'a>)> {
+/// together; `None` if there are none. Counts the jobs in `taken`.
+fn packets<'a, const SEAL: bool>(
+    jobs: &'a mut [Job<'_>],
+    taken: &mut usize,
+) -> Option<(Vaes, Packets<'a>)> {
     let mut packets = Packets::new();
     for job in jobs {
         let Some(key) = job.cipher.composed_key() else {
             continue;
         };
+        *taken += 1;
         job.authentic = false;
         if !key.fits(job.esp.len()) {
             if SEAL {

@@ -1,0 +1,165 @@
+//! AES rounds over up to nine registers.
+//!
+//! Each round is a block of assembly, so that other work can be put between two rounds and
+//! stays there: the AES and the carry-less multiplications of the CPUs that have both at 512
+//! bits go through the same pipes, and a chain of AES rounds waits for itself. Compilers
+//! would broadcast the round keys early, spill them, and pull the work apart from the rounds.
+
+use core::arch::asm;
+use core::arch::x86_64::*;
+
+use super::super::key::GcmKey;
+
+/// AES states of a chunk at most.
+pub(super) const STATES: usize = 9;
+
+/// The keys of the four lanes.
+#[derive(Clone, Copy)]
+pub(super) struct Keys {
+    lanes: [*const GcmKey; 4],
+    /// All lanes have the same key.
+    pub(super) same: bool,
+    /// Rounds beyond those of AES-128.
+    pub(super) extra: usize,
+}
+
+/// Round keys of the four lanes.
+#[derive(Clone, Copy)]
+pub(super) struct RoundKeys {
+    lanes: [*const u128; 4],
+    same: bool,
+}
+
+impl Keys {
+    /// Keys with the same number of rounds.
+    #[inline(always)]
+    pub(super) fn new(lanes: [&GcmKey; 4]) -> Self {
+        let extra = lanes[0].rounds as usize - 10;
+        let lanes = lanes.map(core::ptr::from_ref);
+        let same = lanes[0] == lanes[1] && lanes[0] == lanes[2] && lanes[0] == lanes[3];
+        Self { lanes, same, extra }
+    }
+
+    /// Round keys number `skip` and on.
+    #[inline(always)]
+    pub(super) fn from(&self, skip: usize) -> RoundKeys {
+        RoundKeys {
+            // The round keys are the first field of a key.
+            lanes: self.lanes.map(|key| key.cast::<u128>().wrapping_add(skip)),
+            same: self.same,
+        }
+    }
+}
+
+/// Repeats a block for each `$i < $count`, both constants, so that arrays indexed with `$i`
+/// are registers.
+macro_rules! unrolled {
+    ($i:ident < $count:expr, $body:block) => {
+        unrolled!(@ $i < $count, $body, 0 1 2 3 4 5 6 7 8)
+    };
+    (@ $i:ident < $count:expr, $body:block, $($n:literal)+) => {
+        $(if $n < $count {
+            const $i: usize = $n;
+            $body
+        })+
+    };
+}
+pub(super) use unrolled;
+
+/// One instruction of AES for each state of a list, with the round keys at `OFFSET`.
+macro_rules! each {
+    ($instruction:literal, $states:ident, $keys:ident, $(($s:ident $n:literal))+) => {{
+        let (_key, _high): (__m512i, __m512i);
+        if $keys.same {
+            asm!(
+                "vbroadcasti32x4 {key}, [{k0} + {offset}]",
+                $(concat!(
+                    $instruction, " {", stringify!($s), "}, {", stringify!($s), "}, {key}"
+                ),)+
+                k0 = in(reg) $keys.lanes[0],
+                offset = const OFFSET,
+                key = out(zmm_reg) _key,
+                $($s = inout(zmm_reg) $states[$n],)+
+                options(nostack, preserves_flags, readonly)
+            );
+        } else {
+            asm!(
+                "vmovdqu64 {key:x}, [{k0} + {offset}]",
+                "vmovdqu64 {high:x}, [{k2} + {offset}]",
+                "vinserti32x4 {key:y}, {key:y}, [{k1} + {offset}], 1",
+                "vinserti32x4 {high:y}, {high:y}, [{k3} + {offset}], 1",
+                "vinserti64x4 {key}, {key}, {high:y}, 1",
+                $(concat!(
+                    $instruction, " {", stringify!($s), "}, {", stringify!($s), "}, {key}"
+                ),)+
+                k0 = in(reg) $keys.lanes[0],
+                k1 = in(reg) $keys.lanes[1],
+                k2 = in(reg) $keys.lanes[2],
+                k3 = in(reg) $keys.lanes[3],
+                offset = const OFFSET,
+                key = out(zmm_reg) _key,
+                high = out(zmm_reg) _high,
+                $($s = inout(zmm_reg) $states[$n],)+
+                options(nostack, preserves_flags, readonly)
+            );
+        }
+    }};
+}
+
+/// A function that applies one instruction of AES to the first `COUNT` states, with the round
+/// keys at `OFFSET` from the pointers of `keys`.
+macro_rules! step {
+    ($(#[$doc:meta])* $name:ident, $instruction:literal) => {
+        $(#[$doc])*
+        ///
+        /// # Safety
+        /// The CPU has what the kernel needs; the round keys exist.
+        #[inline]
+        #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,vaes,vpclmulqdq,bmi1,bmi2")]
+        pub(super) unsafe fn $name<const COUNT: usize, const OFFSET: usize>(
+            states: &mut [__m512i; STATES],
+            keys: &RoundKeys,
+        ) {
+            // SAFETY: the assembly reads the round keys and changes only the registers that
+            // are named.
+            unsafe {
+                match COUNT {
+                    1 => each!($instruction, states, keys, (s0 0)),
+                    2 => each!($instruction, states, keys, (s0 0) (s1 1)),
+                    3 => each!($instruction, states, keys, (s0 0) (s1 1) (s2 2)),
+                    4 => each!($instruction, states, keys, (s0 0) (s1 1) (s2 2) (s3 3)),
+                    5 => each!($instruction, states, keys, (s0 0) (s1 1) (s2 2) (s3 3) (s4 4)),
+                    6 => each!(
+                        $instruction, states, keys,
+                        (s0 0) (s1 1) (s2 2) (s3 3) (s4 4) (s5 5)
+                    ),
+                    7 => each!(
+                        $instruction, states, keys,
+                        (s0 0) (s1 1) (s2 2) (s3 3) (s4 4) (s5 5) (s6 6)
+                    ),
+                    8 => each!(
+                        $instruction, states, keys,
+                        (s0 0) (s1 1) (s2 2) (s3 3) (s4 4) (s5 5) (s6 6) (s7 7)
+                    ),
+                    _ => each!(
+                        $instruction, states, keys,
+                        (s0 0) (s1 1) (s2 2) (s3 3) (s4 4) (s5 5) (s6 6) (s7 7) (s8 8)
+                    ),
+                }
+            }
+        }
+    };
+}
+
+step! {
+    /// Adds round keys.
+    whiten, "vpxorq"
+}
+step! {
+    /// A round.
+    round, "vaesenc"
+}
+step! {
+    /// The last round.
+    last_round, "vaesenclast"
+}
