@@ -1,6 +1,11 @@
 //! ChaCha20 (RFC 8439 section 2.4) in sixteen lanes: sixteen blocks at a time, each with a key,
 //! nonce, counter and place of its own.
 
+#![allow(
+    clippy::needless_range_loop,
+    reason = "an index runs over several arrays of registers at once"
+)]
+
 use core::arch::x86_64::*;
 use core::marker::PhantomData;
 

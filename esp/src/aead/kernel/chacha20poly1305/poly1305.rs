@@ -4,6 +4,11 @@
 //! A lane is a packet, so that eight or sixteen packets advance block by block together; a
 //! packet much longer than its neighbours takes all eight lanes for itself.
 
+#![allow(
+    clippy::needless_range_loop,
+    reason = "an index runs over several arrays of registers at once"
+)]
+
 use core::arch::x86_64::*;
 
 use super::{Avx512, BATCH};

@@ -3,6 +3,11 @@
 //! CBC encryption is serial within a packet, so sixteen packets advance block by block together.
 //! CBC decryption and CTR take sixteen blocks of one packet at a time.
 
+#![allow(
+    clippy::needless_range_loop,
+    reason = "an index runs over several arrays of registers at once"
+)]
+
 use core::arch::x86_64::*;
 
 use zeroize::Zeroize;
@@ -187,7 +192,7 @@ fn cbc_encrypt_group<const ROUNDS: usize>(group: &mut [CbcText<'_>], keys: &mut 
         for step in step..end {
             let mut at = [idle; LANES];
             for lane in 0..LANES {
-                at[lane] = places[lane].wrapping_add(step * BLOCK & moving[lane]);
+                at[lane] = places[lane].wrapping_add((step * BLOCK) & moving[lane]);
             }
             for vector in 0..VECTORS {
                 // SAFETY: blocks before the ends of the texts, or the idle block.

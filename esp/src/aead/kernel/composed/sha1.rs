@@ -1,5 +1,10 @@
 //! SHA-1 (FIPS 180-4 section 6.1) with the instructions for it, one or two messages at a time.
 
+#![allow(
+    clippy::needless_range_loop,
+    reason = "an index runs over several arrays of registers at once"
+)]
+
 use core::arch::x86_64::*;
 
 use super::hmac::{State, load, store};
