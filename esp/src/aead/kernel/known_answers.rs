@@ -163,6 +163,12 @@ mod tests {
     }
 
     #[test]
+    fn kernels_that_the_cpu_can_run_give_the_answers() {
+        assert_eq!(Avx512::detect().is_some(), Avx512::available().is_some());
+        assert_eq!(Vaes::detect().is_some(), Vaes::available().is_some());
+    }
+
+    #[test]
     fn a_wrong_answer_is_noticed() {
         let Some(token) = Avx512::available() else {
             return;

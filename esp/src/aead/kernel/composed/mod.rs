@@ -37,7 +37,7 @@ impl Vaes {
         *AVAILABLE.get_or_init(|| Self::detect().filter(|token| known_answers::composed(*token)))
     }
 
-    fn detect() -> Option<Self> {
+    pub(super) fn detect() -> Option<Self> {
         let has = std::arch::is_x86_feature_detected!("avx512f")
             && std::arch::is_x86_feature_detected!("avx512bw")
             && std::arch::is_x86_feature_detected!("vaes")
