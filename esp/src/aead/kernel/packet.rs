@@ -77,7 +77,7 @@ impl Packet {
             let icv = esp.get_mut(16 + len..)?.as_mut_ptr();
             return Some(Self {
                 key,
-            rounds: key.rounds as usize,
+                rounds: key.rounds as usize,
                 text: icv,
                 len: 0,
                 icv,

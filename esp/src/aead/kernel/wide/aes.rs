@@ -51,7 +51,9 @@ impl Keys {
     pub(super) unsafe fn powers(&self) -> Powers {
         Powers {
             // SAFETY: the caller keeps the contract.
-            lanes: self.lanes.map(|key| unsafe { (&raw const (*key).powers).cast() }),
+            lanes: self
+                .lanes
+                .map(|key| unsafe { (&raw const (*key).powers).cast() }),
             same: self.same,
         }
     }

@@ -106,7 +106,8 @@ impl Group {
     unsafe fn join(&self, block: impl Fn(&Packet) -> &u128) -> __m512i {
         // SAFETY: the caller keeps the contract.
         unsafe {
-            let lane = |i: usize| _mm_load_si128(core::ptr::from_ref(block(&*self.packets[i])).cast());
+            let lane =
+                |i: usize| _mm_load_si128(core::ptr::from_ref(block(&*self.packets[i])).cast());
             join([lane(0), lane(1), lane(2), lane(3)])
         }
     }
