@@ -322,4 +322,17 @@ fn a_silent_subspace_is_found_again() {
     }
     assert!((1..50).contains(&lost), "{lost} lost");
     assert!(inbound.sequence() > 3 << 32);
+
+    // An engine that was told not to look never finds it.
+    let inbound = make(Direction::Inbound, 1000);
+    let mut engine = Engine::default().without_resynchronisation();
+    for _ in 0..100 {
+        let packet = PacketBuf::from_packet(&udp_packet(false, 40));
+        let mut batch = [Outbound::new(&outbound, packet)];
+        engine.encapsulate(NOW, &mut batch);
+        let [entry] = batch;
+        let mut batch = [Inbound::new(entry.packet)];
+        engine.decapsulate(NOW, &|_, _| Some(&inbound), &mut batch);
+        assert_eq!(batch[0].verdict, Verdict::Drop(DropReason::Icv));
+    }
 }

@@ -2,7 +2,7 @@
 
 use etherparse::{IpNumber, Ipv6Header, Ipv6RawExtHeader, NetSlice, SlicedPacket, TransportSlice};
 use vesper_esp::{Buffer, DropReason, Engine, EspSa, Inbound, Outbound, PacketBuf, Suite, Verdict};
-use vesper_sa::{Df, Direction, Dscp, Ecn, Mode, SaParams, Timestamp, TunnelHeader};
+use vesper_sa::{Df, Direction, Dscp, Ecn, Mode, SaParams, Selector, Timestamp, TunnelHeader};
 use vesper_tests::{Carrier, params, sa, udp_packet};
 
 const NOW: Timestamp = Timestamp::ZERO;
@@ -246,7 +246,15 @@ fn extension_headers_in_transport_mode() {
         }
         packet.extend([0, 7, 0, 9, 0, 12, 0, 0, 1, 2, 3, 4]);
         let sender = sa(params(Direction::Outbound, Mode::Transport, V6), gcm(), 1);
-        let receiver = sa(params(Direction::Inbound, Mode::Transport, V6), gcm(), 1);
+        // The selector sees the ports past whatever stands behind ESP.
+        let mut receiving = params(Direction::Inbound, Mode::Transport, V6);
+        receiving.selectors = vec![Selector {
+            protocol: Some(17),
+            source_port: Some(7..=7),
+            destination_port: Some(9..=9),
+            ..Selector::default()
+        }];
+        let receiver = sa(receiving, gcm(), 1);
         let (verdict, sealed) = seal(&sender, &packet);
         assert!(matches!(verdict, Verdict::Sealed { .. }));
         let spi_at = sealed

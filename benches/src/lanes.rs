@@ -1,5 +1,6 @@
 //! The same work on several cores at once, timed from the first start to the last end.
 
+use std::sync::Barrier;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
@@ -63,6 +64,14 @@ impl Cores {
         })
     }
 
+    /// The first core alone.
+    pub(crate) fn alone(&self) -> Self {
+        Self {
+            cpus: self.cpus[..1].to_vec(),
+            clock: self.clock.clone(),
+        }
+    }
+
     /// The core of the calling thread.
     pub(crate) fn first(&self) -> usize {
         self.cpus[0]
@@ -89,8 +98,9 @@ impl Cores {
             lanes: lanes.len(),
             arrivals: AtomicUsize::new(0),
         };
+        let pinned = Barrier::new(lanes.len());
         let mut lanes = lanes.iter_mut();
-        let (Some(own), work, gate) = (lanes.next(), &work, &gate) else {
+        let (Some(own), work, gate, pinned) = (lanes.next(), &work, &gate, &pinned) else {
             return Repetition {
                 ticks: [0; 2],
                 disturbed: true,
@@ -102,6 +112,7 @@ impl Cores {
                 .map(|(lane, &cpu)| {
                     scope.spawn(move || {
                         pin(cpu);
+                        pinned.wait();
                         let before = self.clock.probe();
                         let laps = work(lane, gate);
                         let after = self.clock.probe();
@@ -109,6 +120,9 @@ impl Cores {
                     })
                 })
                 .collect();
+            // A thread begins on the core of its parent, which must not spin at the gate until
+            // all have left it.
+            pinned.wait();
             let mut whole = work(own, gate);
             let mut disturbed = false;
             for other in others {

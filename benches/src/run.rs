@@ -192,7 +192,7 @@ fn contestants(
         Level::Esp => engines(&implementations, selection.wants_default(), cores),
     };
     if level == Level::Aead {
-        contestants.extend(libraries(cores));
+        contestants.extend(libraries(&Arc::new(cores.alone())));
     }
     if selection.peers {
         contestants.extend(peers::start(level, notes).map_err(RunError::Peers)?);

@@ -37,7 +37,8 @@ pub struct Engine {
     ports: EncapsulationPorts,
     counters: Counters,
     events: Vec<Event>,
-    scratch: Vec<u8>,
+    /// Where to try an ESP packet on a copy; `None`: never.
+    scratch: Option<Vec<u8>>,
 }
 
 impl Default for Engine {
@@ -53,8 +54,16 @@ impl Engine {
             ports,
             counters: Counters::default(),
             events: Vec::with_capacity(EVENTS),
-            scratch: Vec::new(),
+            scratch: Some(Vec::new()),
         }
+    }
+
+    /// The same engine, but it does not look for a sender that was silent for more than 2^32
+    /// packets (RFC 4303 appendix A3): such a packet fails its integrity check, as in Linux.
+    #[must_use]
+    pub fn without_resynchronisation(mut self) -> Self {
+        self.scratch = None;
+        self
     }
 
     /// What this engine has done so far.

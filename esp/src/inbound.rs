@@ -85,7 +85,7 @@ pub(crate) fn prepare<'a, B: Buffer>(
     index: usize,
     sas: &impl InboundSas<'a>,
     ports: &EncapsulationPorts,
-    scratch: &mut Vec<u8>,
+    scratch: &mut Option<Vec<u8>>,
 ) -> Result<Candidate<'a>, Verdict> {
     let drop = |reason| Err(Verdict::Drop(reason));
     let packet = entry.packet.data();
@@ -122,11 +122,12 @@ pub(crate) fn prepare<'a, B: Buffer>(
     if text_len < 2 || text_len & (context.alignment() - 1) != 0 {
         return drop(DropReason::Malformed);
     }
-    let resynchronised = if sa.is_resync_due() {
-        let esp = &packet[location.esp_at..location.esp_at + location.esp_len];
-        resynchronise(sa, location.sequence, esp, scratch)
-    } else {
-        None
+    let resynchronised = match scratch {
+        Some(scratch) if sa.is_resync_due() => {
+            let esp = &packet[location.esp_at..location.esp_at + location.esp_len];
+            resynchronise(sa, location.sequence, esp, scratch)
+        }
+        _ => None,
     };
     let sequence = match resynchronised {
         Some(sequence) => sequence,
@@ -296,11 +297,12 @@ fn open_transport<B: Buffer>(
     check_selectors(candidate.sa, || {
         let outer = IpHeader::base(packet.data()).ok()?;
         let upper = &packet.data()[text_at..text_at + payload_len];
+        let (protocol, ports) = wire::upper_layer(version, next_header, upper);
         Some(Flow {
             source: outer.source,
             destination: outer.destination,
-            protocol: next_header,
-            ports: wire::upper_ports(next_header, upper),
+            protocol,
+            ports,
         })
     })?;
     let behind = packet.data().len() - text_at - payload_len;

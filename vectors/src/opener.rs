@@ -128,14 +128,14 @@ impl Opener {
             associations: Vec::with_capacity(entries.len()),
             index: HashMap::new(),
             ports: EncapsulationPorts::default(),
-            engine: Engine::default(),
+            engine: Engine::default().without_resynchronisation(),
             buffer: PacketBuf::with_room(&[], 0, LONGEST_PACKET),
             second: PacketBuf::with_room(&[], 0, LONGEST_PACKET),
         };
         for entry in entries {
             opener.add(entry, implementations)?;
         }
-        opener.engine = Engine::new(opener.ports.clone());
+        opener.engine = Engine::new(opener.ports.clone()).without_resynchronisation();
         Ok(opener)
     }
 

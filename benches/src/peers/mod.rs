@@ -175,3 +175,69 @@ fn huge_pages_for_dpdk(level: Level, notes: &mut Vec<String>) -> &'static str {
     }
     "nohuge"
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::aead::ours;
+    use crate::case::{Case, Size};
+    use crate::contest::hold;
+    use crate::esp::engines;
+    use crate::lanes::Cores;
+    use std::sync::Arc;
+    use vesper_esp::Suite;
+    use vesper_esp::aead::Implementation;
+
+    /// Everybody of a level seals the same packets, or stays away; `hold` compares them.
+    fn agree(level: Level, suites: &[&str]) {
+        let mut peers = match start(level, &mut Vec::new()) {
+            Ok(peers) => peers,
+            Err(PeersError::Missing(packages)) => {
+                eprintln!("not tried without {}", packages.join(", "));
+                return;
+            }
+            Err(error) => panic!("{error}"),
+        };
+        let cores = Arc::new(Cores::claim(1, None).unwrap());
+        let all: Vec<_> = Implementation::available().collect();
+        let mut contestants = match level {
+            Level::Aead => ours(&all, &cores),
+            Level::Esp => engines(&all, true, &cores),
+        };
+        let count = contestants.len() + peers.len();
+        contestants.append(&mut peers);
+        for (suite, size) in suites
+            .iter()
+            .zip([Size::Imix, Size::Bytes(65), Size::Bytes(2000)])
+        {
+            let case = Case {
+                level,
+                suite: Suite::by_name(suite).unwrap(),
+                size,
+                sas: 1500,
+            };
+            let outcome = hold(cores.clock(), &case, &mut contestants, 1, || ()).unwrap();
+            assert_eq!(
+                outcome.figures.len() + 2 * outcome.declined.len(),
+                2 * count
+            );
+            assert!(outcome.figures.len() >= 6, "{case}: {:?}", outcome.declined);
+        }
+    }
+
+    #[test]
+    fn peers_agree_with_ours_on_aead() {
+        agree(
+            Level::Aead,
+            &["aes256gcm16", "chacha20poly1305", "aes128-sha256"],
+        );
+    }
+
+    #[test]
+    fn peers_agree_with_ours_on_esp() {
+        agree(
+            Level::Esp,
+            &["aes128gcm16", "aes256gcm16", "chacha20poly1305"],
+        );
+    }
+}

@@ -22,7 +22,7 @@ const OUR_COLOURS: [RGBColor; 5] = [
     RGBColor(107, 174, 214),
     RGBColor(158, 202, 225),
 ];
-const PEER_COLOURS: [RGBColor; 8] = [
+const PEER_COLOURS: [RGBColor; 11] = [
     RGBColor(203, 24, 29),
     RGBColor(35, 139, 69),
     RGBColor(140, 81, 10),
@@ -31,18 +31,25 @@ const PEER_COLOURS: [RGBColor; 8] = [
     RGBColor(2, 129, 138),
     RGBColor(174, 1, 126),
     RGBColor(90, 90, 90),
+    RGBColor(231, 41, 138),
+    RGBColor(102, 166, 30),
+    RGBColor(166, 118, 29),
 ];
+
+/// The size that is no point of the line.
+const MIXED: &str = "imix";
 
 /// One line of a plot.
 struct Series<'a> {
     who: &'a str,
     colour: RGBColor,
     thickness: u32,
-    /// Number of the size, and binary logarithm of the cycles.
+    /// Number of the size, and binary logarithm of the height.
     points: Vec<(f64, f64)>,
 }
 
-/// Writes a plot of the rows of one group, cycles per packet by size, and returns its path.
+/// Writes a plot of the rows of one group and returns its path: by size, how many times the
+/// core's bound everybody takes, or cycles per packet where no bound is known.
 pub(crate) fn plot(
     directory: &Path,
     machine: &Machine,
@@ -107,13 +114,19 @@ fn draw(title: &str, subtitle: &str, group: &[&Row]) -> Result<String, Box<dyn E
         .y_labels((high - low) as usize + 1)
         .y_label_formatter(&|y| format!("{:.0}", y.exp2()))
         .x_desc("bytes per packet")
-        .y_desc("core cycles per packet")
+        .y_desc(if group.iter().any(|row| row.is_limit()) {
+            "core cycles per packet, in multiples of the core's bound"
+        } else {
+            "core cycles per packet"
+        })
         .axis_desc_style(("sans-serif", 14))
         .label_style(("sans-serif", 13))
         .draw()?;
     for series in &all {
         let style = series.colour.stroke_width(series.thickness);
-        chart.draw_series(LineSeries::new(series.points.iter().copied(), style))?;
+        let line = series.points.iter().copied();
+        let line = line.filter(|(x, _)| sizes.get(*x as usize) != Some(&MIXED));
+        chart.draw_series(LineSeries::new(line, style))?;
         let dots = series.points.iter();
         chart.draw_series(dots.map(|&point| Circle::new(point, 3, series.colour.filled())))?;
     }
@@ -169,7 +182,11 @@ fn series<'a>(group: &[&'a Row], sizes: &[&str]) -> Vec<Series<'a>> {
     let (mut ours, mut peers) = (0, 0);
     for row in group {
         let x = sizes.iter().position(|&size| size == row.size).unwrap_or(0);
-        let point = (x as f64, row.cycles_per_packet.log2());
+        let limit = group
+            .iter()
+            .find(|other| other.is_limit() && other.size == row.size);
+        let unit = limit.map_or(1.0, |limit| limit.cycles_per_packet);
+        let point = (x as f64, (row.cycles_per_packet / unit).log2());
         if let Some(known) = all.iter_mut().find(|series| series.who == row.who) {
             known.points.push(point);
             continue;

@@ -283,8 +283,31 @@ pub fn flow(packet: &[u8]) -> Option<Flow> {
     })
 }
 
+/// Protocol and ports of what stands behind a header that names `next_header`: past extension
+/// headers of IPv6, which transport mode leaves behind ESP.
+pub(crate) fn upper_layer(version: IpVersion, next_header: u8, upper: &[u8]) -> (u8, Ports) {
+    let (mut protocol, mut upper) = (next_header, upper);
+    while version == IpVersion::V6 {
+        match protocol {
+            protocol::HOP_BY_HOP | protocol::ROUTING | protocol::DESTINATION_OPTIONS => {
+                let rest = match upper {
+                    [_, len, ..] => upper.get((usize::from(*len) + 1) * 8..),
+                    _ => None,
+                };
+                let Some(rest) = rest else {
+                    return (protocol, Ports::Opaque);
+                };
+                (protocol, upper) = (upper[0], rest);
+            }
+            protocol::FRAGMENT => return (protocol, Ports::Opaque),
+            _ => break,
+        }
+    }
+    (protocol, upper_ports(protocol, upper))
+}
+
 /// Ports, or ICMP type and code, of an upper-layer header.
-pub(crate) fn upper_ports(protocol: u8, upper: &[u8]) -> Ports {
+fn upper_ports(protocol: u8, upper: &[u8]) -> Ports {
     match (protocol, upper) {
         (
             protocol::TCP | protocol::UDP | protocol::SCTP | protocol::DCCP | protocol::UDP_LITE,

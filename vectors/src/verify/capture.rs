@@ -101,7 +101,7 @@ fn in_one_batch(
         .iter()
         .map(|(_, packet)| Inbound::new(PacketBuf::with_room(packet, 0, 0)))
         .collect();
-    let mut engine = Engine::new(opener.ports().clone());
+    let mut engine = Engine::new(opener.ports().clone()).without_resynchronisation();
     let sas = |destination, spi| opener.find(implementation, destination, spi);
     engine.decapsulate(Timestamp::ZERO, &sas, &mut batch);
     let opened: Vec<&[u8]> = batch

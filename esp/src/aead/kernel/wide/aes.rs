@@ -9,6 +9,7 @@ use core::arch::asm;
 use core::arch::x86_64::*;
 
 use super::super::key::GcmKey;
+use super::hash::Powers;
 
 /// AES states of a chunk at most.
 pub(super) const STATES: usize = 9;
@@ -23,31 +24,45 @@ pub(super) struct Keys {
     pub(super) extra: usize,
 }
 
-/// Round keys of the four lanes.
-#[derive(Clone, Copy)]
-pub(super) struct RoundKeys {
-    lanes: [*const u128; 4],
-    same: bool,
-}
-
 impl Keys {
-    /// Keys with the same number of rounds.
+    /// No keys.
+    pub(super) const NONE: Self = Self {
+        lanes: [core::ptr::null(); 4],
+        same: true,
+        extra: 0,
+    };
+
+    /// Keys with that number of rounds.
     #[inline(always)]
-    pub(super) fn new(lanes: [&GcmKey; 4]) -> Self {
-        let extra = lanes[0].rounds as usize - 10;
-        let lanes = lanes.map(core::ptr::from_ref);
+    pub(super) fn new(lanes: [*const GcmKey; 4], rounds: usize) -> Self {
         let same = lanes[0] == lanes[1] && lanes[0] == lanes[2] && lanes[0] == lanes[3];
-        Self { lanes, same, extra }
+        Self {
+            lanes,
+            same,
+            extra: rounds - 10,
+        }
+    }
+
+    /// The powers of the hash keys.
+    ///
+    /// # Safety
+    /// The keys are valid.
+    #[inline(always)]
+    pub(super) unsafe fn powers(&self) -> Powers {
+        Powers {
+            // SAFETY: the caller keeps the contract.
+            lanes: self
+                .lanes
+                .map(|key| unsafe { (&raw const (*key).powers).cast() }),
+            same: self.same,
+        }
     }
 
     /// Round keys number `skip` and on.
     #[inline(always)]
-    pub(super) fn from(&self, skip: usize) -> RoundKeys {
-        RoundKeys {
-            // The round keys are the first field of a key.
-            lanes: self.lanes.map(|key| key.cast::<u128>().wrapping_add(skip)),
-            same: self.same,
-        }
+    pub(super) fn from(&self, skip: usize) -> [*const u128; 4] {
+        // The round keys are the first field of a key.
+        self.lanes.map(|key| key.cast::<u128>().wrapping_add(skip))
     }
 }
 
@@ -66,17 +81,33 @@ macro_rules! unrolled {
 }
 pub(super) use unrolled;
 
+/// Has `values` computed here and not later, between other rounds.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,vaes,vpclmulqdq,bmi1,bmi2")]
+pub(super) fn pin<const N: usize>(values: [&mut __m512i; N]) {
+    for value in values {
+        // SAFETY: nothing is executed.
+        unsafe {
+            asm!(
+                "/* {} */",
+                inout(zmm_reg) * value,
+                options(nomem, nostack, preserves_flags)
+            );
+        }
+    }
+}
+
 /// One instruction of AES for each state of a list, with the round keys at `OFFSET`.
 macro_rules! each {
     ($instruction:literal, $states:ident, $keys:ident, $(($s:ident $n:literal))+) => {{
         let (_key, _high): (__m512i, __m512i);
-        if $keys.same {
+        if SAME {
             asm!(
                 "vbroadcasti32x4 {key}, [{k0} + {offset}]",
                 $(concat!(
                     $instruction, " {", stringify!($s), "}, {", stringify!($s), "}, {key}"
                 ),)+
-                k0 = in(reg) $keys.lanes[0],
+                k0 = in(reg) $keys[0],
                 offset = const OFFSET,
                 key = out(zmm_reg) _key,
                 $($s = inout(zmm_reg) $states[$n],)+
@@ -92,10 +123,10 @@ macro_rules! each {
                 $(concat!(
                     $instruction, " {", stringify!($s), "}, {", stringify!($s), "}, {key}"
                 ),)+
-                k0 = in(reg) $keys.lanes[0],
-                k1 = in(reg) $keys.lanes[1],
-                k2 = in(reg) $keys.lanes[2],
-                k3 = in(reg) $keys.lanes[3],
+                k0 = in(reg) $keys[0],
+                k1 = in(reg) $keys[1],
+                k2 = in(reg) $keys[2],
+                k3 = in(reg) $keys[3],
                 offset = const OFFSET,
                 key = out(zmm_reg) _key,
                 high = out(zmm_reg) _high,
@@ -107,7 +138,7 @@ macro_rules! each {
 }
 
 /// A function that applies one instruction of AES to the first `COUNT` states, with the round
-/// keys at `OFFSET` from the pointers of `keys`.
+/// keys at `OFFSET` from the pointers of `keys`; if `SAME`, the first is that of all lanes.
 macro_rules! step {
     ($(#[$doc:meta])* $name:ident, $instruction:literal) => {
         $(#[$doc])*
@@ -116,9 +147,9 @@ macro_rules! step {
         /// The CPU has what the kernel needs; the round keys exist.
         #[inline]
         #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,vaes,vpclmulqdq,bmi1,bmi2")]
-        pub(super) unsafe fn $name<const COUNT: usize, const OFFSET: usize>(
+        pub(super) unsafe fn $name<const SAME: bool, const COUNT: usize, const OFFSET: usize>(
             states: &mut [__m512i; STATES],
-            keys: &RoundKeys,
+            keys: &[*const u128; 4],
         ) {
             // SAFETY: the assembly reads the round keys and changes only the registers that
             // are named.

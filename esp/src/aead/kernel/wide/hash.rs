@@ -3,6 +3,7 @@
 use core::arch::x86_64::*;
 
 use super::super::key::POLYNOMIAL;
+use super::aes::pin;
 
 /// `a ^ b ^ c`, for `vpternlogq`.
 const SUM: i32 = 0x96;
@@ -45,6 +46,13 @@ impl Products {
             middle: _mm512_clmulepi64_epi128(folded(block), folded(power), 0x00),
             high: _mm512_clmulepi64_epi128(block, power, 0x11),
         }
+    }
+
+    /// Has all that was added computed here.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,vaes,vpclmulqdq,bmi1,bmi2")]
+    pub(super) fn pin(&mut self) {
+        pin([&mut self.low, &mut self.middle, &mut self.high]);
     }
 
     /// Adds `block` times power number `n`.

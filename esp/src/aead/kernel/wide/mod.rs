@@ -23,37 +23,43 @@ use core::arch::x86_64::*;
 use zeroize::Zeroize;
 
 use self::aes::{Keys, STATES, last_round, round, unrolled, whiten};
-use self::hash::{Powers, Products};
+use self::hash::Products;
 use self::order::Order;
 use super::packet::Packet;
 
 /// Vectors of hash input of a chunk at most: its text, authenticated data and lengths.
 const BLOCKS: usize = STATES + 1;
 
-/// A chunk that AES has gone over and that is to be finished.
-#[derive(Clone, Copy)]
-enum Task {
-    Nothing,
-    Columns(columns::Chunk),
-    Row(row::Chunk),
+/// What kind of chunk AES has gone over and is to be finished.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Columns,
+    /// The first chunk of a packet.
+    RowStart,
+    /// Any other.
+    Row,
 }
 
-/// What waits to be mixed with AES rounds.
+/// Work to be mixed with AES rounds, as a constant.
+const COLUMNS: u8 = 0;
+const ROW_START: u8 = 1;
+const ROW: u8 = 2;
+
+/// A chunk that waits to be finished.
 #[repr(C, align(64))]
 struct Line {
     /// Counter blocks of the chunk to come.
     counters: [__m512i; STATES],
     keystream: [__m512i; STATES],
-    /// Hash input, the last vector first.
+    /// Hash input of columns, the last first.
     blocks: [__m512i; BLOCKS],
-    /// Vectors of hash input.
-    count: usize,
-    powers: Powers,
     /// The hash of the chunks before, to be added to the first vector.
     sum: __m512i,
-    task: Task,
     /// Encrypted counter blocks for the tags.
     masks: __m512i,
+    kind: Kind,
+    columns: columns::Chunk,
+    row: row::Chunk,
 }
 
 /// Seals or opens packets, whatever their keys and lengths.
@@ -62,25 +68,30 @@ pub(super) fn crypt<const SEAL: bool>(packets: &mut [Packet]) {
     let mut line = Line::new();
     for packets in packets.chunks_mut(order::BATCH) {
         let order = Order::new(packets);
-        let mut groups = [columns::Group::new(), columns::Group::new()];
-        let mut turn = false;
+        let mut groups = [columns::Group::EMPTY, columns::Group::EMPTY];
+        let mut turn = 0;
         let mut start = 0;
+        let base = packets.as_mut_ptr();
+        let member = |n: usize| base.wrapping_add(usize::from(order.indices[n]));
         while start < packets.len() {
             let end = order.group_end(start, packets.len());
-            let mut members = [core::ptr::null_mut(); 4];
-            for (packet, i) in members.iter_mut().zip(&order.indices[start..end]) {
-                *packet = &mut packets[usize::from(*i)];
-            }
             // SAFETY: the pointers are those of packets and groups that are not moved before
             // `drain`; this function enables what the CPU needs. Of the two groups, the one
             // that is pending is left alone.
             unsafe {
                 if end == start + 1 {
-                    row::crypt::<SEAL>(&mut line, members[0]);
+                    row::crypt::<SEAL>(&mut line, member(start));
                 } else {
-                    turn = !turn;
-                    let group = &mut groups[usize::from(turn)];
-                    columns::crypt::<SEAL>(&mut line, group, &members[..end - start]);
+                    let group = &mut *opaque(&raw mut groups[turn]);
+                    turn ^= 1;
+                    let [a, b, c, d] = [0, 1, 2, 3].map(|n| (start + n).min(end - 1));
+                    let members = [member(a), member(b), member(c), member(d)];
+                    if order.even(start) {
+                        group.even(members);
+                    } else {
+                        group.mixed(&members[..end - start]);
+                    }
+                    columns::crypt::<SEAL>(&mut line, group);
                 }
             }
             start = end;
@@ -100,14 +111,11 @@ impl Line {
             counters: [zero; STATES],
             keystream: [zero; STATES],
             blocks: [zero; BLOCKS],
-            count: 0,
-            powers: Powers {
-                lanes: [core::ptr::null(); 4],
-                same: true,
-            },
             sum: zero,
-            task: Task::Nothing,
             masks: zero,
+            kind: Kind::Columns,
+            columns: columns::Chunk::NOTHING,
+            row: row::Chunk::NOTHING,
         }
     }
 
@@ -119,91 +127,57 @@ impl Line {
         self.masks.zeroize();
     }
 
-    /// A part of the work on the last chunk: text in the first slots, its hash in the later.
+    /// Encrypts the first `COUNT` counter blocks of columns.
     ///
     /// # Safety
-    /// The CPU has what the kernel needs; the packets of the task are valid.
-    #[inline(always)]
-    unsafe fn work<const SEAL: bool, const SLOT: usize>(
-        &mut self,
-        products: &mut Products,
-        pair: &mut [__m512i; 2],
-    ) {
+    /// The CPU has what the kernel needs; the keys and the packets that are pending are valid.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,vaes,vpclmulqdq,bmi1,bmi2")]
+    unsafe fn encrypt_columns<const SEAL: bool, const COUNT: usize>(&mut self, keys: &Keys) {
         // SAFETY: the caller keeps the contract.
         unsafe {
-            match self.task {
-                Task::Nothing => {}
-                Task::Columns(chunk) => {
-                    if SLOT < 2 {
-                        columns::finish_text::<SEAL>(self, &chunk, SLOT);
-                    } else if SLOT < 7 {
-                        self.hash_two(products, 2 * (SLOT - 2));
-                    }
-                }
-                Task::Row(chunk) => {
-                    let n = SLOT / 2 * 2;
-                    if SLOT % 2 == 0 {
-                        if n < self.count {
-                            pair[0] = row::finish_text::<SEAL>(self, &chunk, n);
-                        }
-                        if n + 1 < self.count {
-                            pair[1] = row::finish_text::<SEAL>(self, &chunk, n + 1);
-                        }
-                    } else if n + 1 < self.count {
-                        products.add_two(*pair, &self.powers, n);
-                    } else if n < self.count {
-                        products.add(pair[0], &self.powers, n);
-                    }
-                }
+            if self.kind != Kind::Columns {
+                self.drain::<SEAL>();
+            }
+            if keys.same {
+                self.encrypt::<SEAL, true, COLUMNS, COUNT>(keys);
+            } else {
+                self.encrypt::<SEAL, false, COLUMNS, COUNT>(keys);
             }
         }
     }
 
-    /// # Safety
-    /// As for [`Line::work`].
-    #[inline(always)]
-    unsafe fn hash_two(&mut self, products: &mut Products, n: usize) {
-        // SAFETY: the caller keeps the contract.
-        unsafe {
-            if n + 1 < self.count {
-                products.add_two([self.blocks[n], self.blocks[n + 1]], &self.powers, n);
-            } else if n < self.count {
-                products.add(self.blocks[n], &self.powers, n);
-            }
-        }
-    }
-
-    /// Ends the work on the last chunk: tags, or the sum for the next chunk.
+    /// Encrypts the first `COUNT` counter blocks of a row.
     ///
     /// # Safety
-    /// As for [`Line::work`].
-    #[inline(always)]
-    unsafe fn complete<const SEAL: bool>(&mut self, products: Products) {
+    /// As for [`Line::encrypt_columns`].
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,vaes,vpclmulqdq,bmi1,bmi2")]
+    unsafe fn encrypt_row<const SEAL: bool, const COUNT: usize>(&mut self, keys: &Keys) {
         // SAFETY: the caller keeps the contract.
         unsafe {
-            let sum = products.reduce();
-            self.sum = _mm512_setzero_si512();
-            match self.task {
-                Task::Columns(chunk) if chunk.last => {
-                    columns::finish_tags::<SEAL>(&chunk, sum, self.masks);
+            if self.kind == Kind::Row {
+                self.encrypt::<SEAL, true, ROW, COUNT>(keys);
+            } else {
+                if self.kind == Kind::Columns {
+                    self.drain::<SEAL>();
                 }
-                Task::Row(chunk) if chunk.last => {
-                    row::finish_tag::<SEAL>(&chunk, sum, self.masks);
-                }
-                Task::Columns(_) | Task::Row(_) => self.sum = sum,
-                Task::Nothing => {}
+                self.encrypt::<SEAL, true, ROW_START, COUNT>(keys);
             }
         }
     }
 
     /// Encrypts the first `COUNT` counter blocks to keystream, and finishes the last chunk
-    /// meanwhile.
+    /// meanwhile, which is one of `WORK`.
     ///
     /// # Safety
-    /// As for [`Line::work`]; the keys are valid.
-    #[inline]
+    /// As for [`Line::encrypt_columns`].
+    #[inline(never)]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,vaes,vpclmulqdq,bmi1,bmi2")]
-    unsafe fn encrypt<const SEAL: bool, const COUNT: usize>(&mut self, keys: &Keys) {
+    unsafe fn encrypt<const SEAL: bool, const SAME: bool, const WORK: u8, const COUNT: usize>(
+        &mut self,
+        keys: &Keys,
+    ) {
         let states = &mut [_mm512_setzero_si512(); STATES];
         unrolled!(I < COUNT, {
             states[I] = self.counters[I];
@@ -213,63 +187,121 @@ impl Line {
         // SAFETY: the caller keeps the contract.
         unsafe {
             let start = keys.from(0);
-            whiten::<COUNT, 0>(states, &start);
+            whiten::<SAME, COUNT, 0>(states, &start);
             if keys.extra > 0 {
-                round::<COUNT, 16>(states, &start);
-                round::<COUNT, 32>(states, &start);
+                round::<SAME, COUNT, 16>(states, &start);
+                round::<SAME, COUNT, 32>(states, &start);
                 if keys.extra > 2 {
-                    round::<COUNT, 48>(states, &start);
-                    round::<COUNT, 64>(states, &start);
+                    round::<SAME, COUNT, 48>(states, &start);
+                    round::<SAME, COUNT, 64>(states, &start);
                 }
             }
             let keys = keys.from(keys.extra);
-            round::<COUNT, 16>(states, &keys);
-            self.work::<SEAL, 0>(&mut products, &mut pair);
-            round::<COUNT, 32>(states, &keys);
-            self.work::<SEAL, 1>(&mut products, &mut pair);
-            round::<COUNT, 48>(states, &keys);
-            self.work::<SEAL, 2>(&mut products, &mut pair);
-            round::<COUNT, 64>(states, &keys);
-            self.work::<SEAL, 3>(&mut products, &mut pair);
-            round::<COUNT, 80>(states, &keys);
-            self.work::<SEAL, 4>(&mut products, &mut pair);
-            round::<COUNT, 96>(states, &keys);
-            self.work::<SEAL, 5>(&mut products, &mut pair);
-            round::<COUNT, 112>(states, &keys);
-            self.work::<SEAL, 6>(&mut products, &mut pair);
-            round::<COUNT, 128>(states, &keys);
-            self.work::<SEAL, 7>(&mut products, &mut pair);
-            round::<COUNT, 144>(states, &keys);
-            self.complete::<SEAL>(products);
-            last_round::<COUNT, 160>(states, &keys);
+            round::<SAME, COUNT, 16>(states, &keys);
+            self.work::<SEAL, WORK, 0>(&mut products, &mut pair);
+            round::<SAME, COUNT, 32>(states, &keys);
+            self.work::<SEAL, WORK, 1>(&mut products, &mut pair);
+            round::<SAME, COUNT, 48>(states, &keys);
+            self.work::<SEAL, WORK, 2>(&mut products, &mut pair);
+            round::<SAME, COUNT, 64>(states, &keys);
+            self.work::<SEAL, WORK, 3>(&mut products, &mut pair);
+            round::<SAME, COUNT, 80>(states, &keys);
+            self.work::<SEAL, WORK, 4>(&mut products, &mut pair);
+            round::<SAME, COUNT, 96>(states, &keys);
+            self.work::<SEAL, WORK, 5>(&mut products, &mut pair);
+            round::<SAME, COUNT, 112>(states, &keys);
+            self.work::<SEAL, WORK, 6>(&mut products, &mut pair);
+            round::<SAME, COUNT, 128>(states, &keys);
+            self.work::<SEAL, WORK, 7>(&mut products, &mut pair);
+            round::<SAME, COUNT, 144>(states, &keys);
+            self.complete::<SEAL, WORK>(products);
+            last_round::<SAME, COUNT, 160>(states, &keys);
         }
         unrolled!(I < COUNT, {
             self.keystream[I] = states[I];
         });
     }
 
+    /// A part of the work on the last chunk: its text, its hash.
+    ///
+    /// # Safety
+    /// As for [`Line::encrypt_columns`].
+    #[inline(always)]
+    unsafe fn work<const SEAL: bool, const WORK: u8, const SLOT: usize>(
+        &mut self,
+        products: &mut Products,
+        pair: &mut [__m512i; 2],
+    ) {
+        // SAFETY: the caller keeps the contract.
+        unsafe {
+            if WORK == COLUMNS {
+                columns::work::<SEAL, SLOT>(self, products);
+            } else if WORK == ROW_START {
+                row::work::<SEAL, true, SLOT>(self, products, pair);
+            } else {
+                row::work::<SEAL, false, SLOT>(self, products, pair);
+            }
+            products.pin();
+        }
+    }
+
+    /// Ends the work on the last chunk: tags, or the sum for the next chunk.
+    ///
+    /// # Safety
+    /// As for [`Line::encrypt_columns`].
+    #[inline(always)]
+    unsafe fn complete<const SEAL: bool, const WORK: u8>(&mut self, products: Products) {
+        // SAFETY: the caller keeps the contract.
+        unsafe {
+            self.sum = products.reduce();
+            if WORK == COLUMNS {
+                if self.columns.last {
+                    columns::finish_tags::<SEAL>(self);
+                }
+            } else if self.row.last {
+                row::finish_tag::<SEAL>(self);
+            }
+        }
+    }
+
     /// Finishes the last chunk, without AES to mix it with.
     ///
     /// # Safety
-    /// As for [`Line::work`].
+    /// As for [`Line::encrypt_columns`].
     #[inline(never)]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,vaes,vpclmulqdq,bmi1,bmi2")]
     unsafe fn drain<const SEAL: bool>(&mut self) {
-        let mut products = Products::zero();
-        let mut pair = [self.sum; 2];
         // SAFETY: the caller keeps the contract.
         unsafe {
-            self.work::<SEAL, 0>(&mut products, &mut pair);
-            self.work::<SEAL, 1>(&mut products, &mut pair);
-            self.work::<SEAL, 2>(&mut products, &mut pair);
-            self.work::<SEAL, 3>(&mut products, &mut pair);
-            self.work::<SEAL, 4>(&mut products, &mut pair);
-            self.work::<SEAL, 5>(&mut products, &mut pair);
-            self.work::<SEAL, 6>(&mut products, &mut pair);
-            self.work::<SEAL, 7>(&mut products, &mut pair);
-            self.complete::<SEAL>(products);
+            match self.kind {
+                Kind::Columns => self.drain_work::<SEAL, COLUMNS>(),
+                Kind::RowStart => self.drain_work::<SEAL, ROW_START>(),
+                Kind::Row => self.drain_work::<SEAL, ROW>(),
+            }
         }
-        self.task = Task::Nothing;
+        self.kind = Kind::Columns;
+        self.columns = columns::Chunk::NOTHING;
+        self.row = row::Chunk::NOTHING;
+    }
+
+    /// # Safety
+    /// As for [`Line::encrypt_columns`].
+    #[inline(always)]
+    unsafe fn drain_work<const SEAL: bool, const WORK: u8>(&mut self) {
+        // SAFETY: the caller keeps the contract.
+        unsafe {
+            let mut products = Products::zero();
+            let mut pair = [self.sum; 2];
+            self.work::<SEAL, WORK, 0>(&mut products, &mut pair);
+            self.work::<SEAL, WORK, 1>(&mut products, &mut pair);
+            self.work::<SEAL, WORK, 2>(&mut products, &mut pair);
+            self.work::<SEAL, WORK, 3>(&mut products, &mut pair);
+            self.work::<SEAL, WORK, 4>(&mut products, &mut pair);
+            self.work::<SEAL, WORK, 5>(&mut products, &mut pair);
+            self.work::<SEAL, WORK, 6>(&mut products, &mut pair);
+            self.work::<SEAL, WORK, 7>(&mut products, &mut pair);
+            self.complete::<SEAL, WORK>(products);
+        }
     }
 }
 
@@ -290,6 +322,20 @@ unsafe fn finish<const SEAL: bool>(packet: *mut Packet, tag: __m128i) {
             packet.authentic = _mm_mask_cmpneq_epu8_mask(mask, tag, given) == 0;
         }
     }
+}
+
+/// The same pointer, of which the compiler does not know what it may be.
+#[inline(always)]
+fn opaque<T>(mut pointer: *mut T) -> *mut T {
+    // SAFETY: nothing is executed.
+    unsafe {
+        core::arch::asm!(
+            "/* {} */",
+            inout(reg) pointer,
+            options(nomem, nostack, preserves_flags)
+        );
+    }
+    pointer
 }
 
 /// The bytes of each lane in the opposite order.

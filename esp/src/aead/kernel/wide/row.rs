@@ -3,9 +3,9 @@
 use core::arch::x86_64::*;
 
 use super::super::packet::Packet;
-use super::aes::{Keys, unrolled};
+use super::aes::{Keys, pin, unrolled};
 use super::hash::{Powers, Products};
-use super::{Line, Task, bytes_of_text, finish, lanes, reverse_bytes};
+use super::{Kind, Line, bytes_of_text, finish, lanes, reverse_bytes};
 
 /// Vectors in all chunks but the first.
 const CHUNK: usize = 8;
@@ -25,13 +25,33 @@ struct Row {
 #[derive(Clone, Copy)]
 pub(super) struct Chunk {
     packet: *mut Packet,
-    gap: usize,
-    /// Bytes from the start of the text to the first vector.
-    offset: isize,
-    /// Holds the first block of the packet.
-    first: bool,
+    /// The address after the last vector.
+    end: *mut u8,
+    /// Vectors; 8 in all chunks but the first.
+    count: usize,
+    /// Bytes of text in the first vector of the packet.
+    first_bytes: u64,
+    /// The lane of the first block of the packet in that vector.
+    first_lane: u8,
+    /// Bytes of text in the last vector of the packet.
+    last_bytes: u64,
     /// Holds the last block of the packet.
     pub(super) last: bool,
+    powers: *const u128,
+}
+
+impl Chunk {
+    /// Nothing to be done.
+    pub(super) const NOTHING: Self = Self {
+        packet: core::ptr::null_mut(),
+        end: core::ptr::null_mut(),
+        count: 0,
+        first_bytes: 0,
+        first_lane: 0,
+        last_bytes: 0,
+        last: false,
+        powers: core::ptr::null(),
+    };
 }
 
 /// # Safety
@@ -53,7 +73,7 @@ pub(super) unsafe fn crypt<const SEAL: bool>(line: &mut Line, packet: *mut Packe
         );
         let row = &Row {
             packet,
-            keys: Keys::new([key; 4]),
+            keys: Keys::new([key; 4], key.rounds as usize),
             gap,
             vectors,
             counters: _mm512_or_si512(start, numbers),
@@ -99,26 +119,67 @@ unsafe fn chunk<const SEAL: bool, const COUNT: usize>(line: &mut Line, row: &Row
                 line.counters[I] = counter_blocks(count_up(counters, 4 * I as u32));
             });
         }
-        line.encrypt::<SEAL, COUNT>(&row.keys);
-        let first = start == 0;
+        line.encrypt_row::<SEAL, COUNT>(&row.keys);
+        let packet = &*row.packet;
         let last = start + COUNT == row.vectors;
-        if first {
-            line.masks = _mm512_maskz_mov_epi64(0b11 << (2 * row.gap), line.keystream[0]);
+        let first_lane = 0b11 << (2 * row.gap);
+        let offset = 64 * start as isize - 16 * (row.gap as isize + 1);
+        if start == 0 {
+            line.masks = _mm512_maskz_mov_epi64(first_lane, line.keystream[0]);
+            line.kind = Kind::RowStart;
+        } else {
+            line.kind = Kind::Row;
         }
-        line.count = COUNT;
-        let strides = (*row.packet).key().strides.as_ptr();
-        line.powers = Powers {
-            // The last vector of the packet is multiplied by one.
-            lanes: [strides.add(usize::from(!last)); 4],
-            same: true,
-        };
-        line.task = Task::Row(Chunk {
+        line.row = Chunk {
             packet: row.packet,
-            gap: row.gap,
-            offset: 64 * start as isize - 16 * (row.gap as isize + 1),
-            first,
+            end: packet.text.wrapping_offset(offset + 64 * COUNT as isize),
+            count: COUNT,
+            first_bytes: bytes_of_text(offset, packet.len),
+            first_lane,
+            last_bytes: bytes_of_text(offset + 64 * (COUNT as isize - 1), packet.len),
             last,
-        });
+            // The last vector of the packet is multiplied by one.
+            powers: packet.key().strides.as_ptr().add(usize::from(!last)),
+        };
+    }
+}
+
+/// A part of the work on a chunk: two vectors of text in every other slot, their hash in the
+/// slot after that.
+///
+/// # Safety
+/// As for [`crypt`].
+#[inline(always)]
+pub(super) unsafe fn work<const SEAL: bool, const START: bool, const SLOT: usize>(
+    line: &Line,
+    products: &mut Products,
+    pair: &mut [__m512i; 2],
+) {
+    // SAFETY: the caller keeps the contract.
+    unsafe {
+        let count = if START { line.row.count } else { CHUNK };
+        let n = SLOT / 2 * 2;
+        if n >= count {
+            return;
+        }
+        if SLOT % 2 == 0 {
+            pair[0] = finish_text::<SEAL, START>(line, n);
+            if n + 1 < count {
+                pair[1] = finish_text::<SEAL, START>(line, n + 1);
+            }
+            let [first, second] = pair;
+            pin([first, second]);
+        } else {
+            let powers = &Powers {
+                lanes: [line.row.powers; 4],
+                same: true,
+            };
+            if n + 1 < count {
+                products.add_two(*pair, powers, n);
+            } else {
+                products.add(pair[0], powers, n);
+            }
+        }
     }
 }
 
@@ -127,45 +188,44 @@ unsafe fn chunk<const SEAL: bool, const COUNT: usize>(line: &mut Line, row: &Row
 /// # Safety
 /// As for [`crypt`]; the chunk has that vector.
 #[inline(always)]
-pub(super) unsafe fn finish_text<const SEAL: bool>(
-    line: &Line,
-    chunk: &Chunk,
-    n: usize,
-) -> __m512i {
+unsafe fn finish_text<const SEAL: bool, const START: bool>(line: &Line, n: usize) -> __m512i {
     // SAFETY: the caller keeps the contract; vectors within the text are accessed whole, of
     // others the bytes that are.
     unsafe {
-        let packet = &*chunk.packet;
-        let i = line.count - 1 - n;
-        let keystream = line.keystream[i];
-        let offset = chunk.offset + 64 * i as isize;
-        let at = packet.text.wrapping_offset(offset);
-        let is_first = i == 0 && chunk.first;
+        let chunk = &line.row;
+        let count = if START { chunk.count } else { CHUNK };
+        let keystream = line.keystream[count - 1 - n];
+        let at = chunk.end.wrapping_sub(64 * (n + 1));
+        let is_first = START && n + 1 == count;
         let is_last = n == 0 && chunk.last;
-        let mut block;
         if is_first || is_last {
-            let mask = bytes_of_text(offset, packet.len);
+            let packet = &*chunk.packet;
+            let mask = if is_first {
+                chunk.first_bytes
+            } else {
+                chunk.last_bytes
+            };
             let input = _mm512_maskz_loadu_epi8(mask, at.cast());
             let output = _mm512_maskz_mov_epi8(mask, _mm512_xor_si512(input, keystream));
             _mm512_mask_storeu_epi8(at.cast(), mask, output);
-            block = reverse_bytes(if SEAL { output } else { input });
+            let mut block = reverse_bytes(if SEAL { output } else { input });
             if is_first {
-                let lane = 0b11 << (2 * chunk.gap);
-                block = _mm512_mask_mov_epi64(block, lane, lanes(packet.aad as i128));
+                block = _mm512_mask_mov_epi64(block, chunk.first_lane, lanes(packet.aad as i128));
             }
             if is_last {
                 block = _mm512_mask_mov_epi64(block, 0xc0, lanes(packet.lengths as i128));
             }
+            return block;
+        }
+        let input = _mm512_loadu_si512(at.cast());
+        let output = _mm512_xor_si512(input, keystream);
+        _mm512_storeu_si512(at.cast(), output);
+        let block = reverse_bytes(if SEAL { output } else { input });
+        if !START && n + 1 == CHUNK {
+            _mm512_xor_si512(block, line.sum)
         } else {
-            let input = _mm512_loadu_si512(at.cast());
-            let output = _mm512_xor_si512(input, keystream);
-            _mm512_storeu_si512(at.cast(), output);
-            block = reverse_bytes(if SEAL { output } else { input });
+            block
         }
-        if i == 0 {
-            block = _mm512_xor_si512(block, line.sum);
-        }
-        block
     }
 }
 
@@ -174,13 +234,14 @@ pub(super) unsafe fn finish_text<const SEAL: bool>(
 /// # Safety
 /// As for [`crypt`].
 #[inline(always)]
-pub(super) unsafe fn finish_tag<const SEAL: bool>(chunk: &Chunk, sums: __m512i, mask: __m512i) {
+pub(super) unsafe fn finish_tag<const SEAL: bool>(line: &Line) {
     // SAFETY: the caller keeps the contract; there are four powers.
     unsafe {
-        let rising = _mm512_loadu_si512((*chunk.packet).key().powers.as_ptr().cast());
+        let packet = line.row.packet;
+        let rising = _mm512_loadu_si512((*packet).key().powers.as_ptr().cast());
         let falling = _mm512_shuffle_i64x2(rising, rising, 0x1b);
-        let sum = reverse_bytes(Products::of(sums, falling).reduce());
-        let sum = _mm512_xor_si512(sum, mask);
+        let sum = reverse_bytes(Products::of(line.sum, falling).reduce());
+        let sum = _mm512_xor_si512(sum, line.masks);
         let half = _mm256_xor_si256(
             _mm512_castsi512_si256(sum),
             _mm512_extracti64x4_epi64(sum, 1),
@@ -189,7 +250,7 @@ pub(super) unsafe fn finish_tag<const SEAL: bool>(chunk: &Chunk, sums: __m512i, 
             _mm256_castsi256_si128(half),
             _mm256_extracti128_si256(half, 1),
         );
-        finish::<SEAL>(chunk.packet, tag);
+        finish::<SEAL>(packet, tag);
     }
 }
 
