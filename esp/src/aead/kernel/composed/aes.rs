@@ -189,6 +189,10 @@ fn cbc_encrypt_group<const ROUNDS: usize>(group: &mut [CbcText<'_>], keys: &mut 
                 moving[lane] = 0;
             }
         }
+        debug_assert!((0..LANES).all(|lane| match ends[lane] > step {
+            true => ends[lane] >= end && moving[lane] == usize::MAX,
+            false => places[lane] == idle && moving[lane] == 0,
+        }));
         for step in step..end {
             let mut at = [idle; LANES];
             for lane in 0..LANES {
