@@ -224,6 +224,8 @@ fn an_old_packet_that_the_adapter_authenticates_is_no_fresh_one() {
     receiver.nic().receive(lost);
     bed.settle();
     assert!(bed.nodes[1].received(VM).is_empty());
+    let pushed = bed.nodes[1].host.nic().fault_counters().late_esn;
+    assert_eq!(pushed, 1, "the host has told the adapter, which is late");
     let counters = bed.nodes[1].host.machine_counters(VM).unwrap();
     assert_eq!(
         counters.crypto_failures, 0,

@@ -7,7 +7,7 @@ mod outbound;
 mod outstanding;
 mod placement;
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 
 use vesper_esp::{Buffer, Counters, Engine, EspContext};
@@ -40,6 +40,8 @@ pub struct Host<B> {
     placements: HashMap<(VmId, SaHandle), PlacedSa>,
     /// What the adapter's handles stand for.
     offloaded: HashMap<OffloadHandle, (VmId, SaHandle)>,
+    /// Those in crypto mode with ESN, of whose numbers the adapter has to be told.
+    followed: BTreeSet<(VmId, SaHandle)>,
     events: Vec<NicEvent>,
     /// Frames of which the owner is not known.
     losses: Losses,
@@ -84,6 +86,7 @@ impl<B: Buffer> Host<B> {
             machines: BTreeMap::new(),
             placements: HashMap::new(),
             offloaded: HashMap::new(),
+            followed: BTreeSet::new(),
             events: Vec::new(),
             losses: Losses::default(),
             turn: 0,

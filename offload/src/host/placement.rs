@@ -149,6 +149,9 @@ impl<B: Buffer> Host<B> {
                     };
                     placed.pushed = sa.sequence();
                     self.offloaded.insert(offloaded, (owner, handle));
+                    if *mode == OffloadMode::Crypto && sa.esn() {
+                        self.followed.insert((owner, handle));
+                    }
                     return true;
                 }
                 Err(error) => {
@@ -223,6 +226,7 @@ impl<B: Buffer> Host<B> {
             // It may be gone already, which is what the caller wants.
             let _ = self.nic.delete_sa(owner, offloaded);
             self.offloaded.remove(&offloaded);
+            self.followed.remove(&(owner, handle));
         }
         placed.placement = Placement::Software(reason);
     }
@@ -255,10 +259,12 @@ impl<B: Buffer> Host<B> {
 
     /// Crypto mode with ESN: the adapter has to know about where the numbers are.
     pub(super) fn push_sequences(&mut self, now: Timestamp) {
-        for ((owner, handle), placed) in &mut self.placements {
+        for (owner, handle) in &self.followed {
+            let Some(placed) = self.placements.get_mut(&(*owner, *handle)) else {
+                continue;
+            };
             let Placement::Offloaded {
-                handle: offloaded,
-                mode: OffloadMode::Crypto,
+                handle: offloaded, ..
             } = placed.placement
             else {
                 continue;
@@ -267,7 +273,7 @@ impl<B: Buffer> Host<B> {
                 continue;
             };
             let sequence = sa.sequence();
-            if sa.esn() && sequence.wrapping_sub(placed.pushed) >= PUSH_EVERY {
+            if sequence.wrapping_sub(placed.pushed) >= PUSH_EVERY {
                 placed.pushed = sequence;
                 // Crypto mode and ESN are known to hold; the handle may be gone, see above.
                 let _ = self.nic.update_sa(*owner, offloaded, sequence, now);
