@@ -196,10 +196,10 @@ fn crypt_batch<const SEAL: bool>(kernel: Kernel, jobs: &mut [Job<'_>]) -> u64 {
     kernel.crypt::<SEAL>(&mut packets);
     if !SEAL {
         for packet in &packets {
-            let job = &mut jobs[packet.index];
+            let job = &mut jobs[usize::from(packet.index)];
             job.authentic = packet.authentic;
             if !packet.authentic {
-                let end = job.esp.len() - packet.icv_len;
+                let end = job.esp.len() - usize::from(packet.icv_len);
                 job.esp[usize::from(packet.key().header_len)..end].zeroize();
             }
         }
