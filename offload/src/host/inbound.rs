@@ -103,7 +103,7 @@ impl<B: Buffer> Host<B> {
         if let Some((owner, handle, _)) = &found
             && info.sa_delete_req
         {
-            self.to_software(*owner, *handle, SoftwareReason::Ended);
+            self.fall_back(*owner, *handle, SoftwareReason::Ended);
         }
         match found {
             Some((owner, handle, sa)) if info.status == CryptoStatus::Success => {

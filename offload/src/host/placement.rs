@@ -169,7 +169,7 @@ impl<B: Buffer> Host<B> {
     /// Takes an association back into software. The software has it all the time: the adapter
     /// only lets go.
     pub fn withdraw(&mut self, owner: VmId, handle: SaHandle) {
-        self.to_software(owner, handle, SoftwareReason::Withdrawn);
+        self.fall_back(owner, handle, SoftwareReason::Withdrawn);
     }
 
     /// Tries to move everything to the adapter that is in software for a reason that may have
@@ -192,7 +192,7 @@ impl<B: Buffer> Host<B> {
 
     /// Ends an association, in the adapter first.
     pub fn delete_sa(&mut self, owner: VmId, handle: SaHandle) -> Result<(), NotFound> {
-        self.to_software(owner, handle, SoftwareReason::Withdrawn);
+        self.fall_back(owner, handle, SoftwareReason::Withdrawn);
         self.placements.remove(&(owner, handle));
         self.sad.delete(owner, handle)?;
         self.sad.reap();
@@ -215,7 +215,7 @@ impl<B: Buffer> Host<B> {
         found
     }
 
-    pub(super) fn to_software(&mut self, owner: VmId, handle: SaHandle, reason: SoftwareReason) {
+    pub(super) fn fall_back(&mut self, owner: VmId, handle: SaHandle, reason: SoftwareReason) {
         let Some(placed) = self.placements.get_mut(&(owner, handle)) else {
             return;
         };
@@ -238,13 +238,13 @@ impl<B: Buffer> Host<B> {
             match &event {
                 NicEvent::SaLost { handle, why, .. } => {
                     if let Some((owner, sa)) = self.offloaded.get(handle).copied() {
-                        self.to_software(owner, sa, SoftwareReason::Lost(*why));
+                        self.fall_back(owner, sa, SoftwareReason::Lost(*why));
                     }
                 }
                 NicEvent::Reset => {
                     let all: Vec<_> = self.offloaded.values().copied().collect();
                     for (owner, sa) in all {
-                        self.to_software(owner, sa, SoftwareReason::Reset);
+                        self.fall_back(owner, sa, SoftwareReason::Reset);
                     }
                     self.nic.reap_sas();
                 }
