@@ -7,7 +7,11 @@ use std::sync::OnceLock;
 use super::CipherError;
 use super::format::EspKey;
 #[cfg(target_arch = "x86_64")]
-use super::kernel::Kernel;
+use super::kernel::{
+    Kernel,
+    chacha20poly1305::{Avx512, ChaChaKey},
+    composed::{ComposedKey, Vaes},
+};
 use super::{ring, rustcrypto};
 use crate::suite::{Encryption, Suite};
 
@@ -21,7 +25,9 @@ pub const FORCE: &str = "VESPER_KERNEL";
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Implementation {
-    /// Kernels for CPUs with AVX-512, VAES and VPCLMULQDQ: AES-GCM and AES-GMAC.
+    /// Kernels for CPUs with AVX-512, VAES and VPCLMULQDQ: AES-GCM and AES-GMAC; with IFMA also
+    /// ChaCha20-Poly1305 and its implicit-IV form; with SHA also AES-CBC, AES-CTR and NULL with
+    /// HMAC-SHA-1 and HMAC-SHA-256.
     Vaes512,
     /// Kernels for CPUs with AVX2, VAES and VPCLMULQDQ: AES-GCM and AES-GMAC.
     Vaes256,
@@ -85,10 +91,13 @@ impl Implementation {
     /// Whether it has the suite, on a CPU that can run it.
     pub fn supports(self, suite: &Suite) -> bool {
         match self {
-            Self::Vaes512 | Self::Vaes256 | Self::AesNi => matches!(
-                suite.encryption,
-                Encryption::AesGcm | Encryption::AesGmac | Encryption::AesGcmImplicitIv
-            ),
+            Self::Vaes512 | Self::Vaes256 | Self::AesNi => {
+                let gcm = matches!(
+                    suite.encryption,
+                    Encryption::AesGcm | Encryption::AesGmac | Encryption::AesGcmImplicitIv
+                );
+                gcm || self == Self::Vaes512 && wide_supports(suite)
+            }
             Self::Ring => EspKey::<ring::Key>::supports(suite),
             Self::RustCrypto => EspKey::<rustcrypto::Key>::supports(suite),
         }
@@ -131,6 +140,16 @@ impl Implementation {
             _ => Self::RustCrypto,
         }
     }
+}
+
+/// Whether the suite has one of the kernels that there are with AVX-512 only, and the CPU what
+/// this one needs.
+fn wide_supports(suite: &Suite) -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return (ChaChaKey::supports(suite) && Avx512::available().is_some())
+        || (ComposedKey::supports(suite) && Vaes::available().is_some());
+    #[cfg(not(target_arch = "x86_64"))]
+    return false;
 }
 
 impl fmt::Display for Implementation {

@@ -56,6 +56,10 @@ pub struct Cipher {
 enum Inner {
     #[cfg(target_arch = "x86_64")]
     Kernel(kernel::GcmKey),
+    #[cfg(target_arch = "x86_64")]
+    ChaCha(Box<kernel::chacha20poly1305::ChaChaKey>),
+    #[cfg(target_arch = "x86_64")]
+    Composed(Box<kernel::composed::ComposedKey>),
     Ring(Box<EspKey<ring::Key>>),
     RustCrypto(Box<EspKey<rustcrypto::Key>>),
 }
@@ -120,7 +124,7 @@ impl Cipher {
         let inner = match implementation {
             #[cfg(target_arch = "x86_64")]
             Implementation::Vaes512 | Implementation::Vaes256 | Implementation::AesNi => {
-                Inner::Kernel(kernel_key(suite, key, implementation)?)
+                kernel_key(suite, key, auth_key, implementation)?
             }
             #[cfg(not(target_arch = "x86_64"))]
             Implementation::Vaes512 | Implementation::Vaes256 | Implementation::AesNi => {
@@ -149,12 +153,30 @@ impl Cipher {
         self.implementation
     }
 
-    /// The key of a multi-packet kernel, if that is what this cipher has.
+    /// The key of the AES-GCM kernels, if that is what this cipher has.
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     fn gcm_key(&self) -> Option<&kernel::GcmKey> {
         match &self.inner {
             Inner::Kernel(key) => Some(key),
+            _ => None,
+        }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[inline]
+    fn chacha_key(&self) -> Option<&kernel::chacha20poly1305::ChaChaKey> {
+        match &self.inner {
+            Inner::ChaCha(key) => Some(key),
+            _ => None,
+        }
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[inline]
+    fn composed_key(&self) -> Option<&kernel::composed::ComposedKey> {
+        match &self.inner {
+            Inner::Composed(key) => Some(key),
             _ => None,
         }
     }
@@ -176,18 +198,38 @@ impl Cipher {
 fn kernel_key(
     suite: &Suite,
     key: &[u8],
+    auth_key: &[u8],
     implementation: Implementation,
-) -> Result<kernel::GcmKey, CipherError> {
+) -> Result<Inner, CipherError> {
     use kernel::{Form, GcmKey, Kernel};
     let form = match suite.encryption {
         Encryption::AesGcm => Form::Gcm,
         Encryption::AesGmac => Form::Gmac,
         Encryption::AesGcmImplicitIv => Form::ImplicitIv,
+        _ if implementation == Implementation::Vaes512 => {
+            return wide_key(suite, key, auth_key).ok_or(CipherError::Unsupported);
+        }
         _ => return Err(CipherError::Unsupported),
     };
     let kernel = Kernel::by_name(implementation.name()).ok_or(CipherError::Unsupported)?;
     let (key, salt) = key.split_last_chunk().ok_or(CipherError::Unsupported)?;
-    GcmKey::new(kernel, key, *salt, form, suite.icv_len).ok_or(CipherError::Unsupported)
+    GcmKey::new(kernel, key, *salt, form, suite.icv_len)
+        .map(Inner::Kernel)
+        .ok_or(CipherError::Unsupported)
+}
+
+/// A key of the kernels that there are with AVX-512 only.
+#[cfg(target_arch = "x86_64")]
+fn wide_key(suite: &Suite, key: &[u8], auth_key: &[u8]) -> Option<Inner> {
+    use kernel::chacha20poly1305::{Avx512, ChaChaKey};
+    use kernel::composed::{ComposedKey, Vaes};
+    if ChaChaKey::supports(suite) {
+        let key = ChaChaKey::new(Avx512::available()?, key, suite.iv_len)?;
+        Some(Inner::ChaCha(Box::new(key)))
+    } else {
+        let key = ComposedKey::new(Vaes::available()?, suite, key, auth_key)?;
+        Some(Inner::Composed(Box::new(key)))
+    }
 }
 
 impl fmt::Debug for Cipher {
@@ -240,7 +282,7 @@ pub fn seal_batch(jobs: &mut [Job<'_>]) {
     for job in jobs {
         match &job.cipher.inner {
             #[cfg(target_arch = "x86_64")]
-            Inner::Kernel(_) => {}
+            Inner::Kernel(_) | Inner::ChaCha(_) | Inner::Composed(_) => {}
             Inner::Ring(key) => key.seal(job.sequence, job.esn, job.esp),
             Inner::RustCrypto(key) => key.seal(job.sequence, job.esn, job.esp),
         }
@@ -258,7 +300,7 @@ pub fn open_batch(jobs: &mut [Job<'_>]) {
     for job in jobs {
         match &job.cipher.inner {
             #[cfg(target_arch = "x86_64")]
-            Inner::Kernel(_) => {}
+            Inner::Kernel(_) | Inner::ChaCha(_) | Inner::Composed(_) => {}
             Inner::Ring(key) => job.authentic = key.open(job.sequence, job.esn, job.esp),
             Inner::RustCrypto(key) => job.authentic = key.open(job.sequence, job.esn, job.esp),
         }

@@ -1,5 +1,6 @@
-//! AES-GCM and GMAC for batches of ESP packets on x86-64: the only module of the crate with
-//! `unsafe` code.
+//! Ciphers for batches of ESP packets on x86-64: the only module of the crate with `unsafe`
+//! code. Here AES-GCM and GMAC; in [`chacha20poly1305`] and [`composed`] the other suites, with
+//! tokens of their own.
 //!
 //! A [`Kernel`] can be had only from CPU detection and is stored in each key, so that no
 //! instruction is reached which the CPU lacks. What may be unsafe rests on three contracts,
@@ -10,8 +11,13 @@
 //! they are dropped; round keys and powers of the hash key are only ever loaded from there
 //! into registers, never copied to the stack.
 
+#[cfg(test)]
+mod against_libraries;
+pub(super) mod chacha20poly1305;
+pub(super) mod composed;
 mod ghash;
 mod key;
+mod known_answers;
 mod lanes;
 mod narrow;
 mod packet;
@@ -139,14 +145,28 @@ const BATCH: usize = 64;
 ///
 /// A packet that is too short for its header and ICV becomes zero.
 pub(crate) fn seal(jobs: &mut [Job<'_>]) -> usize {
-    crypt::<true>(jobs)
+    let mut taken = crypt::<true>(jobs);
+    if taken < jobs.len() {
+        taken += chacha20poly1305::seal(jobs);
+    }
+    if taken < jobs.len() {
+        taken += composed::seal(jobs);
+    }
+    taken
 }
 
 /// Opens the packets of all jobs that have a key of a kernel; returns how many have.
 ///
 /// Sets [`Job::authentic`]; the text of a packet that is not authentic becomes zero.
 pub(crate) fn open(jobs: &mut [Job<'_>]) -> usize {
-    crypt::<false>(jobs)
+    let mut taken = crypt::<false>(jobs);
+    if taken < jobs.len() {
+        taken += chacha20poly1305::open(jobs);
+    }
+    if taken < jobs.len() {
+        taken += composed::open(jobs);
+    }
+    taken
 }
 
 fn crypt<const SEAL: bool>(jobs: &mut [Job<'_>]) -> usize {

@@ -10,13 +10,8 @@ use super::key::{Form, GcmKey};
 /// Made only by [`Packet::esp`] and [`Packet::raw`]; `text` is valid for `len` bytes and `icv`
 /// for `icv_len`, for as long as the borrows that these were given.
 #[derive(Clone, Copy)]
+#[repr(C, align(64))]
 pub(super) struct Packet {
-    pub(super) key: *const GcmKey,
-    pub(super) text: *mut u8,
-    /// Bytes of text, below 2^36 - 32.
-    pub(super) len: usize,
-    pub(super) icv: *mut u8,
-    pub(super) icv_len: usize,
     /// The counter block with the counter 0: salt, IV.
     pub(super) counter: u128,
     /// The sum of the authenticated data before its last multiplication, byte-reversed: for
@@ -24,6 +19,14 @@ pub(super) struct Packet {
     pub(super) aad: u128,
     /// The block of lengths in bits, byte-reversed.
     pub(super) lengths: u128,
+    pub(super) key: *const GcmKey,
+    /// AES rounds of the key.
+    pub(super) rounds: usize,
+    pub(super) text: *mut u8,
+    /// Bytes of text, below 2^36 - 32.
+    pub(super) len: usize,
+    pub(super) icv: *mut u8,
+    pub(super) icv_len: usize,
     /// Set when a packet has been opened.
     pub(super) authentic: bool,
     /// Of the job.
@@ -74,6 +77,7 @@ impl Packet {
             let icv = esp.get_mut(16 + len..)?.as_mut_ptr();
             return Some(Self {
                 key,
+                rounds: key.rounds as usize,
                 text: icv,
                 len: 0,
                 icv,
@@ -98,6 +102,7 @@ impl Packet {
         let icv = body.get_mut(len..)?.as_mut_ptr();
         Some(Self {
             key,
+            rounds: key.rounds as usize,
             text: body.as_mut_ptr(),
             len,
             icv,
@@ -125,6 +130,7 @@ impl Packet {
         counter[..12].copy_from_slice(nonce);
         Some(Self {
             key,
+            rounds: key.rounds as usize,
             text: text.as_mut_ptr(),
             len: text.len(),
             icv: icv.as_mut_ptr(),

@@ -9,6 +9,7 @@ use core::arch::asm;
 use core::arch::x86_64::*;
 
 use super::super::key::GcmKey;
+use super::hash::Powers;
 
 /// AES states of a chunk at most.
 pub(super) const STATES: usize = 9;
@@ -24,13 +25,37 @@ pub(super) struct Keys {
 }
 
 impl Keys {
-    /// Keys with the same number of rounds.
+    /// No keys.
+    pub(super) const NONE: Self = Self {
+        lanes: [core::ptr::null(); 4],
+        same: true,
+        extra: 0,
+    };
+
+    /// Keys with that number of rounds.
     #[inline(always)]
-    pub(super) fn new(lanes: [&GcmKey; 4]) -> Self {
-        let extra = lanes[0].rounds as usize - 10;
-        let lanes = lanes.map(core::ptr::from_ref);
+    pub(super) fn new(lanes: [*const GcmKey; 4], rounds: usize) -> Self {
         let same = lanes[0] == lanes[1] && lanes[0] == lanes[2] && lanes[0] == lanes[3];
-        Self { lanes, same, extra }
+        Self {
+            lanes,
+            same,
+            extra: rounds - 10,
+        }
+    }
+
+    /// The powers of the hash keys.
+    ///
+    /// # Safety
+    /// The keys are valid.
+    #[inline(always)]
+    pub(super) unsafe fn powers(&self) -> Powers {
+        Powers {
+            // SAFETY: the caller keeps the contract.
+            lanes: self
+                .lanes
+                .map(|key| unsafe { (&raw const (*key).powers).cast() }),
+            same: self.same,
+        }
     }
 
     /// Round keys number `skip` and on.

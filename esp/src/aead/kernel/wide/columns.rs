@@ -4,30 +4,23 @@ use core::arch::x86_64::*;
 
 use super::super::packet::Packet;
 use super::aes::{Keys, unrolled};
-use super::hash::{Powers, Products, join};
+use super::hash::{Products, join};
 use super::{Kind, Line, bytes_of_text, finish, lanes, reverse_bytes};
 
 /// Packets of a group and where their blocks lie in columns.
 pub(super) struct Group {
     packets: [*mut Packet; 4],
+    keys: Keys,
     /// Packets; the other lanes repeat the first, without its text.
     count: usize,
     /// Columns of text.
     columns: usize,
-    /// Columns before the text of each packet.
-    leads: [usize; 4],
-    /// Whether any packet starts later than the others.
-    ragged: bool,
     /// Columns that are text from the first to the last byte, in all lanes.
     whole: usize,
-    /// Addresses of column 0.
-    bases: [*mut u8; 4],
-    /// Bytes of text.
-    lens: [usize; 4],
-    /// First hash block of each packet.
-    aad: __m512i,
-    /// Last hash block of each packet.
-    lengths: __m512i,
+    /// Whether any packet starts later than the others.
+    ragged: bool,
+    /// Columns before the text of each packet.
+    leads: [usize; 4],
 }
 
 /// Columns of a group that have been encrypted.
@@ -42,7 +35,6 @@ pub(super) struct Chunk {
     count: usize,
     /// Holds the last hash block.
     pub(super) last: bool,
-    powers: Powers,
 }
 
 impl Chunk {
@@ -53,110 +45,153 @@ impl Chunk {
         text: 0,
         count: 0,
         last: false,
-        powers: Powers {
-            lanes: [core::ptr::null(); 4],
-            same: true,
-        },
     };
 }
 
 impl Group {
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,vaes,vpclmulqdq,bmi1,bmi2")]
-    pub(super) fn new() -> Self {
-        Self {
-            packets: [core::ptr::null_mut(); 4],
-            count: 0,
-            columns: 0,
-            leads: [0; 4],
-            ragged: false,
-            whole: 0,
-            bases: [core::ptr::null_mut(); 4],
-            lens: [0; 4],
-            aad: _mm512_setzero_si512(),
-            lengths: _mm512_setzero_si512(),
+    /// A place for a group.
+    pub(super) const EMPTY: Self = Self {
+        packets: [core::ptr::null_mut(); 4],
+        keys: Keys::NONE,
+        count: 0,
+        columns: 0,
+        whole: 0,
+        ragged: false,
+        leads: [0; 4],
+    };
+
+    /// Four packets with the same number of blocks.
+    ///
+    /// # Safety
+    /// The packets are valid; the keys have the same number of rounds.
+    #[inline(always)]
+    pub(super) unsafe fn even(&mut self, packets: [*mut Packet; 4]) {
+        // SAFETY: the caller keeps the contract.
+        let [a, b, c, d] = packets.map(|packet| unsafe { &*packet });
+        self.packets = packets;
+        self.keys = Keys::new([a.key, b.key, c.key, d.key], a.rounds);
+        self.count = 4;
+        self.columns = a.len.div_ceil(16);
+        let partial = (a.len | b.len | c.len | d.len) % 16 != 0;
+        self.whole = self.columns - usize::from(partial);
+        self.ragged = false;
+        self.leads = [0; 4];
+    }
+
+    /// Two to four packets of different lengths.
+    ///
+    /// # Safety
+    /// As for [`Group::even`].
+    #[inline(never)]
+    pub(super) unsafe fn mixed(&mut self, packets: &[*mut Packet]) {
+        // Lanes without a packet repeat the first.
+        let lanes = core::array::from_fn(|i| *packets.get(i).unwrap_or(&packets[0]));
+        // SAFETY: the caller keeps the contract.
+        let all = lanes.map(|packet| unsafe { &*packet });
+        self.packets = lanes;
+        self.keys = Keys::new(all.map(|packet| packet.key), all[0].rounds);
+        self.count = packets.len();
+        let blocks = all.map(|packet| packet.len.div_ceil(16));
+        self.columns = blocks[0].max(blocks[1]).max(blocks[2].max(blocks[3]));
+        self.whole = 0;
+        self.leads = blocks.map(|blocks| self.columns - blocks);
+        self.ragged = true;
+    }
+
+    /// Four blocks, one of each packet.
+    ///
+    /// # Safety
+    /// The packets are valid; the CPU has what the kernel needs.
+    #[inline(always)]
+    unsafe fn join(&self, block: impl Fn(&Packet) -> &u128) -> __m512i {
+        // SAFETY: the caller keeps the contract.
+        unsafe {
+            let lane =
+                |i: usize| _mm_load_si128(core::ptr::from_ref(block(&*self.packets[i])).cast());
+            join([lane(0), lane(1), lane(2), lane(3)])
         }
+    }
+
+    /// Where `column` of a packet is, and its bytes from there on that are text, of `COLUMNS`
+    /// columns at most.
+    ///
+    /// # Safety
+    /// The packets are valid; the CPU has what the kernel needs.
+    #[inline(always)]
+    unsafe fn text<const COLUMNS: usize>(&self, lane: usize, column: usize) -> (*mut u8, u64) {
+        // SAFETY: the caller keeps the contract.
+        unsafe {
+            let packet = &*self.packets[lane];
+            let offset = 16 * (column as isize - self.leads[lane] as isize);
+            let len = if lane < self.count { packet.len } else { 0 };
+            let mask = bytes_of_text(offset, len) & (!0 >> (64 - 16 * COLUMNS));
+            (packet.text.wrapping_offset(offset), mask)
+        }
+    }
+
+    /// The first hash blocks of the packets whose text starts in `column`.
+    ///
+    /// # Safety
+    /// The packets are valid; the CPU has what the kernel needs.
+    #[inline(always)]
+    unsafe fn starting(&self, column: usize) -> __m512i {
+        let mut mask = 0;
+        for lane in 0..4 {
+            mask |= u8::from(self.leads[lane] == column) * (3 << (2 * lane));
+        }
+        // SAFETY: the caller keeps the contract.
+        unsafe { _mm512_maskz_mov_epi64(mask, self.join(|packet| &packet.aad)) }
     }
 }
 
-/// Seals or opens two to four packets, whose keys have the same number of rounds.
+/// Seals or opens a group.
 ///
 /// # Safety
 /// The CPU has what the kernel needs; the packets and the group are valid until the line has
 /// been drained, and the group is not pending.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,vaes,vpclmulqdq,bmi1,bmi2")]
-pub(super) unsafe fn crypt<const SEAL: bool>(
-    line: &mut Line,
-    group: &mut Group,
-    packets: &[*mut Packet],
-) {
+pub(super) unsafe fn crypt<const SEAL: bool>(line: &mut Line, group: &Group) {
     // SAFETY: the caller keeps the contract.
     unsafe {
-        group.count = packets.len();
-        group.packets = [packets[0]; 4];
-        group.packets[..packets.len()].copy_from_slice(packets);
-        let [a, b, c, d] = group.packets.map(|packet| &*packet);
-        let all = [a, b, c, d];
-        group.lens = all.map(|packet| packet.len);
-        let blocks = group.lens.map(|len| len.div_ceil(16));
-        group.columns = blocks[0].max(blocks[1]).max(blocks[2].max(blocks[3]));
-        group.leads = blocks.map(|blocks| group.columns - blocks);
-        group.ragged = group.leads != [0; 4];
-        for (i, packet) in all.iter().enumerate() {
-            group.bases[i] = packet.text.wrapping_sub(16 * group.leads[i]);
-        }
-        let lens = &group.lens;
-        let shortest = lens[0].min(lens[1]).min(lens[2].min(lens[3]));
-        group.whole = if group.ragged || packets.len() < 4 {
-            0
-        } else {
-            shortest / 16
-        };
-        for len in &mut group.lens[packets.len()..] {
-            *len = 0;
-        }
-        group.aad = join(all.map(|packet| load(&packet.aad)));
-        group.lengths = join(all.map(|packet| load(&packet.lengths)));
-        let keys = Keys::new(all.map(Packet::key));
-        let nonces = join(all.map(|packet| load(&packet.counter)));
-        let start = |lane: usize| (2 - group.leads[lane] as i32) << 24;
+        let nonces = group.join(|packet| &packet.counter);
+        let tag_counters = count_up(nonces, 1);
         // Only the last byte of the counters counts in small packets. It means nothing before
         // the start of a text.
-        #[rustfmt::skip]
-        let counters = _mm512_or_si512(nonces, _mm512_set_epi32(
-            start(3), 0, 0, 0, start(2), 0, 0, 0, start(1), 0, 0, 0, start(0), 0, 0, 0,
-        ));
-
-        let mut start = 0;
-        let mut count = if group.columns <= 8 {
+        let mut counters = count_up(nonces, 2);
+        if group.ragged {
+            let lead = |lane: usize| (group.leads[lane] as i32) << 24;
+            #[rustfmt::skip]
+            let leads = _mm512_set_epi32(
+                lead(3), 0, 0, 0, lead(2), 0, 0, 0, lead(1), 0, 0, 0, lead(0), 0, 0, 0,
+            );
+            counters = _mm512_sub_epi32(counters, leads);
+        }
+        let mut start = if group.columns <= 8 {
             group.columns
         } else {
             (group.columns - 1) % 4 + 5
         };
-        let nonces = count_up(nonces, 1);
-        match count {
-            0 => chunk::<SEAL, 0, 1>(line, group, &keys, start, counters, nonces),
-            1 => chunk::<SEAL, 1, 2>(line, group, &keys, start, counters, nonces),
-            2 => chunk::<SEAL, 2, 3>(line, group, &keys, start, counters, nonces),
-            3 => chunk::<SEAL, 3, 4>(line, group, &keys, start, counters, nonces),
-            4 => chunk::<SEAL, 4, 5>(line, group, &keys, start, counters, nonces),
-            5 => chunk::<SEAL, 5, 6>(line, group, &keys, start, counters, nonces),
-            6 => chunk::<SEAL, 6, 7>(line, group, &keys, start, counters, nonces),
-            7 => chunk::<SEAL, 7, 8>(line, group, &keys, start, counters, nonces),
-            _ => chunk::<SEAL, 8, 9>(line, group, &keys, start, counters, nonces),
+        match start {
+            0 => chunk::<SEAL, 0, 1>(line, group, 0, counters, tag_counters),
+            1 => chunk::<SEAL, 1, 2>(line, group, 0, counters, tag_counters),
+            2 => chunk::<SEAL, 2, 3>(line, group, 0, counters, tag_counters),
+            3 => chunk::<SEAL, 3, 4>(line, group, 0, counters, tag_counters),
+            4 => chunk::<SEAL, 4, 5>(line, group, 0, counters, tag_counters),
+            5 => chunk::<SEAL, 5, 6>(line, group, 0, counters, tag_counters),
+            6 => chunk::<SEAL, 6, 7>(line, group, 0, counters, tag_counters),
+            7 => chunk::<SEAL, 7, 8>(line, group, 0, counters, tag_counters),
+            _ => chunk::<SEAL, 8, 9>(line, group, 0, counters, tag_counters),
         }
-        start += count;
         while start < group.columns {
             let counters = count_up(counters, start as i32);
             if group.columns - start >= 8 {
-                chunk::<SEAL, 8, 8>(line, group, &keys, start, counters, nonces);
-                count = 8;
+                chunk::<SEAL, 8, 8>(line, group, start, counters, tag_counters);
+                start += 8;
             } else {
-                chunk::<SEAL, 4, 4>(line, group, &keys, start, counters, nonces);
-                count = 4;
+                chunk::<SEAL, 4, 4>(line, group, start, counters, tag_counters);
+                start += 4;
             }
-            start += count;
         }
     }
 }
@@ -171,7 +206,6 @@ pub(super) unsafe fn crypt<const SEAL: bool>(
 unsafe fn chunk<const SEAL: bool, const TEXT: usize, const COUNT: usize>(
     line: &mut Line,
     group: &Group,
-    keys: &Keys,
     start: usize,
     counters: __m512i,
     tag_counters: __m512i,
@@ -185,15 +219,19 @@ unsafe fn chunk<const SEAL: bool, const TEXT: usize, const COUNT: usize>(
         if first {
             line.counters[TEXT] = tag_counters;
         }
-        line.encrypt_columns::<SEAL, COUNT>(keys);
+        line.encrypt_columns::<SEAL, COUNT>(&group.keys);
         let last = start + TEXT == group.columns;
         let count = COUNT + usize::from(last);
         if first {
             line.masks = line.keystream[TEXT];
-            line.blocks[count - 1] = starting(group, 0);
+            line.blocks[count - 1] = if group.ragged {
+                group.starting(0)
+            } else {
+                group.join(|packet| &packet.aad)
+            };
         }
         if last {
-            line.blocks[0] = group.lengths;
+            line.blocks[0] = group.join(|packet| &packet.lengths);
         }
         line.kind = Kind::Columns;
         line.columns = Chunk {
@@ -202,10 +240,6 @@ unsafe fn chunk<const SEAL: bool, const TEXT: usize, const COUNT: usize>(
             text: TEXT,
             count,
             last,
-            powers: Powers {
-                lanes: group.packets.map(|packet| (*packet).key().powers.as_ptr()),
-                same: keys.same,
-            },
         };
     }
 }
@@ -233,11 +267,14 @@ pub(super) unsafe fn work<const SEAL: bool, const SLOT: usize>(
             },
             2..=6 => {
                 let n = 2 * (SLOT - 2);
+                if n >= line.columns.count {
+                    return;
+                }
+                let powers = &(*line.columns.group).keys.powers();
                 if n + 1 < line.columns.count {
-                    let pair = [line.blocks[n], line.blocks[n + 1]];
-                    products.add_two(pair, &line.columns.powers, n);
-                } else if n < line.columns.count {
-                    products.add(line.blocks[n], &line.columns.powers, n);
+                    products.add_two([line.blocks[n], line.blocks[n + 1]], powers, n);
+                } else {
+                    products.add(line.blocks[n], powers, n);
                 }
             }
             _ => {}
@@ -265,7 +302,7 @@ unsafe fn finish_text<const SEAL: bool, const COLUMNS: usize>(line: &mut Line, f
         let mut rows = keystream;
         if COLUMNS == 4 && column + 4 <= group.whole {
             unrolled!(LANE < 4, {
-                let at = group.bases[LANE].wrapping_add(16 * column);
+                let at = (*group.packets[LANE]).text.wrapping_add(16 * column);
                 let input = _mm512_loadu_si512(at.cast());
                 let output = _mm512_xor_si512(input, keystream[LANE]);
                 _mm512_storeu_si512(at.cast(), output);
@@ -273,8 +310,7 @@ unsafe fn finish_text<const SEAL: bool, const COLUMNS: usize>(line: &mut Line, f
             });
         } else {
             unrolled!(LANE < 4, {
-                let at = group.bases[LANE].wrapping_add(16 * column);
-                let mask = text_mask::<COLUMNS>(group, LANE, column);
+                let (at, mask) = group.text::<COLUMNS>(LANE, column);
                 let input = _mm512_maskz_loadu_epi8(mask, at.cast());
                 let output = _mm512_maskz_mov_epi8(mask, _mm512_xor_si512(input, keystream[LANE]));
                 _mm512_mask_storeu_epi8(at.cast(), mask, output);
@@ -300,10 +336,12 @@ unsafe fn finish_column<const SEAL: bool>(line: &mut Line, from: usize) {
     unsafe {
         let group = &*line.columns.group;
         let column = line.columns.start + from;
-        let at = group.bases.map(|base| base.wrapping_add(16 * column));
         let keystream = line.keystream[from];
         let block;
         if column < group.whole {
+            let at = group
+                .packets
+                .map(|packet| (*packet).text.wrapping_add(16 * column));
             let input = join(at.map(|at| _mm_loadu_si128(at.cast())));
             let output = _mm512_xor_si512(input, keystream);
             _mm_storeu_si128(at[0].cast(), _mm512_castsi512_si128(output));
@@ -312,12 +350,14 @@ unsafe fn finish_column<const SEAL: bool>(line: &mut Line, from: usize) {
             _mm_storeu_si128(at[3].cast(), _mm512_extracti32x4_epi32(output, 3));
             block = if SEAL { output } else { input };
         } else {
-            let masks = [
-                text_mask::<1>(group, 0, column) as u16,
-                text_mask::<1>(group, 1, column) as u16,
-                text_mask::<1>(group, 2, column) as u16,
-                text_mask::<1>(group, 3, column) as u16,
+            let lanes = [
+                group.text::<1>(0, column),
+                group.text::<1>(1, column),
+                group.text::<1>(2, column),
+                group.text::<1>(3, column),
             ];
+            let at = lanes.map(|(at, _)| at);
+            let masks = lanes.map(|(_, mask)| mask as u16);
             let input = join([
                 _mm_maskz_loadu_epi8(masks[0], at[0].cast()),
                 _mm_maskz_loadu_epi8(masks[1], at[1].cast()),
@@ -347,28 +387,25 @@ unsafe fn finish_column<const SEAL: bool>(line: &mut Line, from: usize) {
     }
 }
 
-/// The bytes of text among `COLUMNS` columns from `column`.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,vaes,vpclmulqdq,bmi1,bmi2")]
-fn text_mask<const COLUMNS: usize>(group: &Group, lane: usize, column: usize) -> u64 {
-    let offset = 16 * (column as isize - group.leads[lane] as isize);
-    bytes_of_text(offset, group.lens[lane]) & (!0 >> (64 - 16 * COLUMNS))
-}
-
 /// Puts the hash input of column `n` of the chunk to its place.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,vaes,vpclmulqdq,bmi1,bmi2")]
-fn put(line: &mut Line, group: &Group, n: usize, block: __m512i) {
-    let chunk = &line.columns;
-    let mut block = reverse_bytes(block);
-    if group.ragged {
-        block = _mm512_xor_si512(block, starting(group, chunk.start + n + 1));
+///
+/// # Safety
+/// As for [`crypt`].
+#[inline(always)]
+unsafe fn put(line: &mut Line, group: &Group, n: usize, block: __m512i) {
+    // SAFETY: the caller keeps the contract.
+    unsafe {
+        let chunk = &line.columns;
+        let mut block = reverse_bytes(block);
+        if group.ragged {
+            block = _mm512_xor_si512(block, group.starting(chunk.start + n + 1));
+        }
+        if n == 0 && chunk.start > 0 {
+            block = _mm512_xor_si512(block, line.sum);
+        }
+        let place = chunk.text - 1 - n + usize::from(chunk.last);
+        line.blocks[place] = block;
     }
-    if n == 0 && chunk.start > 0 {
-        block = _mm512_xor_si512(block, line.sum);
-    }
-    let place = chunk.text - 1 - n + usize::from(chunk.last);
-    line.blocks[place] = block;
 }
 
 /// # Safety
@@ -390,17 +427,6 @@ pub(super) unsafe fn finish_tags<const SEAL: bool>(line: &mut Line) {
     }
 }
 
-/// The first hash blocks of the packets whose text starts in `column`.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,vaes,vpclmulqdq,bmi1,bmi2")]
-fn starting(group: &Group, column: usize) -> __m512i {
-    let mut mask = 0;
-    for lane in 0..4 {
-        mask |= u8::from(group.leads[lane] == column) * (3 << (2 * lane));
-    }
-    _mm512_maskz_mov_epi64(mask, group.aad)
-}
-
 /// Rows to columns, or columns to rows.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,vaes,vpclmulqdq,bmi1,bmi2")]
@@ -415,12 +441,6 @@ fn transposed([a, b, c, d]: [__m512i; 4]) -> [__m512i; 4] {
         _mm512_shuffle_i64x2(ab_high, cd_high, 0x88),
         _mm512_shuffle_i64x2(ab_high, cd_high, 0xdd),
     ]
-}
-
-#[inline(always)]
-fn load(block: &u128) -> __m128i {
-    // SAFETY: the reference is valid for 16 bytes.
-    unsafe { _mm_loadu_si128(core::ptr::from_ref(block).cast()) }
 }
 
 /// Adds to the last byte of each lane.

@@ -68,25 +68,30 @@ pub(super) fn crypt<const SEAL: bool>(packets: &mut [Packet]) {
     let mut line = Line::new();
     for packets in packets.chunks_mut(order::BATCH) {
         let order = Order::new(packets);
-        let mut groups = [columns::Group::new(), columns::Group::new()];
-        let mut turn = false;
+        let mut groups = [columns::Group::EMPTY, columns::Group::EMPTY];
+        let mut turn = 0;
         let mut start = 0;
+        let base = packets.as_mut_ptr();
+        let member = |n: usize| base.wrapping_add(usize::from(order.indices[n]));
         while start < packets.len() {
             let end = order.group_end(start, packets.len());
-            let mut members = [core::ptr::null_mut(); 4];
-            for (packet, i) in members.iter_mut().zip(&order.indices[start..end]) {
-                *packet = &mut packets[usize::from(*i)];
-            }
             // SAFETY: the pointers are those of packets and groups that are not moved before
             // `drain`; this function enables what the CPU needs. Of the two groups, the one
             // that is pending is left alone.
             unsafe {
                 if end == start + 1 {
-                    row::crypt::<SEAL>(&mut line, members[0]);
+                    row::crypt::<SEAL>(&mut line, member(start));
                 } else {
-                    turn = !turn;
-                    let group = &mut groups[usize::from(turn)];
-                    columns::crypt::<SEAL>(&mut line, group, &members[..end - start]);
+                    let group = &mut *opaque(&raw mut groups[turn]);
+                    turn ^= 1;
+                    let [a, b, c, d] = [0, 1, 2, 3].map(|n| (start + n).min(end - 1));
+                    let members = [member(a), member(b), member(c), member(d)];
+                    if order.even(start) {
+                        group.even(members);
+                    } else {
+                        group.mixed(&members[..end - start]);
+                    }
+                    columns::crypt::<SEAL>(&mut line, group);
                 }
             }
             start = end;
@@ -317,6 +322,20 @@ unsafe fn finish<const SEAL: bool>(packet: *mut Packet, tag: __m128i) {
             packet.authentic = _mm_mask_cmpneq_epu8_mask(mask, tag, given) == 0;
         }
     }
+}
+
+/// The same pointer, of which the compiler does not know what it may be.
+#[inline(always)]
+fn opaque<T>(mut pointer: *mut T) -> *mut T {
+    // SAFETY: nothing is executed.
+    unsafe {
+        core::arch::asm!(
+            "/* {} */",
+            inout(reg) pointer,
+            options(nomem, nostack, preserves_flags)
+        );
+    }
+    pointer
 }
 
 /// The bytes of each lane in the opposite order.

@@ -22,12 +22,13 @@ impl Order {
     pub(super) fn new(packets: &[Packet]) -> Self {
         let mut order = Self {
             indices: core::array::from_fn(|i| i as u8),
-            classes: [0; BATCH],
+            classes: [u8::MAX; BATCH],
         };
         let mut different = 0;
+        let first = packets.first().map_or(0, class_of);
         for (class, packet) in order.classes.iter_mut().zip(packets) {
             *class = class_of(packet);
-            different |= *class ^ class_of(&packets[0]);
+            different |= *class ^ first;
         }
         if different != 0 {
             order.sort(packets.len());
@@ -35,12 +36,28 @@ impl Order {
         order
     }
 
+    /// Whether the four packets from `start` on have the same number of blocks.
+    #[inline]
+    pub(super) fn even(&self, start: usize) -> bool {
+        let Some(four) = self.classes[start..].first_chunk::<4>() else {
+            return false;
+        };
+        u32::from_ne_bytes(*four) == u32::from(four[0]) * 0x0101_0101
+    }
+
     /// Where the group that begins at `start` ends: up to four packets that go together.
     #[inline]
     pub(super) fn group_end(&self, start: usize, len: usize) -> usize {
-        let most = self.classes[start] + SPREAD;
+        let first = self.classes[start];
+        if first >= LARGE {
+            return start + 1;
+        }
+        if self.even(start) && start + 4 <= len {
+            return start + 4;
+        }
+        let most = (first + SPREAD).min(LARGE - 1);
         let mut end = start + 1;
-        while end < len.min(start + 4) && self.classes[end] < LARGE && self.classes[end] <= most {
+        while end < len.min(start + 4) && self.classes[end] <= most {
             end += 1;
         }
         end
@@ -75,6 +92,6 @@ fn class_of(packet: &Packet) -> u8 {
     if blocks > MOST_BLOCKS {
         LARGE
     } else {
-        (packet.key().rounds as u8 / 2 - 5) * (MOST_BLOCKS as u8 + 1 + SPREAD) + blocks as u8
+        (packet.rounds as u8 / 2 - 5) * (MOST_BLOCKS as u8 + 1 + SPREAD) + blocks as u8
     }
 }

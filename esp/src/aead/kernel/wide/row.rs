@@ -73,7 +73,7 @@ pub(super) unsafe fn crypt<const SEAL: bool>(line: &mut Line, packet: *mut Packe
         );
         let row = &Row {
             packet,
-            keys: Keys::new([key; 4]),
+            keys: Keys::new([key; 4], key.rounds as usize),
             gap,
             vectors,
             counters: _mm512_or_si512(start, numbers),

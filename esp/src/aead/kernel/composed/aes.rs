@@ -1,0 +1,393 @@
+//! AES key schedules, AES-CBC and AES-CTR, with four blocks in a register (VAES, AVX-512).
+//!
+//! CBC encryption is serial within a packet, so sixteen packets advance block by block together.
+//! CBC decryption and CTR take sixteen blocks of one packet at a time.
+
+#![allow(
+    clippy::needless_range_loop,
+    reason = "an index runs over several arrays of registers at once"
+)]
+
+use core::arch::x86_64::*;
+
+use zeroize::Zeroize;
+
+use super::Vaes;
+
+/// Round keys of AES-256; shorter keys use the first ones.
+const ROUND_KEYS: usize = 15;
+/// Bytes in a block.
+pub(super) const BLOCK: usize = 16;
+/// Packets that CBC encryption takes at once.
+const LANES: usize = 16;
+/// Registers for them.
+const VECTORS: usize = LANES / 4;
+
+type RoundKeys = [u128; ROUND_KEYS];
+
+/// An expanded AES key.
+#[repr(C, align(64))]
+pub(super) struct AesKey {
+    encryption: RoundKeys,
+    /// For the inverse cipher, in the order in which it uses them (FIPS 197 section 5.3.5).
+    decryption: RoundKeys,
+    pub(super) rounds: usize,
+}
+
+impl AesKey {
+    /// 16, 24 or 32 bytes; `None` for any other length.
+    pub(super) fn new(token: Vaes, key: &[u8]) -> Option<Self> {
+        if !matches!(key.len(), 16 | 24 | 32) {
+            return None;
+        }
+        let mut expanded = Self {
+            encryption: [0; ROUND_KEYS],
+            decryption: [0; ROUND_KEYS],
+            rounds: key.len() / 4 + 6,
+        };
+        let Vaes(..) = token;
+        // SAFETY: the token proves that the CPU has the instructions.
+        unsafe { expanded.expand(key) };
+        Some(expanded)
+    }
+
+    /// FIPS 197 section 5.2.
+    #[target_feature(enable = "aes")]
+    fn expand(&mut self, key: &[u8]) {
+        let words = key.len() / 4;
+        let mut schedule = [0_u32; 4 * ROUND_KEYS];
+        for (word, bytes) in schedule.iter_mut().zip(key.as_chunks().0) {
+            *word = u32::from_le_bytes(*bytes);
+        }
+        let mut constant = 1_u32;
+        for i in words..4 * (self.rounds + 1) {
+            let mut word = schedule[i - 1];
+            if i % words == 0 {
+                word = substitute(word).rotate_right(8) ^ constant;
+                constant = (constant << 1) ^ ((constant >> 7) * 0x11b);
+            } else if words > 6 && i % words == 4 {
+                word = substitute(word);
+            }
+            schedule[i] = schedule[i - words] ^ word;
+        }
+        for (key, words) in self.encryption.iter_mut().zip(schedule.as_chunks::<4>().0) {
+            *key = words
+                .iter()
+                .rev()
+                .fold(0, |key, word| key << 32 | u128::from(*word));
+        }
+        schedule.zeroize();
+        let last = self.rounds;
+        self.decryption[0] = self.encryption[last];
+        self.decryption[last] = self.encryption[0];
+        for round in 1..last {
+            let key = m128i(&self.encryption[last - round]);
+            // SAFETY: 16 aligned bytes.
+            unsafe {
+                let place = (&raw mut self.decryption[round]).cast();
+                _mm_store_si128(place, _mm_aesimc_si128(key));
+            }
+        }
+    }
+}
+
+impl Drop for AesKey {
+    fn drop(&mut self) {
+        self.encryption.zeroize();
+        self.decryption.zeroize();
+    }
+}
+
+/// The S-box on each byte of a word, by an AES round on four copies of it: ShiftRows does not
+/// change equal columns, and nothing is looked up in memory.
+#[target_feature(enable = "aes")]
+fn substitute(word: u32) -> u32 {
+    let columns = _mm_set1_epi32(word as i32);
+    _mm_cvtsi128_si32(_mm_aesenclast_si128(columns, _mm_setzero_si128())) as u32
+}
+
+#[inline]
+fn m128i(value: &u128) -> __m128i {
+    // SAFETY: 16 aligned bytes, of which any are valid.
+    unsafe { _mm_load_si128((&raw const *value).cast()) }
+}
+
+/// A text that CBC encrypts.
+pub(super) struct CbcText<'a> {
+    pub(super) key: &'a AesKey,
+    /// The IV and the text behind it.
+    pub(super) blocks: &'a mut [[u8; BLOCK]],
+}
+
+/// Round keys of the packets in the lanes, four to a register. Wiped when dropped.
+#[repr(C, align(64))]
+struct LaneKeys([[[u128; 4]; VECTORS]; ROUND_KEYS]);
+
+impl Drop for LaneKeys {
+    fn drop(&mut self) {
+        self.0.as_flattened_mut().as_flattened_mut().zeroize();
+    }
+}
+
+/// Encrypts texts with AES-CBC (NIST SP 800-38A section 6.2).
+///
+/// Best if texts with keys of one length are neighbours, the longest first.
+pub(super) fn cbc_encrypt(token: Vaes, texts: &mut [CbcText<'_>]) {
+    let Vaes(..) = token;
+    let mut keys = LaneKeys([[[0; 4]; VECTORS]; ROUND_KEYS]);
+    for texts in texts.chunk_by_mut(|a, b| a.key.rounds == b.key.rounds) {
+        for group in texts.chunks_mut(LANES) {
+            // SAFETY: the token proves that the CPU has the instructions.
+            unsafe {
+                match group[0].key.rounds {
+                    10 => cbc_encrypt_group::<10>(group, &mut keys),
+                    12 => cbc_encrypt_group::<12>(group, &mut keys),
+                    _ => cbc_encrypt_group::<14>(group, &mut keys),
+                }
+            }
+        }
+    }
+}
+
+/// At most [`LANES`] texts, with keys of `ROUNDS` rounds.
+#[target_feature(enable = "avx512f,vaes,aes")]
+fn cbc_encrypt_group<const ROUNDS: usize>(group: &mut [CbcText<'_>], keys: &mut LaneKeys) {
+    // Lanes without a text, or whose text has ended, work here.
+    let mut idle = [0_u8; BLOCK];
+    let idle = idle.as_mut_ptr();
+    let mut places = [idle; LANES];
+    // All ones where the place moves on, zero in idle lanes.
+    let mut moving = [0_usize; LANES];
+    // Where the text ends; the block at 0 is the IV.
+    let mut ends = [0_usize; LANES];
+    for (lane, text) in group.iter_mut().enumerate() {
+        for (round, key) in text.key.encryption[..=ROUNDS].iter().enumerate() {
+            keys.0[round][lane / 4][lane % 4] = *key;
+        }
+        if !text.blocks.is_empty() {
+            ends[lane] = text.blocks.len();
+            places[lane] = text.blocks.as_mut_ptr().cast();
+            moving[lane] = usize::MAX;
+        }
+    }
+
+    // SAFETY: aligned vectors of `keys`.
+    let key = |round: usize, vector: usize| unsafe {
+        _mm512_load_si512((&raw const keys.0[round][vector]).cast())
+    };
+    let mut state = [_mm512_setzero_si512(); VECTORS];
+    for vector in 0..VECTORS {
+        // SAFETY: the IVs, or the idle block.
+        state[vector] = unsafe { gather(&places, 4 * vector) };
+    }
+    let mut step = 1;
+    // Until the next text ends.
+    while let Some(end) = ends.into_iter().filter(|end| *end > step).min() {
+        for lane in 0..LANES {
+            if ends[lane] <= step {
+                places[lane] = idle;
+                moving[lane] = 0;
+            }
+        }
+        debug_assert!((0..LANES).all(|lane| match ends[lane] > step {
+            true => ends[lane] >= end && moving[lane] == usize::MAX,
+            false => places[lane] == idle && moving[lane] == 0,
+        }));
+        for step in step..end {
+            let mut at = [idle; LANES];
+            for lane in 0..LANES {
+                at[lane] = places[lane].wrapping_add((step * BLOCK) & moving[lane]);
+            }
+            for vector in 0..VECTORS {
+                // SAFETY: blocks before the ends of the texts, or the idle block.
+                let text = unsafe { gather(&at, 4 * vector) };
+                state[vector] =
+                    _mm512_ternarylogic_epi64(state[vector], text, key(0, vector), 0x96);
+            }
+            for round in 1..ROUNDS {
+                for vector in 0..VECTORS {
+                    state[vector] = _mm512_aesenc_epi128(state[vector], key(round, vector));
+                }
+            }
+            for vector in 0..VECTORS {
+                state[vector] = _mm512_aesenclast_epi128(state[vector], key(ROUNDS, vector));
+                // SAFETY: blocks before the ends of the texts, which are borrowed mutably, or
+                // the idle block.
+                unsafe { scatter(state[vector], &at, 4 * vector) };
+            }
+        }
+        step = end;
+    }
+}
+
+/// Four blocks from the places from `first` on.
+///
+/// # Safety
+/// Every place is valid for reads of 16 bytes.
+#[inline]
+#[target_feature(enable = "avx512f")]
+unsafe fn gather(places: &[*mut u8; LANES], first: usize) -> __m512i {
+    // SAFETY: the caller vouches for the places.
+    let block = |lane: usize| unsafe { _mm_loadu_si128(places[first + lane].cast()) };
+    let vector = _mm512_broadcast_i32x4(block(0));
+    let vector = _mm512_mask_broadcast_i32x4(vector, 0x00f0, block(1));
+    let vector = _mm512_mask_broadcast_i32x4(vector, 0x0f00, block(2));
+    _mm512_mask_broadcast_i32x4(vector, 0xf000, block(3))
+}
+
+/// Four blocks to the places from `first` on.
+///
+/// # Safety
+/// Every place is valid for writes of 16 bytes.
+#[inline]
+#[target_feature(enable = "avx512f")]
+unsafe fn scatter(blocks: __m512i, places: &[*mut u8; LANES], first: usize) {
+    // SAFETY: the caller vouches for the places.
+    unsafe {
+        _mm_storeu_si128(places[first].cast(), _mm512_castsi512_si128(blocks));
+        _mm_storeu_si128(
+            places[first + 1].cast(),
+            _mm512_extracti32x4_epi32(blocks, 1),
+        );
+        _mm_storeu_si128(
+            places[first + 2].cast(),
+            _mm512_extracti32x4_epi32(blocks, 2),
+        );
+        _mm_storeu_si128(
+            places[first + 3].cast(),
+            _mm512_extracti32x4_epi32(blocks, 3),
+        );
+    }
+}
+
+/// Decrypts with AES-CBC (NIST SP 800-38A section 6.2) the text behind the IV that is the first
+/// of `blocks`.
+pub(super) fn cbc_decrypt(token: Vaes, key: &AesKey, blocks: &mut [[u8; BLOCK]]) {
+    let Vaes(..) = token;
+    // SAFETY: the token proves that the CPU has the instructions.
+    unsafe {
+        match key.rounds {
+            10 => cbc_decrypt_rounds::<10>(key, blocks),
+            12 => cbc_decrypt_rounds::<12>(key, blocks),
+            _ => cbc_decrypt_rounds::<14>(key, blocks),
+        }
+    }
+}
+
+/// From the end to the beginning, so that the block before is always still encrypted.
+#[target_feature(enable = "avx512f,avx512bw,vaes,aes")]
+fn cbc_decrypt_rounds<const ROUNDS: usize>(key: &AesKey, blocks: &mut [[u8; BLOCK]]) {
+    let mut end = blocks.len();
+    while end > 1 {
+        let start = end.saturating_sub(LANES).max(1);
+        let masks = Masks::new((end - start) * BLOCK);
+        let place = blocks[start..end].as_mut_ptr().cast::<i8>();
+        let before = blocks[start - 1..end - 1].as_ptr().cast::<i8>();
+        let first = round_key(&key.decryption[0]);
+        let mut state = [_mm512_setzero_si512(); VECTORS];
+        let mut previous = state;
+        for vector in 0..VECTORS {
+            // SAFETY: the masks have one bit for each byte from `start` to `end`.
+            unsafe {
+                let block =
+                    _mm512_maskz_loadu_epi8(masks.0[vector], place.wrapping_add(64 * vector));
+                previous[vector] =
+                    _mm512_maskz_loadu_epi8(masks.0[vector], before.wrapping_add(64 * vector));
+                state[vector] = _mm512_xor_si512(block, first);
+            }
+        }
+        for key in &key.decryption[1..ROUNDS] {
+            let key = round_key(key);
+            for vector in 0..VECTORS {
+                state[vector] = _mm512_aesdec_epi128(state[vector], key);
+            }
+        }
+        let last = round_key(&key.decryption[ROUNDS]);
+        for vector in 0..VECTORS {
+            let text = _mm512_aesdeclast_epi128(state[vector], last);
+            let text = _mm512_xor_si512(text, previous[vector]);
+            // SAFETY: as for the loads, and `blocks` is borrowed mutably.
+            unsafe {
+                _mm512_mask_storeu_epi8(place.wrapping_add(64 * vector), masks.0[vector], text)
+            };
+        }
+        end = start;
+    }
+}
+
+/// Encrypts or decrypts with AES-CTR (NIST SP 800-38A section 6.5). `first` is the first counter
+/// block, of which the last 32 bits count.
+pub(super) fn ctr(token: Vaes, key: &AesKey, first: [u8; BLOCK], text: &mut [u8]) {
+    let Vaes(..) = token;
+    // SAFETY: the token proves that the CPU has the instructions.
+    unsafe {
+        match key.rounds {
+            10 => ctr_rounds::<10>(key, first, text),
+            12 => ctr_rounds::<12>(key, first, text),
+            _ => ctr_rounds::<14>(key, first, text),
+        }
+    }
+}
+
+#[target_feature(enable = "avx512f,avx512bw,vaes,aes")]
+fn ctr_rounds<const ROUNDS: usize>(key: &AesKey, first: [u8; BLOCK], text: &mut [u8]) {
+    // The counter in the upper word of each block, where it can be added to; the words that do
+    // not count stay as they are on the wire.
+    let swap = _mm512_broadcast_i32x4(_mm_setr_epi8(
+        0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 15, 14, 13, 12,
+    ));
+    let one_to_four = _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 2, 0, 0, 0, 3);
+    let four = _mm512_maskz_set1_epi32(0x8888, 4);
+    // SAFETY: a block of 16 bytes.
+    let first = unsafe { _mm_loadu_si128(first.as_ptr().cast()) };
+    let first = _mm512_shuffle_epi8(_mm512_broadcast_i32x4(first), swap);
+    let mut counters = _mm512_add_epi32(first, one_to_four);
+    let whitening = round_key(&key.encryption[0]);
+    for chunk in text.chunks_mut(LANES * BLOCK) {
+        let mut state = [_mm512_setzero_si512(); VECTORS];
+        for vector in 0..VECTORS {
+            state[vector] = _mm512_xor_si512(_mm512_shuffle_epi8(counters, swap), whitening);
+            counters = _mm512_add_epi32(counters, four);
+        }
+        for key in &key.encryption[1..ROUNDS] {
+            let key = round_key(key);
+            for vector in 0..VECTORS {
+                state[vector] = _mm512_aesenc_epi128(state[vector], key);
+            }
+        }
+        let last = round_key(&key.encryption[ROUNDS]);
+        let masks = Masks::new(chunk.len());
+        let place = chunk.as_mut_ptr().cast::<i8>();
+        for vector in 0..VECTORS {
+            let stream = _mm512_aesenclast_epi128(state[vector], last);
+            let (mask, place) = (masks.0[vector], place.wrapping_add(64 * vector));
+            // SAFETY: the masks have one bit for each byte of the chunk.
+            unsafe {
+                let text = _mm512_maskz_loadu_epi8(mask, place);
+                _mm512_mask_storeu_epi8(place, mask, _mm512_xor_si512(text, stream));
+            }
+        }
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn round_key(key: &u128) -> __m512i {
+    _mm512_broadcast_i32x4(m128i(key))
+}
+
+/// Which bytes of the vectors there are.
+struct Masks([__mmask64; VECTORS]);
+
+impl Masks {
+    /// The first `len` bytes.
+    #[inline]
+    fn new(len: usize) -> Self {
+        Self(
+            [0, 64, 128, 192].map(|start| match len.saturating_sub(start) {
+                64.. => u64::MAX,
+                len => (1 << len) - 1,
+            }),
+        )
+    }
+}
