@@ -17,6 +17,7 @@
     reason = "rounds and lanes are numbered; an index says which"
 )]
 #![allow(
+    clippy::absurd_extreme_comparisons,
     clippy::out_of_bounds_indexing,
     reason = "in unrolled loops the branches beyond the last index are never compiled in"
 )]
@@ -41,9 +42,9 @@ mod tests;
 mod wide;
 
 use core::fmt;
+use core::mem::MaybeUninit;
 use std::sync::OnceLock;
 
-use arrayvec::ArrayVec;
 use zeroize::Zeroize;
 
 pub(crate) use key::{Form, GcmKey};
@@ -207,7 +208,8 @@ fn next_kernel(jobs: &[Job<'_>], done: u64) -> Option<Kernel> {
 
 /// The jobs with keys of one kernel; returns which they were.
 fn crypt_batch<const SEAL: bool>(kernel: Kernel, jobs: &mut [Job<'_>]) -> u64 {
-    let mut packets = ArrayVec::<Packet, BATCH>::new();
+    let mut places = [const { MaybeUninit::<Packet>::uninit() }; BATCH];
+    let mut count = 0;
     let mut taken = 0;
     for (index, job) in jobs.iter_mut().enumerate() {
         let Some(key) = job.cipher.gcm_key() else {
@@ -218,16 +220,21 @@ fn crypt_batch<const SEAL: bool>(kernel: Kernel, jobs: &mut [Job<'_>]) -> u64 {
         }
         taken |= 1 << index;
         job.authentic = false;
-        if let Some(packet) = Packet::esp(key, job.sequence, job.esn, job.esp, index) {
-            packets.push(packet);
+        let Some(place) = places.get_mut(count) else {
+            break;
+        };
+        if Packet::esp(place, key, job.sequence, job.esn, job.esp, index).is_some() {
+            count += 1;
         } else if SEAL {
             // It must not leave in clear.
             job.esp.zeroize();
         }
     }
-    kernel.crypt::<SEAL>(&mut packets);
+    // SAFETY: the first `count` have been written.
+    let packets = unsafe { places[..count].assume_init_mut() };
+    kernel.crypt::<SEAL>(packets);
     if !SEAL {
-        for packet in &packets {
+        for packet in packets {
             let job = &mut jobs[usize::from(packet.index)];
             job.authentic = packet.authentic;
             if !packet.authentic {

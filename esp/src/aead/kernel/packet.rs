@@ -1,5 +1,7 @@
 //! A packet as the kernels see it: where its text is, and the blocks that are not in it.
 
+use core::mem::MaybeUninit;
+
 use subtle::ConstantTimeEq;
 
 use super::ghash;
@@ -46,17 +48,19 @@ const CLASSES: u8 = MOST_BLOCKS as u8 + 1 + SPREAD;
 pub(super) const LARGE: u8 = 3 * CLASSES;
 
 impl Packet {
-    /// The packet of an ESP job, or `None` if it is too short for its header and ICV.
+    /// Makes the packet of an ESP job at `place`, or `None` if it is too short for its header
+    /// and ICV.
     ///
     /// `esp` is SPI, sequence number, IV if explicit, text, ICV; `index` that of the job.
     #[inline(always)]
     pub(super) fn esp(
+        place: &mut MaybeUninit<Self>,
         key: &GcmKey,
         sequence: u64,
         esn: bool,
         esp: &mut [u8],
         index: usize,
-    ) -> Option<Self> {
+    ) -> Option<()> {
         let icv_len = usize::from(key.icv_len);
         let header_len = usize::from(key.header_len);
         let len = esp.len().checked_sub(header_len + icv_len)?;
@@ -96,7 +100,7 @@ impl Packet {
                 (text, text_len) = (icv, 0);
             }
         }
-        Some(Self {
+        place.write(Self {
             // RFC 4106 section 4: the nonce is the salt, then the IV.
             counter: u128::from(key.salt) | u128::from(iv) << 32,
             aad,
@@ -110,7 +114,8 @@ impl Packet {
             class: class(key, text_len),
             index: index as u8,
             authentic: false,
-        })
+        });
+        Some(())
     }
 
     /// A text with any authenticated data, and a nonce of 12 bytes.

@@ -5,7 +5,7 @@ use core::arch::x86_64::*;
 use super::super::packet::Packet;
 use super::aes::unrolled;
 use super::hash::join;
-use super::line::{Kind, Line, Text};
+use super::line::{Kind, Line, Steps, Text};
 use super::unit::Unit;
 use super::{lanes, reverse_bytes};
 
@@ -19,52 +19,68 @@ use super::{lanes, reverse_bytes};
 pub(super) unsafe fn crypt<const SEAL: bool>(line: &mut Line, unit: &mut Unit) {
     // SAFETY: the caller keeps the contract.
     unsafe {
-        let nonces = unit.join(|packet| &packet.counter);
-        // Only the last byte of the counters counts in small packets. It means nothing before
-        // the start of a text.
-        let mut counters = count_up(nonces, 2);
-        if unit.ragged {
-            let lead = |lane: usize| (unit.leads[lane] as i32) << 24;
-            #[rustfmt::skip]
-            let leads = _mm512_set_epi32(
-                lead(3), 0, 0, 0, lead(2), 0, 0, 0, lead(1), 0, 0, 0, lead(0), 0, 0, 0,
-            );
-            counters = _mm512_sub_epi32(counters, leads);
-        }
-        let mut start = if unit.length <= 8 {
+        // Only the last byte of the counters counts in small packets: 1 for the tag, 2 and
+        // more for the text.
+        let nonces = count_up(unit.join(|packet| &packet.counter), 1);
+        let start = if unit.length <= 8 {
             unit.length
         } else {
             (unit.length - 1) % 4 + 5
         };
-        let tag_counters = count_up(nonces, 1);
-        line.counters[start] = tag_counters;
-        match start {
-            0 => chunk::<SEAL, 0, 1>(line, unit, 0, counters),
-            1 => chunk::<SEAL, 1, 2>(line, unit, 0, counters),
-            2 => chunk::<SEAL, 2, 3>(line, unit, 0, counters),
-            3 => chunk::<SEAL, 3, 4>(line, unit, 0, counters),
-            4 => chunk::<SEAL, 4, 5>(line, unit, 0, counters),
-            5 => chunk::<SEAL, 5, 6>(line, unit, 0, counters),
-            6 => chunk::<SEAL, 6, 7>(line, unit, 0, counters),
-            7 => chunk::<SEAL, 7, 8>(line, unit, 0, counters),
-            _ => chunk::<SEAL, 8, 9>(line, unit, 0, counters),
+        let mut steps = &STEPS;
+        let delayed;
+        if unit.ragged {
+            delayed = delayed_steps(unit);
+            steps = &delayed;
         }
-        unit.masks = line.keystream[start];
+        match start {
+            0 => chunk::<SEAL, 0, 1>(line, unit, 0, nonces, steps),
+            1 => chunk::<SEAL, 1, 2>(line, unit, 0, nonces, steps),
+            2 => chunk::<SEAL, 2, 3>(line, unit, 0, nonces, steps),
+            3 => chunk::<SEAL, 3, 4>(line, unit, 0, nonces, steps),
+            4 => chunk::<SEAL, 4, 5>(line, unit, 0, nonces, steps),
+            5 => chunk::<SEAL, 5, 6>(line, unit, 0, nonces, steps),
+            6 => chunk::<SEAL, 6, 7>(line, unit, 0, nonces, steps),
+            7 => chunk::<SEAL, 7, 8>(line, unit, 0, nonces, steps),
+            _ => chunk::<SEAL, 8, 9>(line, unit, 0, nonces, steps),
+        }
+        unit.masks = line.keystream[0];
+        let mut start = start;
         while start < unit.length {
-            let counters = count_up(counters, start as i32);
+            let counters = count_up(_mm512_add_epi32(nonces, steps.0[0]), start as i32);
             if unit.length - start >= 8 {
-                chunk::<SEAL, 8, 8>(line, unit, start, counters);
+                chunk::<SEAL, 8, 8>(line, unit, start, counters, &STEPS);
                 start += 8;
             } else {
-                chunk::<SEAL, 4, 4>(line, unit, start, counters);
+                chunk::<SEAL, 4, 4>(line, unit, start, counters, &STEPS);
                 start += 4;
             }
         }
     }
 }
 
+/// One more in the last byte of each lane, two more, ...
+static STEPS: Steps = Steps::of(1 << 24);
+
+/// The steps of a group whose texts do not start in the same column. Before the start of a
+/// text, counters mean nothing.
+#[inline(never)]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,vaes,vpclmulqdq,bmi1,bmi2")]
+fn delayed_steps(unit: &Unit) -> Steps {
+    let lead = |lane: usize| (unit.leads[lane] as i32) << 24;
+    #[rustfmt::skip]
+    let leads = _mm512_set_epi32(
+        lead(3), 0, 0, 0, lead(2), 0, 0, 0, lead(1), 0, 0, 0, lead(0), 0, 0, 0,
+    );
+    let mut steps = STEPS;
+    for step in &mut steps.0 {
+        *step = _mm512_sub_epi32(*step, leads);
+    }
+    steps
+}
+
 /// `TEXT` columns of text from number `start`; with one more state, the counter blocks of the
-/// tags.
+/// tags before them.
 ///
 /// # Safety
 /// As for [`crypt`].
@@ -74,18 +90,17 @@ unsafe fn chunk<const SEAL: bool, const TEXT: usize, const COUNT: usize>(
     unit: &mut Unit,
     start: usize,
     counters: __m512i,
+    steps: &Steps,
 ) {
     // SAFETY: the caller keeps the contract.
     unsafe {
-        unrolled!(I < TEXT, {
-            line.counters[I] = count_up(counters, I as i32);
-        });
-        line.encrypt::<SEAL, COUNT>(unit);
+        line.encrypt::<SEAL, COUNT>(unit, counters, steps);
         line.text = Text {
             kind: Kind::Columns,
             unit,
             start,
             count: TEXT,
+            skip: COUNT - TEXT,
             last: start + TEXT == unit.length,
         };
     }
@@ -122,7 +137,7 @@ unsafe fn finish_columns<const SEAL: bool, const FROM: usize, const COLUMNS: usi
         let mut keystream = [_mm512_setzero_si512(); 4];
         unrolled!(I < 4, {
             if I < COLUMNS {
-                keystream[I] = line.keystream[FROM + I];
+                keystream[I] = line.keystream_at(FROM + I);
             }
         });
         let keystream = transposed(keystream);
@@ -156,7 +171,7 @@ unsafe fn finish_column<const SEAL: bool, const FROM: usize>(line: &mut Line) {
     unsafe {
         let unit = &*line.text.unit;
         let column = line.text.start + FROM;
-        let keystream = line.keystream[FROM];
+        let keystream = line.keystream_at(FROM);
         let block;
         if column < unit.whole {
             let at = unit

@@ -4,7 +4,7 @@ use core::arch::x86_64::*;
 
 use zeroize::Zeroize;
 
-use super::aes::{STATES, last_round, round, unrolled, whiten};
+use super::aes::{Keys, STATES, last_round, round, unrolled, whiten};
 use super::hash::{Powers, Products};
 use super::unit::Unit;
 use super::{columns, row};
@@ -15,8 +15,6 @@ pub(super) const BLOCKS: usize = STATES + 1;
 /// Chunks in the stages behind AES.
 #[repr(C, align(64))]
 pub(super) struct Line {
-    /// Counter blocks of the chunk that comes.
-    pub(super) counters: [__m512i; STATES],
     /// Of the chunk in the stage of text.
     pub(super) keystream: [__m512i; STATES],
     /// Hash input of the chunk in the stage of hash, the last vector first.
@@ -25,6 +23,27 @@ pub(super) struct Line {
     pub(super) sum: __m512i,
     pub(super) text: Text,
     hash: Hash,
+}
+
+/// What the counter blocks of a chunk after the first add to it.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+pub(super) struct Steps(pub(super) [__m512i; STATES - 1]);
+
+impl Steps {
+    /// `by` more in each, in the last four bytes of each lane.
+    pub(super) const fn of(by: u32) -> Self {
+        let mut words = [[0u32; 16]; STATES - 1];
+        let mut n = 0;
+        while n < 4 * words.len() {
+            words[n / 4][n % 4 * 4 + 3] = by * (n as u32 / 4 + 1);
+            n += 1;
+        }
+        // SAFETY: the same size, and every bit pattern is valid.
+        Self(unsafe {
+            core::mem::transmute::<[[u32; 16]; STATES - 1], [__m512i; STATES - 1]>(words)
+        })
+    }
 }
 
 /// A chunk that waits for its keystream to be used.
@@ -36,6 +55,8 @@ pub(super) struct Text {
     pub(super) start: usize,
     /// Columns or vectors of text.
     pub(super) count: usize,
+    /// Vectors of keystream before those for the text.
+    pub(super) skip: usize,
     /// Holds the last block of its packets.
     pub(super) last: bool,
 }
@@ -47,7 +68,7 @@ pub(super) enum Kind {
     Row,
 }
 
-/// A chunk that waits to be hashed.
+/// A chunk of columns that waits to be hashed.
 struct Hash {
     kind: Kind,
     unit: *mut Unit,
@@ -64,7 +85,6 @@ impl Line {
     pub(super) fn new() -> Self {
         let zero = _mm512_setzero_si512();
         Self {
-            counters: [zero; STATES],
             keystream: [zero; STATES],
             blocks: [zero; BLOCKS],
             sum: zero,
@@ -73,6 +93,7 @@ impl Line {
                 unit: core::ptr::null_mut(),
                 start: 0,
                 count: 0,
+                skip: 0,
                 last: false,
             },
             hash: Hash {
@@ -88,6 +109,16 @@ impl Line {
         }
     }
 
+    /// Keystream of column `n` of the chunk in the stage of text.
+    ///
+    /// # Safety
+    /// The chunk has that column.
+    #[inline(always)]
+    pub(super) unsafe fn keystream_at(&self, n: usize) -> __m512i {
+        // SAFETY: the caller keeps the contract: there is keystream for every column.
+        unsafe { self.keystream.as_ptr().add(self.text.skip + n).read() }
+    }
+
     /// Keystream does not stay on the stack.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,vaes,vpclmulqdq,bmi1,bmi2")]
@@ -95,37 +126,50 @@ impl Line {
         self.keystream.zeroize();
     }
 
-    /// Encrypts the first `COUNT` counter blocks to keystream with the keys of `unit`, and
-    /// moves the other chunks on.
+    /// Encrypts `COUNT` vectors of counter blocks, which are `base` and the sums of `base`
+    /// and of the first of `steps`, with the keys of `unit`, and moves the other chunks on.
     ///
     /// # Safety
     /// The CPU has what the kernel needs; the units on the line and their packets are valid.
     #[inline(always)]
-    pub(super) unsafe fn encrypt<const SEAL: bool, const COUNT: usize>(&mut self, unit: &Unit) {
+    pub(super) unsafe fn encrypt<const SEAL: bool, const COUNT: usize>(
+        &mut self,
+        unit: &Unit,
+        base: __m512i,
+        steps: &Steps,
+    ) {
         // SAFETY: the caller keeps the contract.
         unsafe {
+            if self.text.kind == Kind::Row && self.hash.kind != Kind::Nothing {
+                self.finish_hash::<SEAL>();
+            }
             if unit.keys.same {
-                self.encrypt_with::<SEAL, true, COUNT>(unit);
+                self.encrypt_with::<SEAL, true, COUNT>(&unit.keys, base, steps);
             } else {
-                self.encrypt_with::<SEAL, false, COUNT>(unit);
+                self.encrypt_with::<SEAL, false, COUNT>(&unit.keys, base, steps);
             }
         }
     }
 
     /// # Safety
-    /// As for [`Line::encrypt`]; `SAME` is that of the keys.
+    /// As for [`Line::encrypt`]; `SAME` is that of the keys. If a row is in the stage of text,
+    /// there is nothing in that of hash.
     #[inline(never)]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,vaes,vpclmulqdq,bmi1,bmi2")]
     unsafe fn encrypt_with<const SEAL: bool, const SAME: bool, const COUNT: usize>(
         &mut self,
-        unit: &Unit,
+        keys: &Keys,
+        base: __m512i,
+        steps: &Steps,
     ) {
-        let keys = &unit.keys;
-        let states = &mut [_mm512_setzero_si512(); STATES];
+        let states = &mut [base; STATES];
         unrolled!(I < COUNT, {
-            states[I] = self.counters[I];
+            if I > 0 {
+                states[I] = _mm512_add_epi32(base, steps.0[I - 1]);
+            }
         });
         let mut products = Products::zero();
+        let mut pair = [base; 2];
         // SAFETY: the caller keeps the contract.
         unsafe {
             let start = keys.from(0);
@@ -140,28 +184,63 @@ impl Line {
             }
             let keys = keys.from(keys.extra);
             round::<SAME, COUNT, 16>(states, &keys);
-            self.multiply::<0>(&mut products);
+            self.work::<SEAL, 0>(&mut products, &mut pair);
             round::<SAME, COUNT, 32>(states, &keys);
-            self.multiply::<2>(&mut products);
+            self.work::<SEAL, 1>(&mut products, &mut pair);
             round::<SAME, COUNT, 48>(states, &keys);
-            self.multiply::<4>(&mut products);
+            self.work::<SEAL, 2>(&mut products, &mut pair);
             round::<SAME, COUNT, 64>(states, &keys);
-            self.multiply::<6>(&mut products);
+            self.work::<SEAL, 3>(&mut products, &mut pair);
             round::<SAME, COUNT, 80>(states, &keys);
-            self.multiply::<8>(&mut products);
+            self.work::<SEAL, 4>(&mut products, &mut pair);
             round::<SAME, COUNT, 96>(states, &keys);
-            self.complete::<SEAL>(products);
+            self.work::<SEAL, 5>(&mut products, &mut pair);
             round::<SAME, COUNT, 112>(states, &keys);
-            self.finish_text::<SEAL, 0>();
+            self.work::<SEAL, 6>(&mut products, &mut pair);
             round::<SAME, COUNT, 128>(states, &keys);
-            self.finish_text::<SEAL, 4>();
+            self.work::<SEAL, 7>(&mut products, &mut pair);
             round::<SAME, COUNT, 144>(states, &keys);
-            self.hand_over();
+            self.work::<SEAL, 8>(&mut products, &mut pair);
             last_round::<SAME, COUNT, 160>(states, &keys);
         }
         unrolled!(I < COUNT, {
             self.keystream[I] = states[I];
         });
+    }
+
+    /// A part of the work on the chunks in the stages of text and hash: one of nine.
+    ///
+    /// # Safety
+    /// As for [`Line::encrypt`].
+    #[inline(always)]
+    unsafe fn work<const SEAL: bool, const SLOT: usize>(
+        &mut self,
+        products: &mut Products,
+        pair: &mut [__m512i; 2],
+    ) {
+        // SAFETY: the caller keeps the contract.
+        unsafe {
+            if self.text.kind == Kind::Row {
+                match SLOT {
+                    0 | 2 | 4 | 6 => row::finish_text::<SEAL, SLOT>(self, pair),
+                    1 | 3 | 5 | 7 => row::multiply::<SLOT>(self, products, pair),
+                    _ => row::complete::<SEAL>(self, *products),
+                }
+            } else {
+                match SLOT {
+                    0 => self.multiply::<0>(products),
+                    1 => self.multiply::<2>(products),
+                    2 => self.multiply::<4>(products),
+                    3 => self.multiply::<6>(products),
+                    4 => self.multiply::<8>(products),
+                    5 => self.complete::<SEAL>(*products),
+                    6 => self.finish_text::<SEAL, 0>(),
+                    7 => self.finish_text::<SEAL, 4>(),
+                    _ => self.hand_over(),
+                }
+            }
+            products.pin();
+        }
     }
 
     /// Multiplies hash input `N` and the next, if there are any.
@@ -177,7 +256,6 @@ impl Line {
             } else if N < self.hash.count {
                 products.add(self.blocks[N], &self.hash.powers, N);
             }
-            products.pin();
         }
     }
 
@@ -187,32 +265,27 @@ impl Line {
     /// As for [`Line::encrypt`].
     #[inline(always)]
     unsafe fn complete<const SEAL: bool>(&mut self, products: Products) {
+        if self.hash.kind == Kind::Nothing {
+            return;
+        }
         // SAFETY: the caller keeps the contract.
         unsafe {
             self.sum = products.reduce();
             if self.hash.last {
-                match self.hash.kind {
-                    Kind::Columns => columns::finish_tags::<SEAL>(&*self.hash.unit, self.sum),
-                    Kind::Row => row::finish_tag::<SEAL>(&*self.hash.unit, self.sum),
-                    Kind::Nothing => {}
-                }
+                columns::finish_tags::<SEAL>(&*self.hash.unit, self.sum);
             }
         }
     }
 
-    /// Encrypts or decrypts four columns or vectors of text from `FROM` on.
+    /// Encrypts or decrypts four columns of text from `FROM` on.
     ///
     /// # Safety
     /// As for [`Line::encrypt`].
     #[inline(always)]
     unsafe fn finish_text<const SEAL: bool, const FROM: usize>(&mut self) {
-        // SAFETY: the caller keeps the contract.
-        unsafe {
-            match self.text.kind {
-                Kind::Columns => columns::finish_text::<SEAL, FROM>(self),
-                Kind::Row => row::finish_text::<SEAL, FROM>(self),
-                Kind::Nothing => {}
-            }
+        if self.text.kind == Kind::Columns {
+            // SAFETY: the caller keeps the contract.
+            unsafe { columns::finish_text::<SEAL, FROM>(self) }
         }
     }
 
@@ -225,20 +298,36 @@ impl Line {
         self.hash.kind = self.text.kind;
         self.hash.unit = self.text.unit;
         self.hash.last = self.text.last;
-        // SAFETY: the caller keeps the contract.
-        unsafe {
-            match self.text.kind {
-                Kind::Columns => {
-                    self.hash.count = columns::place_ends(self);
-                    self.hash.powers = (*self.text.unit).keys.powers();
-                }
-                Kind::Row => {
-                    self.hash.count = self.text.count;
-                    self.hash.powers = (*self.text.unit).keys.strides(self.text.last);
-                }
-                Kind::Nothing => self.hash.count = 0,
+        self.hash.count = 0;
+        if self.text.kind == Kind::Columns {
+            // SAFETY: the caller keeps the contract.
+            unsafe {
+                self.hash.count = columns::place_ends(self);
+                self.hash.powers = (*self.text.unit).keys.powers();
             }
         }
+    }
+
+    /// Moves the chunk in the stage of hash off the line.
+    ///
+    /// # Safety
+    /// As for [`Line::encrypt`].
+    #[inline(never)]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,vaes,vpclmulqdq,bmi1,bmi2")]
+    unsafe fn finish_hash<const SEAL: bool>(&mut self) {
+        let mut products = Products::zero();
+        // SAFETY: the caller keeps the contract.
+        unsafe {
+            self.multiply::<0>(&mut products);
+            self.multiply::<2>(&mut products);
+            self.multiply::<4>(&mut products);
+            self.multiply::<6>(&mut products);
+            self.multiply::<8>(&mut products);
+            self.complete::<SEAL>(products);
+        }
+        self.hash.kind = Kind::Nothing;
+        self.hash.count = 0;
+        self.hash.last = false;
     }
 
     /// Moves all chunks off the line, without AES to mix them with.
@@ -250,20 +339,20 @@ impl Line {
     pub(super) unsafe fn drain<const SEAL: bool>(&mut self) {
         // SAFETY: the caller keeps the contract.
         unsafe {
-            for _ in 0..2 {
-                let mut products = Products::zero();
-                self.multiply::<0>(&mut products);
-                self.multiply::<2>(&mut products);
-                self.multiply::<4>(&mut products);
-                self.multiply::<6>(&mut products);
-                self.multiply::<8>(&mut products);
-                self.complete::<SEAL>(products);
-                self.finish_text::<SEAL, 0>();
-                self.finish_text::<SEAL, 4>();
-                self.hand_over();
-                self.text.kind = Kind::Nothing;
-                self.text.last = false;
-            }
+            self.finish_hash::<SEAL>();
+            let mut products = Products::zero();
+            let mut pair = [self.sum; 2];
+            self.work::<SEAL, 0>(&mut products, &mut pair);
+            self.work::<SEAL, 1>(&mut products, &mut pair);
+            self.work::<SEAL, 2>(&mut products, &mut pair);
+            self.work::<SEAL, 3>(&mut products, &mut pair);
+            self.work::<SEAL, 4>(&mut products, &mut pair);
+            self.work::<SEAL, 5>(&mut products, &mut pair);
+            self.work::<SEAL, 6>(&mut products, &mut pair);
+            self.work::<SEAL, 7>(&mut products, &mut pair);
+            self.work::<SEAL, 8>(&mut products, &mut pair);
+            self.finish_hash::<SEAL>();
         }
+        self.text.kind = Kind::Nothing;
     }
 }

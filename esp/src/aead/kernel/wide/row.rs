@@ -2,9 +2,9 @@
 
 use core::arch::x86_64::*;
 
-use super::aes::unrolled;
+use super::aes::{pin, unrolled};
 use super::hash::Products;
-use super::line::{Kind, Line, Text};
+use super::line::{Kind, Line, Steps, Text};
 use super::unit::Unit;
 use super::{bytes_of_text, finish, lanes, reverse_bytes};
 
@@ -46,12 +46,15 @@ pub(super) unsafe fn crypt<const SEAL: bool>(line: &mut Line, unit: &mut Unit) {
             if start == 0 {
                 unit.masks = _mm512_maskz_mov_epi64(0b11 << (2 * gap), line.keystream[0]);
             }
-            counters = _mm512_add_epi32(counters, lanes((4 * count as i128) << 96));
+            counters = count_up(counters, 4 * count);
             start += count;
             count = CHUNK;
         }
     }
 }
+
+/// Four more in the last byte of each lane, eight more, ...
+static STEPS: Steps = Steps::of(4 << 24);
 
 /// `COUNT` vectors from number `start`.
 ///
@@ -67,74 +70,155 @@ unsafe fn chunk<const SEAL: bool, const COUNT: usize>(
     // SAFETY: the caller keeps the contract.
     unsafe {
         let first_counter = (4 * start + 1).wrapping_sub(unit.leads[0]);
+        let base = counter_blocks(counters);
         if first_counter % 256 + 4 * COUNT <= 256 {
             // Only the last byte counts within this chunk.
-            let counters = counter_blocks(counters);
-            unrolled!(I < COUNT, {
-                line.counters[I] = count_up(counters, (4 * I as u32) << 24);
-            });
+            line.encrypt::<SEAL, COUNT>(unit, base, &STEPS);
         } else {
-            unrolled!(I < COUNT, {
-                line.counters[I] = counter_blocks(count_up(counters, 4 * I as u32));
-            });
+            line.encrypt::<SEAL, COUNT>(unit, base, &carrying_steps(counters, base));
         }
-        line.encrypt::<SEAL, COUNT>(unit);
         line.text = Text {
             kind: Kind::Row,
             unit,
             start,
             count: COUNT,
+            skip: 0,
             last: start + COUNT == unit.length,
         };
     }
 }
 
-/// Encrypts or decrypts up to four vectors of the chunk, from number `FROM` from the end.
+/// The steps of a chunk in which other bytes of the counters than the last change, as
+/// differences of words from `base`.
+#[inline(never)]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,vaes,vpclmulqdq,bmi1,bmi2")]
+fn carrying_steps(counters: __m512i, base: __m512i) -> Steps {
+    let mut steps = STEPS;
+    for (n, step) in steps.0.iter_mut().enumerate() {
+        *step = _mm512_sub_epi32(counter_blocks(count_up(counters, 4 * (n + 1))), base);
+    }
+    steps
+}
+
+/// Encrypts or decrypts vectors `N` and `N + 1` from the end of the chunk; their hash input is
+/// put into `pair`.
 ///
 /// # Safety
 /// As for [`crypt`].
 #[inline(always)]
-pub(super) unsafe fn finish_text<const SEAL: bool, const FROM: usize>(line: &mut Line) {
+pub(super) unsafe fn finish_text<const SEAL: bool, const N: usize>(
+    line: &Line,
+    pair: &mut [__m512i; 2],
+) {
     // SAFETY: the caller keeps the contract; vectors within the text are accessed whole, of
     // others the bytes that are.
     unsafe {
-        let text = line.text;
+        let text = &line.text;
         let unit = &*text.unit;
         let packet = &*unit.packets[0];
         let offset = 64 * (text.start + text.count) as isize - 16 * (unit.leads[0] as isize + 1);
-        let end = packet.text.wrapping_offset(offset);
-        if text.start > 0 && !(FROM == 0 && text.last) {
-            // All vectors are whole.
-            unrolled!(I < 4, {
-                let at = end.wrapping_sub(64 * (FROM + I + 1));
+        if text.start > 0 && (N > 0 || !text.last) {
+            // Both are whole.
+            let end = packet.text.wrapping_offset(offset);
+            unrolled!(I < 2, {
+                let at = end.wrapping_sub(64 * (N + I + 1));
                 let input = _mm512_loadu_si512(at.cast());
-                let output = _mm512_xor_si512(input, line.keystream[CHUNK - 1 - FROM - I]);
+                let output = _mm512_xor_si512(input, line.keystream[CHUNK - 1 - N - I]);
                 _mm512_storeu_si512(at.cast(), output);
-                let mut block = reverse_bytes(if SEAL { output } else { input });
-                if FROM + I == CHUNK - 1 {
-                    block = _mm512_xor_si512(block, line.sum);
-                }
-                line.blocks[FROM + I] = block;
+                pair[I] = reverse_bytes(if SEAL { output } else { input });
             });
-            return;
+            if N + 2 == CHUNK {
+                pair[1] = _mm512_xor_si512(pair[1], line.sum);
+            }
+        } else {
+            unrolled!(I < 2, {
+                let n = N + I;
+                if n + 1 == text.count || (n == 0 && text.last) {
+                    pair[I] = finish_edge::<SEAL>(line, n, offset);
+                } else if n < text.count {
+                    let at = packet.text.wrapping_offset(offset - 64 * (n as isize + 1));
+                    let input = _mm512_loadu_si512(at.cast());
+                    let keystream = line.keystream[text.count - 1 - n];
+                    let output = _mm512_xor_si512(input, keystream);
+                    _mm512_storeu_si512(at.cast(), output);
+                    pair[I] = reverse_bytes(if SEAL { output } else { input });
+                }
+            });
         }
-        for n in FROM..text.count.min(FROM + 4) {
-            let offset = offset - 64 * (n as isize + 1);
-            let at = packet.text.wrapping_offset(offset);
-            let mask = bytes_of_text(offset, packet.len);
-            let keystream = line.keystream[text.count - 1 - n];
-            let input = _mm512_maskz_loadu_epi8(mask, at.cast());
-            let output = _mm512_maskz_mov_epi8(mask, _mm512_xor_si512(input, keystream));
-            _mm512_mask_storeu_epi8(at.cast(), mask, output);
-            let mut block = reverse_bytes(if SEAL { output } else { input });
-            if n + 1 == text.count && text.start == 0 {
+        let [first, second] = pair;
+        pin([first, second]);
+    }
+}
+
+/// Encrypts or decrypts vector `n` from the end of the chunk, which may be the first or the
+/// last of the packet; returns its hash input. `offset` is where the chunk ends in the text.
+///
+/// # Safety
+/// As for [`crypt`]; the chunk has this vector.
+#[inline(always)]
+unsafe fn finish_edge<const SEAL: bool>(line: &Line, n: usize, offset: isize) -> __m512i {
+    // SAFETY: the caller keeps the contract; masks keep to the text.
+    unsafe {
+        let text = &line.text;
+        let unit = &*text.unit;
+        let packet = &*unit.packets[0];
+        let offset = offset - 64 * (n as isize + 1);
+        let at = packet.text.wrapping_offset(offset);
+        let mask = bytes_of_text(offset, packet.len);
+        let keystream = line.keystream[text.count - 1 - n];
+        let input = _mm512_maskz_loadu_epi8(mask, at.cast());
+        let output = _mm512_maskz_mov_epi8(mask, _mm512_xor_si512(input, keystream));
+        _mm512_mask_storeu_epi8(at.cast(), mask, output);
+        let mut block = reverse_bytes(if SEAL { output } else { input });
+        if n + 1 == text.count {
+            if text.start == 0 {
                 let lane = 0b11 << (2 * unit.leads[0]);
                 block = _mm512_mask_mov_epi64(block, lane, lanes(packet.aad as i128));
+            } else {
+                block = _mm512_xor_si512(block, line.sum);
             }
-            if n == 0 && text.last {
-                block = _mm512_mask_mov_epi64(block, 0xc0, lanes(packet.lengths as i128));
-            }
-            line.blocks[n] = block;
+        }
+        if n == 0 && text.last {
+            block = _mm512_mask_mov_epi64(block, 0xc0, lanes(packet.lengths as i128));
+        }
+        block
+    }
+}
+
+/// Multiplies the pair of the slot before.
+///
+/// # Safety
+/// As for [`crypt`].
+#[inline(always)]
+pub(super) unsafe fn multiply<const SLOT: usize>(
+    line: &Line,
+    products: &mut Products,
+    pair: &[__m512i; 2],
+) {
+    // SAFETY: the caller keeps the contract.
+    unsafe {
+        let text = &line.text;
+        let n = SLOT - 1;
+        let powers = &(*text.unit).keys.strides(text.last);
+        if n + 1 < text.count {
+            products.add_two(*pair, powers, n);
+        } else if n < text.count {
+            products.add(pair[0], powers, n);
+        }
+    }
+}
+
+/// Ends the work on a chunk: the tag, or the sum for the next.
+///
+/// # Safety
+/// As for [`crypt`].
+#[inline(always)]
+pub(super) unsafe fn complete<const SEAL: bool>(line: &mut Line, products: Products) {
+    // SAFETY: the caller keeps the contract.
+    unsafe {
+        line.sum = products.reduce();
+        if line.text.last {
+            finish_tag::<SEAL>(&*line.text.unit, line.sum);
         }
     }
 }
@@ -144,7 +228,7 @@ pub(super) unsafe fn finish_text<const SEAL: bool, const FROM: usize>(line: &mut
 /// # Safety
 /// As for [`crypt`].
 #[inline(always)]
-pub(super) unsafe fn finish_tag<const SEAL: bool>(unit: &Unit, sums: __m512i) {
+unsafe fn finish_tag<const SEAL: bool>(unit: &Unit, sums: __m512i) {
     // SAFETY: the caller keeps the contract; there are four powers.
     unsafe {
         let packet = unit.packets[0];
@@ -175,6 +259,6 @@ fn counter_blocks(counters: __m512i) -> __m512i {
 /// Adds to the last four bytes of each lane.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,vaes,vpclmulqdq,bmi1,bmi2")]
-fn count_up(counters: __m512i, by: u32) -> __m512i {
-    _mm512_add_epi32(counters, lanes(i128::from(by) << 96))
+fn count_up(counters: __m512i, by: usize) -> __m512i {
+    _mm512_add_epi32(counters, lanes((by as i128) << 96))
 }
