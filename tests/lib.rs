@@ -4,6 +4,8 @@
 //! This library is what the promises share: keys, associations and packets to try them on.
 #![forbid(unsafe_code)]
 
+pub mod bed;
+
 use std::net::IpAddr;
 
 use etherparse::PacketBuilder;

@@ -82,7 +82,30 @@ impl Engine {
     /// reserved is never given back.
     pub fn encapsulate<B: Buffer>(&mut self, now: Timestamp, batch: &mut [Outbound<'_, B>]) {
         for chunk in batch.chunks_mut(CHUNK) {
-            self.encapsulate_chunk(now, chunk);
+            self.encapsulate_chunk::<B, false>(now, chunk);
+        }
+    }
+
+    /// Encapsulates as [`encapsulate`](Self::encapsulate) does, but leaves the cryptography to
+    /// an adapter: [`Verdict::Sealed`] then means that headers, IV, padding and trailer are
+    /// written, the text is **clear**, and where the ICV belongs there is room for it.
+    ///
+    /// The UDP checksum that ESP in UDP over IPv6 needs is not computed either.
+    pub fn frame<B: Buffer>(&mut self, now: Timestamp, batch: &mut [Outbound<'_, B>]) {
+        for chunk in batch.chunks_mut(CHUNK) {
+            self.encapsulate_chunk::<B, true>(now, chunk);
+        }
+    }
+
+    /// Decapsulates packets that an adapter has authenticated and decrypted already: replay
+    /// window, trailer, selectors, inner packet.
+    ///
+    /// Every entry names its association and, as its sequence number, the one of 64 bits that
+    /// the adapter has used; if that is not the number that the window infers, the adapter was
+    /// behind, the packet may be an old one, and it is dropped as a replay.
+    pub fn accept<B: Buffer>(&mut self, now: Timestamp, batch: &mut [Inbound<'_, B>]) {
+        for chunk in batch.chunks_mut(CHUNK) {
+            self.decapsulate_chunk::<B, true>(now, &|_, _| None, chunk);
         }
     }
 
@@ -94,11 +117,16 @@ impl Engine {
         batch: &mut [Inbound<'a, B>],
     ) {
         for chunk in batch.chunks_mut(CHUNK) {
-            self.decapsulate_chunk(now, sas, chunk);
+            self.decapsulate_chunk::<B, false>(now, sas, chunk);
         }
     }
 
-    fn encapsulate_chunk<B: Buffer>(&mut self, now: Timestamp, chunk: &mut [Outbound<'_, B>]) {
+    /// `ADAPTER`: somebody else does the cryptography.
+    fn encapsulate_chunk<B: Buffer, const ADAPTER: bool>(
+        &mut self,
+        now: Timestamp,
+        chunk: &mut [Outbound<'_, B>],
+    ) {
         let mut prepared: ArrayVec<Prepared<'_, '_, B>, CHUNK> = ArrayVec::new();
         for entry in chunk.iter_mut() {
             match outbound::measure(entry) {
@@ -156,11 +184,13 @@ impl Engine {
             }
             self.emit(sa, reservation.events);
         }
-        seal_batch(&mut jobs);
+        if !ADAPTER {
+            seal_batch(&mut jobs);
+        }
         drop(jobs);
         drop(prepared);
 
-        if with_checksum {
+        if with_checksum && !ADAPTER {
             for entry in chunk {
                 if let Verdict::Sealed { .. } = entry.verdict {
                     outbound::write_udp_checksum(entry.sa.context(), entry.packet.data_mut());
@@ -169,7 +199,8 @@ impl Engine {
         }
     }
 
-    fn decapsulate_chunk<'a, B: Buffer>(
+    /// `ADAPTER`: somebody else has done the cryptography.
+    fn decapsulate_chunk<'a, B: Buffer, const ADAPTER: bool>(
         &mut self,
         now: Timestamp,
         sas: &impl InboundSas<'a>,
@@ -178,7 +209,12 @@ impl Engine {
         let mut candidates: ArrayVec<Candidate<'a>, CHUNK> = ArrayVec::new();
         let mut jobs: ArrayVec<Job<'_>, CHUNK> = ArrayVec::new();
         for (index, entry) in chunk.iter_mut().enumerate() {
-            match inbound::prepare(entry, index, sas, &self.ports, &mut self.scratch) {
+            let prepared = if ADAPTER {
+                inbound::prepare_opened(entry, index, &self.ports)
+            } else {
+                inbound::prepare(entry, index, sas, &self.ports, &mut self.scratch)
+            };
+            match prepared {
                 Ok(candidate) => {
                     let esp_at = candidate.esp_at;
                     jobs.push(Job {
@@ -196,9 +232,11 @@ impl Engine {
                 }
             }
         }
-        open_batch(&mut jobs);
+        if !ADAPTER {
+            open_batch(&mut jobs);
+        }
         for (candidate, job) in candidates.iter_mut().zip(&jobs) {
-            candidate.authentic = job.authentic;
+            candidate.authentic = ADAPTER || job.authentic;
         }
         drop(jobs);
 

@@ -10,8 +10,8 @@ use crate::association::EspSa;
 use crate::buffer::Buffer;
 use crate::fate::{DropReason, Opened, Verdict};
 use crate::wire::{
-    Brief, Checksum, EncapsulationPorts, IpHeader, IpVersion, Located, adjusted, flow, locate,
-    protocol,
+    Brief, Checksum, EncapsulationPorts, EspLocation, IpHeader, IpVersion, Located, adjusted, flow,
+    locate, protocol,
 };
 use crate::{nat, wire};
 
@@ -87,6 +87,51 @@ pub(crate) fn prepare<'a, B: Buffer>(
     ports: &EncapsulationPorts,
     scratch: &mut Option<Vec<u8>>,
 ) -> Result<Candidate<'a>, Verdict> {
+    let (sa, location) = find(entry, sas, ports)?;
+    let resynchronised = match scratch {
+        Some(scratch) if sa.is_resync_due() => {
+            let packet = entry.packet.data();
+            let esp = &packet[location.esp_at..location.esp_at + location.esp_len];
+            resynchronise(sa, location.sequence, esp, scratch)
+        }
+        _ => None,
+    };
+    let sequence = match resynchronised {
+        Some(sequence) => sequence,
+        None => match sa.check(location.sequence) {
+            Ok(sequence) => sequence,
+            Err(_) => return Err(Verdict::Drop(DropReason::Replay)),
+        },
+    };
+    entry.sequence = sequence;
+    Ok(Candidate::new(index, sa, sequence, &location))
+}
+
+/// As [`prepare`], of a packet that an adapter has opened with the sequence number in `entry`.
+pub(crate) fn prepare_opened<'a, B: Buffer>(
+    entry: &mut Inbound<'a, B>,
+    index: usize,
+    ports: &EncapsulationPorts,
+) -> Result<Candidate<'a>, Verdict> {
+    let authenticated = entry.sequence;
+    let (sa, location) = find(entry, &|_, _| None, ports)?;
+    entry.sequence = authenticated;
+    match sa.check(location.sequence) {
+        Ok(sequence) if sequence == authenticated => {
+            Ok(Candidate::new(index, sa, sequence, &location))
+        }
+        _ => Err(Verdict::Drop(DropReason::Replay)),
+    }
+}
+
+/// The association of a packet, if it is in force, and where ESP lies in the packet, if it is
+/// long enough for that association.
+#[inline]
+fn find<'a, B: Buffer>(
+    entry: &mut Inbound<'a, B>,
+    sas: &impl InboundSas<'a>,
+    ports: &EncapsulationPorts,
+) -> Result<(&'a EspSa, EspLocation), Verdict> {
     let drop = |reason| Err(Verdict::Drop(reason));
     let packet = entry.packet.data();
     let location = match locate(packet, ports) {
@@ -122,34 +167,26 @@ pub(crate) fn prepare<'a, B: Buffer>(
     if text_len < 2 || text_len & (context.alignment() - 1) != 0 {
         return drop(DropReason::Malformed);
     }
-    let resynchronised = match scratch {
-        Some(scratch) if sa.is_resync_due() => {
-            let esp = &packet[location.esp_at..location.esp_at + location.esp_len];
-            resynchronise(sa, location.sequence, esp, scratch)
+    Ok((sa, location))
+}
+
+impl<'a> Candidate<'a> {
+    #[inline]
+    fn new(index: usize, sa: &'a EspSa, sequence: u64, location: &EspLocation) -> Self {
+        Self {
+            index,
+            sa,
+            sequence,
+            esp_at: location.esp_at,
+            esp_len: location.esp_len,
+            header_len: location.header_len,
+            protocol_at: location.protocol_at,
+            version: location.version,
+            traffic_class: location.traffic_class,
+            udp: location.udp,
+            authentic: false,
         }
-        _ => None,
-    };
-    let sequence = match resynchronised {
-        Some(sequence) => sequence,
-        None => match sa.check(location.sequence) {
-            Ok(sequence) => sequence,
-            Err(_) => return drop(DropReason::Replay),
-        },
-    };
-    entry.sequence = sequence;
-    Ok(Candidate {
-        index,
-        sa,
-        sequence,
-        esp_at: location.esp_at,
-        esp_len: location.esp_len,
-        header_len: location.header_len,
-        protocol_at: location.protocol_at,
-        version: location.version,
-        traffic_class: location.traffic_class,
-        udp: location.udp,
-        authentic: false,
-    })
+    }
 }
 
 /// After long silence the high half of an extended sequence number may be guessed wrong for

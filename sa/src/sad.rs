@@ -265,6 +265,14 @@ impl<C> Sad<C> {
         Ok(())
     }
 
+    /// Takes an association out without ending it: it is not found here any more, and goes on
+    /// wherever else it is in use.
+    pub fn withdraw(&mut self, owner: VmId, handle: SaHandle) -> Result<Arc<Sa<C>>, NotFound> {
+        let detached = self.detach(owner, handle)?;
+        self.free(handle);
+        Ok(detached.sa)
+    }
+
     /// Deleted associations that packets in flight may still use.
     pub fn draining(&self) -> usize {
         self.draining.len()

@@ -375,3 +375,27 @@ fn no_allowance_is_none() {
     assert_eq!(sad.usage(VmId(6)).limit, 512);
     assert_eq!(sad.usage(VmId::HOST).limit, u32::MAX);
 }
+
+/// A withdrawn association is not found any more, frees its place, and goes on elsewhere; the
+/// owner alone may withdraw it.
+#[test]
+fn a_withdrawn_association_goes_on() {
+    let mut sad = Sad::new();
+    let owner = VmId(7);
+    sad.set_limit(owner, 1);
+    let params = SaParams {
+        owner,
+        ..params(Direction::Inbound)
+    };
+    let sa = sa(params);
+    let handle = sad.add(Arc::clone(&sa)).unwrap();
+    let foreign = sad.withdraw(VmId(8), handle).unwrap_err();
+    assert_eq!(foreign, NotFound { handle });
+    let withdrawn = sad.withdraw(owner, handle).unwrap();
+    assert!(Arc::ptr_eq(&withdrawn, &sa));
+    assert_eq!(sa.state(), SaState::Mature);
+    assert!(sad.get(owner, handle).is_err());
+    assert_eq!((sad.len(), sad.draining()), (0, 0));
+    let again = sad.add(sa).unwrap();
+    assert_ne!(again, handle);
+}

@@ -287,20 +287,21 @@ pub fn flow(packet: &[u8]) -> Option<Flow> {
 /// headers of IPv6, which transport mode leaves behind ESP.
 pub(crate) fn upper_layer(version: IpVersion, next_header: u8, upper: &[u8]) -> (u8, Ports) {
     let (mut protocol, mut upper) = (next_header, upper);
-    while version == IpVersion::V6 {
-        match protocol {
-            protocol::HOP_BY_HOP | protocol::ROUTING | protocol::DESTINATION_OPTIONS => {
-                let rest = match upper {
-                    [_, len, ..] => upper.get((usize::from(*len) + 1) * 8..),
-                    _ => None,
-                };
-                let Some(rest) = rest else {
-                    return (protocol, Ports::Opaque);
-                };
-                (protocol, upper) = (upper[0], rest);
-            }
-            protocol::FRAGMENT => return (protocol, Ports::Opaque),
-            _ => break,
+    if version == IpVersion::V6 {
+        while let protocol::HOP_BY_HOP | protocol::ROUTING | protocol::DESTINATION_OPTIONS =
+            protocol
+        {
+            let rest = match upper {
+                [_, len, ..] => upper.get((usize::from(*len) + 1) * 8..),
+                _ => None,
+            };
+            let Some(rest) = rest else {
+                return (protocol, Ports::Opaque);
+            };
+            (protocol, upper) = (upper[0], rest);
+        }
+        if protocol == protocol::FRAGMENT {
+            return (protocol, Ports::Opaque);
         }
     }
     (protocol, upper_ports(protocol, upper))

@@ -84,7 +84,7 @@ impl GcmKey {
             let mut word = schedule[i - 1];
             if i % words == 0 {
                 word = substitute(word).rotate_right(8) ^ constant;
-                constant = (constant << 1) ^ (constant >> 7) * 0x11b;
+                constant = (constant << 1) ^ ((constant >> 7) * 0x11b);
             } else if words > 6 && i % words == 4 {
                 word = substitute(word);
             }

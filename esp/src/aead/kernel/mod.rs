@@ -11,6 +11,20 @@
 //! they are dropped; round keys and powers of the hash key are only ever loaded from there
 //! into registers, never copied to the stack.
 
+#![allow(
+    clippy::needless_late_init,
+    clippy::needless_range_loop,
+    reason = "rounds and lanes are numbered; an index says which"
+)]
+#![allow(
+    clippy::out_of_bounds_indexing,
+    reason = "in unrolled loops the branches beyond the last index are never compiled in"
+)]
+#![allow(
+    clippy::pointers_in_nomem_asm_block,
+    reason = "the blocks are empty: they hide from the compiler where a pointer comes from"
+)]
+
 #[cfg(test)]
 mod against_libraries;
 pub(super) mod chacha20poly1305;
@@ -214,10 +228,10 @@ fn crypt_batch<const SEAL: bool>(kernel: Kernel, jobs: &mut [Job<'_>]) -> u64 {
     kernel.crypt::<SEAL>(&mut packets);
     if !SEAL {
         for packet in &packets {
-            let job = &mut jobs[packet.index];
+            let job = &mut jobs[usize::from(packet.index)];
             job.authentic = packet.authentic;
             if !packet.authentic {
-                let end = job.esp.len() - packet.icv_len;
+                let end = job.esp.len() - usize::from(packet.icv_len);
                 job.esp[usize::from(packet.key().header_len)..end].zeroize();
             }
         }

@@ -9,7 +9,6 @@ use super::key::{Form, GcmKey};
 ///
 /// Made only by [`Packet::esp`] and [`Packet::raw`]; `text` is valid for `len` bytes and `icv`
 /// for `icv_len`, for as long as the borrows that these were given.
-#[derive(Clone, Copy)]
 #[repr(C, align(64))]
 pub(super) struct Packet {
     /// The counter block with the counter 0: salt, IV.
@@ -20,26 +19,36 @@ pub(super) struct Packet {
     /// The block of lengths in bits, byte-reversed.
     pub(super) lengths: u128,
     pub(super) key: *const GcmKey,
-    /// AES rounds of the key.
-    pub(super) rounds: usize,
     pub(super) text: *mut u8,
     /// Bytes of text, below 2^36 - 32.
     pub(super) len: usize,
     pub(super) icv: *mut u8,
-    pub(super) icv_len: usize,
+    pub(super) icv_len: u8,
+    /// AES rounds of the key.
+    pub(super) rounds: u8,
+    /// Packets of neighbouring classes can be worked on together.
+    pub(super) class: u8,
+    /// Of the job.
+    pub(super) index: u8,
     /// Set when a packet has been opened.
     pub(super) authentic: bool,
-    /// Of the job.
-    pub(super) index: usize,
 }
 
 /// Text that a 32-bit counter can encrypt (SP 800-38D section 5.2.1.1), in bytes.
 const MAX_TEXT: usize = (1 << 36) - 32;
+/// Blocks of text of a packet that can be one of a group.
+const MOST_BLOCKS: usize = 20;
+/// Classes, and so blocks, by which the packets of a group may differ.
+pub(super) const SPREAD: u8 = 3;
+/// Classes for each length of keys.
+const CLASSES: u8 = MOST_BLOCKS as u8 + 1 + SPREAD;
+/// The class of packets that are worked on alone.
+pub(super) const LARGE: u8 = 3 * CLASSES;
 
 impl Packet {
     /// The packet of an ESP job, or `None` if it is too short for its header and ICV.
     ///
-    /// `esp` is SPI, sequence number, IV if explicit, text, ICV.
+    /// `esp` is SPI, sequence number, IV if explicit, text, ICV; `index` that of the job.
     #[inline(always)]
     pub(super) fn esp(
         key: &GcmKey,
@@ -48,70 +57,59 @@ impl Packet {
         esp: &mut [u8],
         index: usize,
     ) -> Option<Self> {
-        let header_len = usize::from(key.header_len);
         let icv_len = usize::from(key.icv_len);
+        let header_len = usize::from(key.header_len);
         let len = esp.len().checked_sub(header_len + icv_len)?;
         if len > MAX_TEXT {
             return None;
         }
         let (spi_and_number, rest) = esp.split_first_chunk::<8>()?;
+        let (next, _) = rest.split_first_chunk::<8>()?;
         let spi_and_number = u64::from_be_bytes(*spi_and_number);
-        let iv = match key.form {
-            Form::ImplicitIv => {
-                //= https://www.rfc-editor.org/rfc/rfc8750#section-4
-                // Without ESN the 32-bit number is extended with zeroes in front.
-                if esn {
+        let mut iv = u64::from_le_bytes(*next);
+        //= https://www.rfc-editor.org/rfc/rfc4106#section-5
+        // Authenticated data: SPI and the 32-bit or 64-bit sequence number.
+        let mut aad = u128::from(spi_and_number) << 64;
+        let mut lengths = (64u128 << 64) | (len as u128 * 8);
+        if esn {
+            let high = spi_and_number & !0xffff_ffff | sequence >> 32;
+            aad = u128::from(high) << 64 | u128::from(spi_and_number << 32);
+            lengths = (96u128 << 64) | (len as u128 * 8);
+        }
+        let mut text = esp.as_mut_ptr().wrapping_add(header_len);
+        let icv = text.wrapping_add(len);
+        let mut text_len = len;
+        if key.form != Form::Gcm {
+            if key.form == Form::ImplicitIv {
+                // RFC 8750 section 4: the IV is the sequence number; without ESN, zeroes in
+                // front of its 32 bits.
+                iv = if esn {
                     sequence
                 } else {
                     sequence & 0xffff_ffff
                 }
-                .swap_bytes()
+                .swap_bytes();
+            } else {
+                let aad_len;
+                (aad, aad_len) = gmac_aad(key, sequence, esn, esp.get(..16 + len)?);
+                lengths = (aad_len as u128 * 8) << 64;
+                (text, text_len) = (icv, 0);
             }
-            Form::Gcm | Form::Gmac => u64::from_le_bytes(*rest.first_chunk::<8>()?),
-        };
-        //= https://www.rfc-editor.org/rfc/rfc4106#section-4
-        // Nonce: salt, then IV.
-        let counter = u128::from(key.salt) | u128::from(iv) << 32;
-        if key.form == Form::Gmac {
-            let (aad, aad_len) = gmac_aad(key, sequence, esn, esp.get(..16 + len)?);
-            let icv = esp.get_mut(16 + len..)?.as_mut_ptr();
-            return Some(Self {
-                key,
-                rounds: key.rounds as usize,
-                text: icv,
-                len: 0,
-                icv,
-                icv_len,
-                counter,
-                aad,
-                lengths: (aad_len as u128 * 8) << 64,
-                authentic: false,
-                index,
-            });
         }
-        //= https://www.rfc-editor.org/rfc/rfc4106#section-5
-        // Authenticated data: SPI and the 32-bit or 64-bit sequence number.
-        let (aad, aad_bits) = if esn {
-            let high = spi_and_number & !0xffff_ffff | sequence >> 32;
-            let low = spi_and_number << 32;
-            (u128::from(high) << 64 | u128::from(low), 96u128)
-        } else {
-            (u128::from(spi_and_number) << 64, 64)
-        };
-        let body = esp.get_mut(header_len..)?;
-        let icv = body.get_mut(len..)?.as_mut_ptr();
         Some(Self {
-            key,
-            rounds: key.rounds as usize,
-            text: body.as_mut_ptr(),
-            len,
-            icv,
-            icv_len,
-            counter,
+            // RFC 4106 section 4: the nonce is the salt, then the IV.
+            counter: u128::from(key.salt) | u128::from(iv) << 32,
             aad,
-            lengths: aad_bits << 64 | len as u128 * 8,
+            lengths,
+            key,
+            text,
+            len: text_len,
+            icv,
+            icv_len: key.icv_len,
+            rounds: key.rounds as u8,
+            class: class(key, text_len),
+            index: index as u8,
             authentic: false,
-            index,
         })
     }
 
@@ -129,17 +127,18 @@ impl Packet {
         let mut counter = [0; 16];
         counter[..12].copy_from_slice(nonce);
         Some(Self {
+            counter: u128::from_le_bytes(counter),
+            aad: ghash::absorb(key, 0, aad),
+            lengths: ((aad.len() as u128 * 8) << 64) | (text.len() as u128 * 8),
             key,
-            rounds: key.rounds as usize,
             text: text.as_mut_ptr(),
             len: text.len(),
             icv: icv.as_mut_ptr(),
-            icv_len: icv.len(),
-            counter: u128::from_le_bytes(counter),
-            aad: ghash::absorb(key, 0, aad),
-            lengths: (aad.len() as u128 * 8) << 64 | text.len() as u128 * 8,
-            authentic: false,
+            icv_len: icv.len() as u8,
+            rounds: key.rounds as u8,
+            class: class(key, text.len()),
             index: 0,
+            authentic: false,
         })
     }
 
@@ -148,7 +147,7 @@ impl Packet {
     pub(super) fn finish<const SEAL: bool>(&mut self, tag: [u8; 16]) {
         // SAFETY: `icv` is valid for `icv_len` bytes (see `Packet`), and nothing else refers
         // to them while this runs.
-        let icv = unsafe { core::slice::from_raw_parts_mut(self.icv, self.icv_len) };
+        let icv = unsafe { core::slice::from_raw_parts_mut(self.icv, usize::from(self.icv_len)) };
         let tag = tag.get(..icv.len()).unwrap_or_default();
         if SEAL {
             icv.copy_from_slice(tag);
@@ -164,8 +163,20 @@ impl Packet {
     }
 }
 
+/// The class of a packet: its number of blocks, from a start for each length of keys.
+#[inline(always)]
+fn class(key: &GcmKey, len: usize) -> u8 {
+    let blocks = len.div_ceil(16);
+    if blocks > MOST_BLOCKS {
+        LARGE
+    } else {
+        (key.rounds as u8 / 2 - 5) * CLASSES + blocks as u8
+    }
+}
+
 /// The authenticated data of RFC 4543: everything before the ICV, with the high half of the
 /// sequence number where ESN is used. Returns its sum and its length in bytes.
+#[inline(never)]
 fn gmac_aad(key: &GcmKey, sequence: u64, esn: bool, esp: &[u8]) -> (u128, usize) {
     if !esn {
         return (ghash::absorb(key, 0, esp), esp.len());

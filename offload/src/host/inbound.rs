@@ -1,0 +1,337 @@
+//! From the adapter to a machine: what queues indicate, software IPsec, switching.
+
+use std::sync::Arc;
+
+use vesper_esp::wire::{EncapsulationPorts, Located, flow, locate};
+use vesper_esp::{Buffer, EspSa, Inbound, Opened, Verdict};
+use vesper_sa::{Action, Direction, Event, ReceiveKey, Receiver, SaHandle, Spi, Timestamp, VmId};
+
+use super::{DataPath, Host, SoftwareReason};
+use crate::HEADROOM;
+use crate::crypto_status::{CryptoInfo, CryptoStatus};
+use crate::ethernet::{Frame, ethertype, fill};
+use crate::fate::Loss;
+use crate::nic::BATCH;
+use crate::queue::QueueId;
+use crate::transfer::{HostWork, Received, ReceivedIpsec};
+use crate::unit::PortId;
+use crate::vswitch::Forward;
+
+/// A packet that software has to open, or to finish.
+struct ToOpen<B> {
+    frame: Frame<B>,
+    owner: VmId,
+    handle: SaHandle,
+    sa: Arc<EspSa>,
+    /// The number that the adapter has authenticated, if it has.
+    sequence: Option<u64>,
+    queue: QueueId,
+}
+
+impl<B: Buffer> Host<B> {
+    /// Takes what the adapter indicates, one batch of one queue at a time.
+    pub(super) fn receive(&mut self, now: Timestamp, budget: usize) -> usize {
+        let mut moved = 0;
+        let mut batch = Vec::with_capacity(BATCH);
+        for id in self.nic.interrupts(now) {
+            let Some(owner) = self.nic.queue_status(id).map(|status| status.owner) else {
+                continue;
+            };
+            // A function's queue is its machine's business.
+            let path = owner.and_then(|owner| self.data_path(owner));
+            if matches!(path, Some(DataPath::Function { queue, .. }) if queue == id) {
+                continue;
+            }
+            while moved < budget {
+                self.nic.take_indication(id, &mut batch, BATCH);
+                if batch.is_empty() {
+                    break;
+                }
+                let count = batch.len();
+                moved += count;
+                if owner.is_some() {
+                    // The buffers are the machine's now: nothing is kept back.
+                    let _ = self.nic.return_packets(id, count as u32);
+                }
+                self.take(now, &mut batch);
+            }
+        }
+        moved
+    }
+
+    fn take(&mut self, now: Timestamp, batch: &mut Vec<Received<B>>) {
+        let mut to_open = Vec::new();
+        for received in batch.drain(..) {
+            match (received.owner, received.ipsec) {
+                (Some(owner), ReceivedIpsec::Host(HostWork::Protect)) => {
+                    self.protect_opened(owner, now, vec![received.frame], false);
+                }
+                (owner, ReceivedIpsec::Crypto(info)) => {
+                    self.finish_crypto(owner, received, info, &mut to_open);
+                }
+                (Some(owner), ReceivedIpsec::Opened { .. }) => {
+                    self.deliver(owner, received.queue, received.frame);
+                }
+                (owner, ReceivedIpsec::Host(_)) => {
+                    self.find(owner, received.frame, received.queue, &mut to_open);
+                }
+                (Some(owner), ReceivedIpsec::Untouched) if received.queue != QueueId::DEFAULT => {
+                    self.deliver(owner, received.queue, received.frame);
+                }
+                (_, ReceivedIpsec::Untouched | ReceivedIpsec::Opened { .. }) => {
+                    self.switch_received(now, received.frame, &mut to_open);
+                }
+            }
+        }
+        self.open(now, to_open);
+    }
+
+    /// Crypto mode: the adapter has done the cryptography, the host does the rest; what failed
+    /// ends here, counted.
+    fn finish_crypto(
+        &mut self,
+        owner: Option<VmId>,
+        received: Received<B>,
+        info: CryptoInfo,
+        to_open: &mut Vec<ToOpen<B>>,
+    ) {
+        let found = self.offloaded.get(&info.handle).copied();
+        let found = found.and_then(|(owner, handle)| {
+            let sa = self.sad.get(owner, handle).ok()?;
+            Some((owner, handle, Arc::clone(sa)))
+        });
+        if let Some((owner, handle, _)) = &found
+            && info.sa_delete_req
+        {
+            self.fall_back(*owner, *handle, SoftwareReason::Ended);
+        }
+        match found {
+            Some((owner, handle, sa)) if info.status == CryptoStatus::Success => {
+                to_open.push(ToOpen {
+                    frame: received.frame,
+                    owner,
+                    handle,
+                    sa,
+                    sequence: Some(info.sequence),
+                    queue: received.queue,
+                });
+            }
+            Some((owner, ..)) => {
+                self.count(owner, |counters| counters.crypto_failures += 1);
+                self.lose(Some(owner), received.frame.payload, Loss::Esp);
+            }
+            // Decrypted with an association that is gone meanwhile: nothing may judge it.
+            None => self.lose(owner, received.frame.payload, Loss::NoSa),
+        }
+    }
+
+    /// A frame that came to the default queue unprotected, or protected with an association
+    /// that only software has.
+    fn switch_received(&mut self, now: Timestamp, frame: Frame<B>, to_open: &mut Vec<ToOpen<B>>) {
+        let to = self
+            .switch
+            .forward(PortId::HOST, &frame.link, frame.vlan, now);
+        match to {
+            Forward::To(port, _) => {
+                let vm = self.machine_at(port);
+                if vm.is_some() && is_esp(&frame) {
+                    self.find(vm, frame, QueueId::DEFAULT, to_open);
+                } else {
+                    self.deliver_copy(port, &frame);
+                    self.nic.recycle(frame.payload);
+                }
+            }
+            // To the host's own address, where tunnels end: nobody else is there.
+            _ if is_esp(&frame) => self.find(None, frame, QueueId::DEFAULT, to_open),
+            Forward::Flood(exits) => {
+                for (port, _) in exits {
+                    self.deliver_copy(port, &frame);
+                }
+                self.nic.recycle(frame.payload);
+            }
+            Forward::Drop(loss) => self.lose(None, frame.payload, loss),
+        }
+    }
+
+    /// Finds the association of an ESP packet: one of the receiver, else one that ends at the
+    /// host and names the receiver.
+    fn find(
+        &mut self,
+        vm: Option<VmId>,
+        frame: Frame<B>,
+        queue: QueueId,
+        to_open: &mut Vec<ToOpen<B>>,
+    ) {
+        let Located::Esp(esp) = locate(frame.payload.data(), &EncapsulationPorts::default()) else {
+            return self.lose(vm, frame.payload, Loss::NoSa);
+        };
+        let receivers = vm.map(Receiver::Vm).into_iter().chain([Receiver::Host]);
+        let found = Spi::new(esp.spi).and_then(|spi| {
+            receivers
+                .map(|receiver| ReceiveKey {
+                    receiver,
+                    destination: esp.destination,
+                    spi,
+                })
+                .find_map(|key| self.sad.inbound(&key))
+        });
+        let Some((handle, sa)) = found else {
+            self.report(Event::BadSpi {
+                receiver: vm,
+                destination: esp.destination,
+                spi: esp.spi,
+            });
+            return self.lose(vm, frame.payload, Loss::NoSa);
+        };
+        let (owner, sa) = (sa.owner(), Arc::clone(sa));
+        if frame.vlan != self.wire_form(owner, handle).vlan {
+            return self.lose(Some(owner), frame.payload, Loss::Vlan);
+        }
+        to_open.push(ToOpen {
+            frame,
+            owner,
+            handle,
+            sa,
+            sequence: None,
+            queue,
+        });
+    }
+
+    /// Opens packets in software, or finishes those that the adapter has decrypted.
+    fn open(&mut self, now: Timestamp, mut packets: Vec<ToOpen<B>>) {
+        let mut whole = Vec::new();
+        let mut begun = Vec::new();
+        for packet in &mut packets {
+            let mut job = Inbound::new(&mut packet.frame.payload);
+            job.sa = Some(&packet.sa);
+            match packet.sequence {
+                Some(sequence) => {
+                    job.sequence = sequence;
+                    begun.push(job);
+                }
+                None => whole.push(job),
+            }
+        }
+        self.engine.decapsulate(now, &|_, _| None, &mut whole);
+        self.engine.accept(now, &mut begun);
+        let whole: Vec<Verdict> = whole.iter().map(|job| job.verdict).collect();
+        let begun: Vec<Verdict> = begun.iter().map(|job| job.verdict).collect();
+        let (mut whole, mut begun) = (whole.into_iter(), begun.into_iter());
+        for packet in packets {
+            let ToOpen {
+                mut frame, owner, ..
+            } = packet;
+            let verdict = match packet.sequence {
+                Some(_) => begun.next(),
+                None => whole.next(),
+            };
+            let Some(Verdict::Opened(Opened { .. })) = verdict else {
+                self.lose(Some(owner), frame.payload, Loss::Esp);
+                continue;
+            };
+            self.count(owner, |counters| counters.opened += 1);
+            if let Some(rewrite) = self.wire_form(owner, packet.handle).rewrite {
+                frame.link.destination = rewrite.destination;
+                frame.link.source = rewrite.source;
+            }
+            frame.set_ip_ethertype();
+            self.deliver(owner, packet.queue, frame);
+        }
+    }
+
+    /// Hands a frame to its machine: over, if it is in a buffer of the machine's queue, else
+    /// by a copy.
+    fn deliver(&mut self, vm: VmId, queue: QueueId, frame: Frame<B>) {
+        if queue == QueueId::DEFAULT {
+            if let Some(port) = self.machines.get(&vm).map(|machine| machine.port) {
+                self.copy_to(port, &frame);
+            }
+            return self.nic.recycle(frame.payload);
+        }
+        let untagged = Frame {
+            vlan: None,
+            ..frame
+        };
+        match (untagged.close(), self.machines.get_mut(&vm)) {
+            (Ok(buffer), Some(machine)) => {
+                machine.counters.received += 1;
+                machine.ready.push_back(buffer);
+            }
+            (Ok(buffer), None) => self.lose(None, buffer, Loss::Gone),
+            (Err(frame), _) => self.lose(Some(vm), frame.payload, Loss::NoRoom),
+        }
+    }
+
+    /// Copies an unprotected frame to the machine at a port, if its policies let it in.
+    pub(super) fn deliver_copy(&mut self, port: PortId, frame: &Frame<B>) {
+        let Some(vm) = self.machine_at(port) else {
+            return self.losses.count(Loss::NoDestination);
+        };
+        if !self.admits_clear(vm, frame) {
+            return self.count(vm, |counters| counters.losses.count(Loss::Policy));
+        }
+        self.copy_to(port, frame);
+    }
+
+    /// The copy that the synthetic path costs.
+    fn copy_to(&mut self, port: PortId, frame: &Frame<B>) {
+        let machine = self
+            .machines
+            .values_mut()
+            .find(|machine| machine.port == port);
+        let Some(machine) = machine else {
+            return self.losses.count(Loss::NoDestination);
+        };
+        let losses = &mut machine.counters.losses;
+        let Some(mut buffer) = machine.posted.pop_front() else {
+            return losses.count(Loss::NoBuffer);
+        };
+        if !fill(&mut buffer, HEADROOM, &[frame.payload.data()]) {
+            machine.posted.push_front(buffer);
+            return losses.count(Loss::NoBuffer);
+        }
+        let copy = Frame {
+            payload: buffer,
+            link: frame.link,
+            vlan: None,
+        };
+        match copy.close() {
+            Ok(buffer) => {
+                machine.counters.received += 1;
+                machine.counters.copies += 1;
+                machine.ready.push_back(buffer);
+            }
+            Err(copy) => {
+                losses.count(Loss::NoRoom);
+                self.nic.recycle(copy.payload);
+            }
+        }
+    }
+
+    fn machine_at(&self, port: PortId) -> Option<VmId> {
+        let mut machines = self.machines.iter();
+        machines
+            .find(|(_, machine)| machine.port == port)
+            .map(|(vm, _)| *vm)
+    }
+
+    /// Whether a machine takes this frame without protection.
+    fn admits_clear(&self, vm: VmId, frame: &Frame<B>) -> bool {
+        let Some(policies) = self.policies.get(&vm) else {
+            return true;
+        };
+        if !frame.is_ip() {
+            return frame.link.ethertype == ethertype::ARP;
+        }
+        flow(frame.payload.data())
+            .is_some_and(|flow| policies.lookup(Direction::Inbound, &flow) == Action::Bypass)
+    }
+}
+
+fn is_esp<B: Buffer>(frame: &Frame<B>) -> bool {
+    frame.is_ip()
+        && matches!(
+            locate(frame.payload.data(), &EncapsulationPorts::default()),
+            Located::Esp(_)
+        )
+}

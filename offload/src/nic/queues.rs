@@ -1,0 +1,437 @@
+//! Receive queues and their filters: the verbs of VMQ.
+
+use core::fmt;
+use std::sync::Arc;
+
+use vesper_esp::Buffer;
+use vesper_sa::{Timestamp, VmId};
+
+use super::{Config, Nic, NicEvent};
+use crate::filter::{FilterError, FilterId, ReceiveFilter};
+use crate::queue::{QueueEvent, QueueId, QueueState, WrongState};
+use crate::rings::{Queue, QueueCounters, lock};
+use crate::settings::InterruptModeration;
+use crate::sriov::Function;
+use crate::transfer::Received;
+
+/// Why a queue was not allocated, changed or freed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum QueueError {
+    /// No such machine.
+    UnknownVm(VmId),
+    /// No such queue.
+    Unknown(QueueId),
+    /// The machine has a queue already.
+    HasQueue(QueueId),
+    /// The machine has `vmq_weight` 0.
+    NotWanted(VmId),
+    /// All queues are in use.
+    NoneLeft {
+        /// How many there are.
+        capacity: u16,
+    },
+    /// With a NIC switch that has virtual functions, queues come with its ports; create a
+    /// port of the physical function instead.
+    SriovEnabled,
+    /// The default queue can be neither allocated nor freed.
+    Default,
+    /// A queue of a port; delete the port instead.
+    OfVport(QueueId),
+    /// The queue is in another state.
+    State(WrongState),
+    /// Look-ahead split was asked for, which NDIS 6.30 has removed: packets go to one memory
+    /// in one piece; ask for a look-ahead of 0.
+    Lookahead {
+        /// What was asked for, in bytes.
+        asked: u32,
+    },
+    /// More packets were returned than are outstanding.
+    NotOutstanding {
+        /// How many were returned.
+        returned: u32,
+        /// How many are outstanding.
+        outstanding: u32,
+    },
+}
+
+impl fmt::Display for QueueError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::UnknownVm(vm) => write!(f, "{vm} does not exist"),
+            Self::Unknown(queue) => write!(f, "{queue} does not exist"),
+            Self::HasQueue(queue) => write!(f, "the machine has {queue} already"),
+            Self::NotWanted(vm) => write!(f, "vmq_weight of {vm} is 0; set it to 1 to 100"),
+            Self::NoneLeft { capacity } => write!(f, "all {capacity} queues are in use"),
+            Self::SriovEnabled => f.write_str(
+                "the NIC switch has virtual functions; create a VPort of the physical function",
+            ),
+            Self::Default => f.write_str("the default queue always exists"),
+            Self::OfVport(queue) => write!(f, "{queue} belongs to a VPort; delete that"),
+            Self::State(error) => error.fmt(f),
+            Self::Lookahead { asked } => write!(
+                f,
+                "look-ahead split after {asked} bytes: removed in NDIS 6.30, packets stay in \
+                 one piece; ask for 0"
+            ),
+            Self::NotOutstanding {
+                returned,
+                outstanding,
+            } => write!(f, "{returned} packets returned, {outstanding} outstanding"),
+        }
+    }
+}
+
+impl core::error::Error for QueueError {}
+
+impl From<WrongState> for QueueError {
+    fn from(error: WrongState) -> Self {
+        Self::State(error)
+    }
+}
+
+/// What is read back of a queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct QueueStatus {
+    /// Where it is in its life.
+    pub state: QueueState,
+    /// The machine that it serves.
+    pub owner: Option<VmId>,
+    /// Buffers posted.
+    pub posted: usize,
+    /// Frames in the ring before the processor.
+    pub waiting: usize,
+    /// Frames ready to be indicated.
+    pub ready: usize,
+    /// Packets indicated and not returned.
+    pub outstanding: u32,
+    /// What it has done.
+    pub counters: QueueCounters,
+}
+
+impl<B: Buffer> Nic<B> {
+    /// Allocates a receive queue for a machine (`OID_RECEIVE_FILTER_ALLOCATE_QUEUE`).
+    ///
+    /// Look-ahead split does not exist any more: `lookahead` has to be 0.
+    pub fn allocate_queue(&self, vm: VmId, lookahead: u32) -> Result<QueueId, QueueError> {
+        if lookahead != 0 {
+            return Err(QueueError::Lookahead { asked: lookahead });
+        }
+        let mut config = self.write();
+        let has_functions = config
+            .switch
+            .as_ref()
+            .is_some_and(|switch| switch.params.virtual_functions > 0);
+        if has_functions {
+            return Err(QueueError::SriovEnabled);
+        }
+        self.new_queue(&mut config, vm, Function::Physical)
+    }
+
+    pub(crate) fn new_queue(
+        &self,
+        config: &mut Config<B>,
+        vm: VmId,
+        function: Function,
+    ) -> Result<QueueId, QueueError> {
+        let entry = config
+            .vms
+            .get(&vm)
+            .filter(|_| vm != VmId::HOST)
+            .ok_or(QueueError::UnknownVm(vm))?;
+        if let Some(queue) = entry.queue {
+            return Err(QueueError::HasQueue(queue));
+        }
+        if function == Function::Physical && entry.port.settings.vmq_weight == 0 {
+            return Err(QueueError::NotWanted(vm));
+        }
+        let in_use = config.queues.iter().skip(1).flatten().count();
+        if in_use >= usize::from(self.profile.queues) {
+            return Err(QueueError::NoneLeft {
+                capacity: self.profile.queues,
+            });
+        }
+        let free = config.queues.iter().position(Option::is_none);
+        let number = free.unwrap_or(config.queues.len());
+        let id = QueueId(number as u16);
+        let settings = entry.port.settings;
+        let queue = Queue::new(id, Some(vm), function, &settings, self.profile.ring);
+        if number == config.queues.len() {
+            config.queues.push(None);
+        }
+        if let Some(place) = config.queues.get_mut(number) {
+            *place = Some(Arc::new(queue));
+        }
+        if let Some(entry) = config.vms.get_mut(&vm) {
+            entry.queue = Some(id);
+        }
+        config.rebuild_flows(self.processors.len());
+        Ok(id)
+    }
+
+    /// Ends the allocation (`OID_RECEIVE_FILTER_QUEUE_ALLOCATION_COMPLETE`): one answer per
+    /// queue.
+    pub fn complete_allocation(&self, queues: &[QueueId]) -> Vec<Result<QueueState, QueueError>> {
+        let config = self.read();
+        let complete = |&id: &QueueId| config.change(id, QueueEvent::AllocationComplete);
+        queues.iter().map(complete).collect()
+    }
+
+    /// Sets a filter on a queue (`OID_RECEIVE_FILTER_SET_FILTER`).
+    pub fn set_filter(
+        &self,
+        queue: QueueId,
+        filter: ReceiveFilter,
+    ) -> Result<FilterId, FilterError> {
+        let mut config = self.write();
+        let state = config.state(queue).ok_or(FilterError::Queue(queue))?;
+        if queue != QueueId::DEFAULT && state.on(QueueEvent::SetFilter).is_err() {
+            return Err(FilterError::Queue(queue));
+        }
+        let id = config.filters.set(filter, queue)?;
+        config.filter_arrived(queue);
+        Ok(id)
+    }
+
+    /// Clears a filter (`OID_RECEIVE_FILTER_CLEAR_FILTER`). Its frames go to the default queue
+    /// from now on.
+    pub fn clear_filter(&self, id: FilterId) -> Result<(), FilterError> {
+        let mut config = self.write();
+        let queue = config.filters.clear(id)?;
+        config.filter_left(queue);
+        Ok(())
+    }
+
+    /// Moves a filter to another queue in one step (`OID_RECEIVE_FILTER_MOVE_FILTER`): every
+    /// frame meets it either there or here.
+    pub fn move_filter(&self, id: FilterId, to: QueueId) -> Result<(), FilterError> {
+        let mut config = self.write();
+        config.move_filter(id, to)
+    }
+
+    /// The filters of a queue (`OID_RECEIVE_FILTER_ENUM_FILTERS`).
+    pub fn filters(&self, queue: QueueId) -> Vec<(FilterId, ReceiveFilter)> {
+        let mut filters: Vec<_> = self.read().filters.of(queue).collect();
+        filters.sort_by_key(|(id, _)| *id);
+        filters
+    }
+
+    /// Begins to free a queue without filters (`OID_RECEIVE_FILTER_FREE_QUEUE`).
+    ///
+    /// Its processor delivers what is still on its way and reports
+    /// [`NicEvent::DmaStopped`]; when the host has taken and returned every packet, the queue
+    /// is gone and [`NicEvent::QueueFreed`] says so.
+    pub fn free_queue(&self, id: QueueId) -> Result<(), QueueError> {
+        if id == QueueId::DEFAULT {
+            return Err(QueueError::Default);
+        }
+        let config = self.read();
+        if config.is_of_vport(id) {
+            return Err(QueueError::OfVport(id));
+        }
+        config.change(id, QueueEvent::Free).map(drop)
+    }
+
+    /// Posts buffers for a queue to receive into; all of the memory of a buffer is its data.
+    pub fn post_buffers(
+        &self,
+        id: QueueId,
+        buffers: impl IntoIterator<Item = B>,
+    ) -> Result<(), QueueError> {
+        let config = self.read();
+        let queue = config.queue(id).ok_or(QueueError::Unknown(id))?;
+        let mut inner = lock(&queue.inner);
+        if matches!(inner.state, QueueState::StopDma | QueueState::Freeing) {
+            let mut recycled = lock(&self.recycled);
+            recycled.extend(buffers);
+        } else {
+            inner.posted.extend(buffers);
+        }
+        Ok(())
+    }
+
+    /// Changes when a queue interrupts.
+    pub fn set_interrupts(
+        &self,
+        id: QueueId,
+        moderation: InterruptModeration,
+    ) -> Result<(), QueueError> {
+        let config = self.read();
+        let queue = config.queue(id).ok_or(QueueError::Unknown(id))?;
+        lock(&queue.inner).moderation = InterruptModeration {
+            packets: moderation.packets.max(1),
+            ..moderation
+        };
+        Ok(())
+    }
+
+    /// The queues that have something to indicate now, by their interrupt moderation.
+    pub fn interrupts(&self, now: Timestamp) -> Vec<QueueId> {
+        let config = self.read();
+        let due = |queue: &&Arc<Queue<B>>| lock(&queue.inner).is_due(now);
+        let queues = config.queues.iter().flatten();
+        queues.filter(due).map(|queue| queue.id).collect()
+    }
+
+    /// Takes what a queue has received: one batch of one queue, never a mixture. Counts as an
+    /// interrupt if there is anything.
+    ///
+    /// Each packet of a queue other than the default queue is to be
+    /// [returned](Self::return_packets) when the host is done with it.
+    pub fn take_indication(&self, id: QueueId, packets: &mut Vec<Received<B>>, most: usize) {
+        let config = self.read();
+        let Some(queue) = config.queue(id) else {
+            return;
+        };
+        let mut inner = lock(&queue.inner);
+        let count = most.min(inner.ready.len());
+        if count == 0 {
+            return;
+        }
+        inner.counters.interrupts += 1;
+        if queue.owner.is_some() {
+            inner.outstanding += count as u32;
+        }
+        packets.extend(inner.ready.drain(..count));
+        if inner.ready.is_empty() {
+            inner.oldest = None;
+        }
+    }
+
+    /// Says that the host, or the machine, is done with this many packets of a queue.
+    pub fn return_packets(&self, id: QueueId, count: u32) -> Result<(), QueueError> {
+        let freed = {
+            let config = self.read();
+            let queue = config.queue(id).ok_or(QueueError::Unknown(id))?;
+            let mut inner = lock(&queue.inner);
+            let outstanding = inner.outstanding;
+            inner.outstanding =
+                outstanding
+                    .checked_sub(count)
+                    .ok_or(QueueError::NotOutstanding {
+                        returned: count,
+                        outstanding,
+                    })?;
+            inner.state == QueueState::Freeing && inner.outstanding == 0 && inner.ready.is_empty()
+        };
+        if freed {
+            self.finish_freeing(id);
+        }
+        Ok(())
+    }
+
+    /// What is to be known of a queue (`OID_RECEIVE_FILTER_QUEUE_PARAMETERS`).
+    pub fn queue_status(&self, id: QueueId) -> Option<QueueStatus> {
+        let config = self.read();
+        let queue = config.queue(id)?;
+        let inner = lock(&queue.inner);
+        Some(QueueStatus {
+            state: inner.state,
+            owner: queue.owner,
+            posted: inner.posted.len(),
+            waiting: inner.waiting.len(),
+            ready: inner.ready.len(),
+            outstanding: inner.outstanding,
+            counters: inner.counters,
+        })
+    }
+
+    /// The queues that exist (`OID_RECEIVE_FILTER_ENUM_QUEUES`).
+    pub fn queues(&self) -> Vec<QueueId> {
+        let config = self.read();
+        let queues = config.queues.iter().flatten();
+        queues.map(|queue| queue.id).collect()
+    }
+
+    /// After the processor has found nothing more on its way into a queue in state `StopDma`.
+    pub(crate) fn dma_stopped(&self, id: QueueId) {
+        let is_empty = {
+            let config = self.read();
+            if config.change(id, QueueEvent::DmaStopped).is_err() {
+                return;
+            }
+            let Some(queue) = config.queue(id) else {
+                return;
+            };
+            let mut inner = lock(&queue.inner);
+            lock(&self.recycled).extend(inner.posted.drain(..));
+            inner.outstanding == 0 && inner.ready.is_empty()
+        };
+        self.emit(NicEvent::DmaStopped(id));
+        if is_empty {
+            self.finish_freeing(id);
+        }
+    }
+
+    /// After the last packet of a queue in state `Freeing` was returned.
+    fn finish_freeing(&self, id: QueueId) {
+        let mut config = self.write();
+        if config.change(id, QueueEvent::AllReturned).is_err() {
+            return;
+        }
+        let owner = config.queue(id).and_then(|queue| queue.owner);
+        if let Some(place) = config.queues.get_mut(usize::from(id.0)) {
+            *place = None;
+        }
+        if let Some(entry) = owner.and_then(|owner| config.vms.get_mut(&owner))
+            && entry.queue == Some(id)
+        {
+            entry.queue = None;
+        }
+        config.rebuild_flows(self.processors.len());
+        drop(config);
+        self.emit(NicEvent::QueueFreed(id));
+    }
+}
+
+impl<B: Buffer> Config<B> {
+    pub(crate) fn state(&self, id: QueueId) -> Option<QueueState> {
+        self.queue(id).map(|queue| lock(&queue.inner).state)
+    }
+
+    /// Takes a queue to its next state; a queue that is gone afterwards keeps its last one
+    /// until it is taken out.
+    pub(crate) fn change(&self, id: QueueId, event: QueueEvent) -> Result<QueueState, QueueError> {
+        let queue = self.queue(id).ok_or(QueueError::Unknown(id))?;
+        let mut inner = lock(&queue.inner);
+        if let Some(next) = inner.state.on(event)? {
+            inner.state = next;
+        }
+        Ok(inner.state)
+    }
+
+    pub(crate) fn is_of_vport(&self, id: QueueId) -> bool {
+        self.switch.as_ref().is_some_and(|switch| {
+            let mut vports = switch.vports.iter().flatten();
+            vports.any(|vport| vport.queue == id)
+        })
+    }
+
+    pub(crate) fn move_filter(&mut self, id: FilterId, to: QueueId) -> Result<(), FilterError> {
+        let state = self.state(to).ok_or(FilterError::Queue(to))?;
+        if to != QueueId::DEFAULT && state.on(QueueEvent::SetFilter).is_err() {
+            return Err(FilterError::Queue(to));
+        }
+        if self.filters.queue_of(id)? == to {
+            return Ok(());
+        }
+        let from = self.filters.move_to(id, to)?;
+        self.filter_arrived(to);
+        self.filter_left(from);
+        Ok(())
+    }
+
+    fn filter_arrived(&mut self, queue: QueueId) {
+        if queue != QueueId::DEFAULT {
+            // Asked before: it can not be refused.
+            let _ = self.change(queue, QueueEvent::SetFilter);
+        }
+    }
+
+    fn filter_left(&mut self, queue: QueueId) {
+        if queue != QueueId::DEFAULT && self.filters.count(queue) == 0 {
+            // A queue with a filter is Set or Running, both of which may lose it.
+            let _ = self.change(queue, QueueEvent::ClearLastFilter);
+        }
+    }
+}

@@ -1,0 +1,188 @@
+//! Posting frames to be sent, and taking completions.
+
+use core::fmt;
+use std::sync::Arc;
+
+use vesper_esp::Buffer;
+use vesper_sa::{Timestamp, VmId};
+
+use super::{Config, Nic, VmEntry};
+use crate::ethernet::Frame;
+use crate::fate::{Loss, SendError};
+use crate::rings::{Pending, Plan, SendRing, lock};
+use crate::sriov::{Function, VfId, VfState};
+use crate::transfer::{Completion, Send, SendIpsec};
+
+/// How much of a batch was posted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Posted {
+    /// Frames taken out of the batch, from its front.
+    pub accepted: usize,
+    /// Why the rest stayed there.
+    pub stopped: Option<SendRefusal>,
+}
+
+/// Why a frame was not even posted; it stays with the sender.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum SendRefusal {
+    /// The sender is unknown, or its function does not carry traffic now.
+    NoSender,
+    /// The ring is full. Take completions and try again.
+    RingFull,
+    /// The adapter is busy. Try again.
+    Busy,
+}
+
+impl fmt::Display for SendRefusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::NoSender => "the sender is unknown or its function is not active",
+            Self::RingFull => "the send ring is full; take completions and try again",
+            Self::Busy => "the adapter is busy; try again",
+        })
+    }
+}
+
+impl core::error::Error for SendRefusal {}
+
+impl<B: Buffer> Nic<B> {
+    /// Posts frames through the physical function: the host's own, or those of a machine that
+    /// came through the software switch. What is accepted is taken out of `frames`.
+    pub fn send_from_host(&self, owner: VmId, frames: &mut Vec<Send<B>>) -> Posted {
+        let config = self.read();
+        match config.vms.get(&owner) {
+            Some(entry) => self.post(&config, entry, Function::Physical, frames),
+            None => Posted {
+                accepted: 0,
+                stopped: Some(SendRefusal::NoSender),
+            },
+        }
+    }
+
+    /// Posts frames through a virtual function, past the host.
+    pub fn send_from_function(&self, vf: VfId, frames: &mut Vec<Send<B>>) -> Posted {
+        let config = self.read();
+        let active = config
+            .switch
+            .as_ref()
+            .and_then(|switch| switch.function(vf).ok())
+            .filter(|function| function.state == VfState::Active)
+            .and_then(|function| config.vms.get(&function.vm));
+        match active {
+            Some(entry) => self.post(&config, entry, Function::Virtual(vf), frames),
+            None => Posted {
+                accepted: 0,
+                stopped: Some(SendRefusal::NoSender),
+            },
+        }
+    }
+
+    /// Takes completions of a machine's sends, or of the host's own.
+    pub fn take_completions(&self, owner: VmId, now: Timestamp, into: &mut Vec<Completion<B>>) {
+        let config = self.read();
+        let Some(entry) = config.vms.get(&owner) else {
+            return;
+        };
+        let mut sends = lock(&entry.port.sends);
+        let SendRing {
+            late, completions, ..
+        } = &mut *sends;
+        let due = late.extract_if(.., |(due, _)| *due <= now);
+        completions.extend(due.map(|(_, completion)| completion));
+        into.extend(completions.drain(..));
+    }
+
+    fn post(
+        &self,
+        config: &Config<B>,
+        entry: &VmEntry<B>,
+        from: Function,
+        frames: &mut Vec<Send<B>>,
+    ) -> Posted {
+        let port = &entry.port;
+        let mut sends = lock(&port.sends);
+        let room = port.ring.saturating_sub(sends.pending.len());
+        let mut stopped = (frames.len() > room).then_some(SendRefusal::RingFull);
+        let mut accepted = room.min(frames.len());
+        if config.faulty {
+            let mut faults = lock(&self.faults);
+            let (busy, full) = (faults.plan.busy, faults.plan.queue_full);
+            if faults.strikes(busy) {
+                faults.counters.busy += 1;
+                (accepted, stopped) = (accepted / 2, Some(SendRefusal::Busy));
+            } else if faults.strikes(full) {
+                faults.counters.queue_full += 1;
+                (accepted, stopped) = (accepted / 2, Some(SendRefusal::RingFull));
+            }
+        }
+        for send in frames.drain(..accepted) {
+            sends.counters.posted += 1;
+            match admit(config, entry, from, send) {
+                Ok(pending) => sends.pending.push_back(pending),
+                Err((completion, loss)) => {
+                    sends.counters.send_losses.count(loss);
+                    sends.completions.push_back(completion);
+                }
+            }
+        }
+        Posted { accepted, stopped }
+    }
+}
+
+/// Checks a frame before it gets into the ring: what may not be sent ends here, and never
+/// leaves in clear.
+fn admit<B: Buffer>(
+    config: &Config<B>,
+    entry: &VmEntry<B>,
+    from: Function,
+    send: Send<B>,
+) -> Result<Pending<B>, (Completion<B>, Loss)> {
+    let port = &entry.port;
+    let refuse = |buffer, loss| {
+        let completion = Completion {
+            id: send.id,
+            result: Err(SendError::Lost(loss)),
+            buffer: Some(buffer),
+        };
+        Err((completion, loss))
+    };
+    let mut frame = match Frame::open(send.frame) {
+        Ok(frame) => frame,
+        Err((buffer, _)) => return refuse(buffer, Loss::Malformed),
+    };
+    let is_function = from != Function::Physical;
+    let loss = if is_function && frame.vlan.is_some() {
+        // The VLAN is the adapter's business, not the machine's.
+        Some(Loss::Vlan)
+    } else if is_function && !port.settings.trusted && frame.link.source != port.address.mac {
+        Some(Loss::Spoofed)
+    } else if is_function && send.ipsec == SendIpsec::Done {
+        Some(Loss::Policy)
+    } else {
+        None
+    };
+    if let Some(loss) = loss {
+        return refuse(frame.give_back(), loss);
+    }
+    if frame.vlan.is_none() {
+        frame.vlan = port.address.vlan;
+    }
+    let plan = match send.ipsec {
+        SendIpsec::Policy => Plan::Policy,
+        SendIpsec::Done => Plan::Done,
+        SendIpsec::Handle(handle) => match config.unit.get(port.vm, handle) {
+            Some(offloaded) if offloaded.offload.port == port.port => {
+                Plan::Bound(Arc::clone(offloaded))
+            }
+            _ => return refuse(frame.give_back(), Loss::ForeignHandle),
+        },
+    };
+    Ok(Pending {
+        id: Some(send.id),
+        frame,
+        plan,
+        segment_size: send.segment_size,
+        checksum: send.checksum,
+        from,
+    })
+}

@@ -1,0 +1,340 @@
+//! The rings of the adapter: receive queues and send queues, with their accounts.
+
+use core::sync::atomic::AtomicI64;
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use vesper_esp::Buffer;
+use vesper_sa::{Timestamp, VmId};
+
+use crate::ethernet::Frame;
+use crate::fate::{Loss, Losses, SendError};
+use crate::queue::{QueueId, QueueState};
+use crate::settings::{InterruptModeration, VmAddress, VmSettings};
+use crate::sriov::Function;
+use crate::transfer::{Completion, Received};
+use crate::unit::{OffloadHandle, Offloaded, PortId};
+
+/// Locks, whatever a panicking thread left behind: the adapter's own code does not panic while
+/// it holds a lock.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// How a packet weighs in the fairness between machines: its bytes, and as many again as its
+/// handling costs.
+pub(crate) const fn weight_of(bytes: usize) -> i64 {
+    bytes as i64 + 128
+}
+
+/// A frame that waits for its processor.
+#[derive(Debug)]
+pub(crate) struct Waiting<B> {
+    pub(crate) frame: Frame<B>,
+    pub(crate) class: Class,
+}
+
+/// What the parser found a received frame to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Class {
+    /// Not ESP.
+    Clear,
+    /// ESP of an offloaded association.
+    Esp(OffloadHandle),
+    /// ESP that the adapter has no association for, or a fragment.
+    Unknown,
+    /// Not ESP, and copied into a posted buffer already.
+    Copy,
+}
+
+/// What a receive queue has done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct QueueCounters {
+    /// Frames handed over into posted buffers, or into host memory.
+    pub received: u64,
+    /// Their bytes, Ethernet header not counted.
+    pub bytes: u64,
+    /// Frames that had to be copied; those of groups.
+    pub copies: u64,
+    /// Interrupts.
+    pub interrupts: u64,
+}
+
+/// A receive queue.
+#[derive(Debug)]
+pub(crate) struct Queue<B> {
+    pub(crate) id: QueueId,
+    /// The machine that it serves; the default queue serves none.
+    pub(crate) owner: Option<VmId>,
+    pub(crate) function: Function,
+    pub(crate) weight: u16,
+    pub(crate) ring: usize,
+    pub(crate) deficit: AtomicI64,
+    pub(crate) inner: Mutex<QueueInner<B>>,
+}
+
+#[derive(Debug)]
+pub(crate) struct QueueInner<B> {
+    pub(crate) state: QueueState,
+    pub(crate) waiting: VecDeque<Waiting<B>>,
+    pub(crate) posted: VecDeque<B>,
+    pub(crate) ready: VecDeque<Received<B>>,
+    /// Indicated, and not yet returned.
+    pub(crate) outstanding: u32,
+    pub(crate) oldest: Option<Timestamp>,
+    pub(crate) moderation: InterruptModeration,
+    pub(crate) counters: QueueCounters,
+}
+
+impl<B: Buffer> Queue<B> {
+    pub(crate) fn new(
+        id: QueueId,
+        owner: Option<VmId>,
+        function: Function,
+        settings: &VmSettings,
+        ring: usize,
+    ) -> Self {
+        Self {
+            id,
+            owner,
+            function,
+            weight: settings.vmq_weight.max(settings.iov_weight).max(1),
+            ring,
+            deficit: AtomicI64::new(0),
+            inner: Mutex::new(QueueInner {
+                state: QueueState::Allocated,
+                waiting: VecDeque::new(),
+                posted: VecDeque::new(),
+                ready: VecDeque::new(),
+                outstanding: 0,
+                oldest: None,
+                moderation: settings.interrupts,
+                counters: QueueCounters::default(),
+            }),
+        }
+    }
+
+    /// Puts a frame into the ring; the frame if it is full.
+    pub(crate) fn enqueue(&self, waiting: Waiting<B>) -> Result<(), Waiting<B>> {
+        let mut inner = lock(&self.inner);
+        if inner.waiting.len() >= self.ring {
+            return Err(waiting);
+        }
+        inner.waiting.push_back(waiting);
+        Ok(())
+    }
+}
+
+impl<B: Buffer> QueueInner<B> {
+    /// Hands a frame over to whoever owns the queue, in exchange for a posted buffer, which is
+    /// returned; the default queue needs none, nor does a frame that is in a posted buffer
+    /// already.
+    pub(crate) fn deliver(
+        &mut self,
+        queue: &Queue<B>,
+        mut received: Received<B>,
+        exchange: bool,
+        now: Timestamp,
+    ) -> Result<Option<B>, (B, Loss)> {
+        received.queue = queue.id;
+        let exchanged = match queue.owner {
+            Some(_) if !exchange => None,
+            Some(_) => match self.posted.pop_front() {
+                Some(buffer) => Some(buffer),
+                None => return Err((received.frame.payload, Loss::NoBuffer)),
+            },
+            None if self.ready.len() >= queue.ring => {
+                return Err((received.frame.payload, Loss::RingFull));
+            }
+            None => None,
+        };
+        self.counters.received += 1;
+        self.counters.bytes += received.frame.payload.data().len() as u64;
+        self.oldest.get_or_insert(now);
+        self.ready.push_back(received);
+        Ok(exchanged)
+    }
+
+    /// Whether the packets that wait are to be indicated.
+    pub(crate) fn is_due(&self, now: Timestamp) -> bool {
+        let Some(oldest) = self.oldest else {
+            return false;
+        };
+        self.ready.len() >= self.moderation.packets as usize
+            || now.since(oldest).as_nanos() >= u128::from(self.moderation.delay)
+            || self.state == QueueState::StopDma
+            || self.state == QueueState::Freeing
+    }
+}
+
+/// A frame that waits to be sent.
+#[derive(Debug)]
+pub(crate) struct Pending<B> {
+    /// `None` for a segment, whose large send is completed as a whole.
+    pub(crate) id: Option<u64>,
+    pub(crate) frame: Frame<B>,
+    pub(crate) plan: Plan,
+    pub(crate) segment_size: Option<u16>,
+    pub(crate) checksum: bool,
+    pub(crate) from: Function,
+}
+
+/// What is to be done about IPsec for a frame.
+#[derive(Debug)]
+pub(crate) enum Plan {
+    Policy,
+    /// The association that the handle named when the frame was posted; it finishes with it.
+    Bound(Arc<Offloaded>),
+    Done,
+}
+
+/// What a virtual machine, or the host itself, has done through the adapter.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct VmCounters {
+    /// Frames accepted for sending.
+    pub posted: u64,
+    /// Frames sent, to the wire or to a function of this adapter.
+    pub sent: u64,
+    /// Their bytes as posted.
+    pub sent_bytes: u64,
+    /// Frames that went to the host's software because the adapter could not protect them.
+    pub to_host: u64,
+    /// Packets that the adapter sealed.
+    pub sealed: u64,
+    /// Packets that the adapter opened.
+    pub opened: u64,
+    /// Segments made of large sends.
+    pub segments: u64,
+    /// Frames lost on their way out.
+    pub send_losses: Losses,
+    /// Frames lost on their way in.
+    pub receive_losses: Losses,
+}
+
+/// A machine as the adapter knows it.
+#[derive(Debug)]
+pub(crate) struct VmPort<B> {
+    pub(crate) vm: VmId,
+    pub(crate) port: PortId,
+    pub(crate) address: VmAddress,
+    pub(crate) settings: VmSettings,
+    pub(crate) ring: usize,
+    pub(crate) deficit: AtomicI64,
+    pub(crate) sends: Mutex<SendRing<B>>,
+}
+
+#[derive(Debug)]
+pub(crate) struct SendRing<B> {
+    pub(crate) pending: VecDeque<Pending<B>>,
+    pub(crate) completions: VecDeque<Completion<B>>,
+    /// Completions that a fault has delayed.
+    pub(crate) late: Vec<(Timestamp, Completion<B>)>,
+    pub(crate) limiter: RateLimiter,
+    pub(crate) counters: VmCounters,
+}
+
+impl<B> VmPort<B> {
+    pub(crate) fn new(
+        vm: VmId,
+        port: PortId,
+        address: VmAddress,
+        settings: VmSettings,
+        ring: usize,
+    ) -> Self {
+        Self {
+            vm,
+            port,
+            address,
+            settings,
+            ring,
+            deficit: AtomicI64::new(0),
+            sends: Mutex::new(SendRing {
+                pending: VecDeque::new(),
+                completions: VecDeque::new(),
+                late: Vec::new(),
+                limiter: RateLimiter::new(settings.rate_limit),
+                counters: VmCounters::default(),
+            }),
+        }
+    }
+
+    /// How much of a processor it gets beside others.
+    pub(crate) fn weight(&self) -> u16 {
+        self.settings
+            .vmq_weight
+            .max(self.settings.iov_weight)
+            .max(1)
+    }
+}
+
+impl<B: Buffer> SendRing<B> {
+    /// Ends a send that failed; the buffer comes back.
+    pub(crate) fn fail(&mut self, pending: Pending<B>, error: SendError) {
+        self.counters.send_losses.count(error.loss());
+        if let Some(id) = pending.id {
+            self.completions.push_back(Completion {
+                id,
+                result: Err(error),
+                buffer: Some(pending.frame.give_back()),
+            });
+        }
+    }
+}
+
+/// A limit in bits a second that allows bursts of a millisecond, or of 64 KiB if that is more
+/// (the generic cell rate algorithm: one number, no timer).
+#[derive(Clone, Copy, Debug)]
+pub struct RateLimiter {
+    /// Bits a second; 0 is unlimited.
+    rate: u64,
+    /// The moment in nanoseconds by which everything sent so far would have left at the rate.
+    due: u64,
+}
+
+/// Bits of a burst that is always allowed.
+const BURST_BITS: u64 = 64 * 1024 * 8;
+
+impl RateLimiter {
+    /// A limit of `rate` bits a second; 0 is none.
+    pub const fn new(rate: u64) -> Self {
+        Self { rate, due: 0 }
+    }
+
+    /// Charges a packet of this many bytes, or says that it has to wait.
+    pub fn admit(&mut self, now: Timestamp, bytes: usize) -> bool {
+        if self.rate == 0 {
+            return true;
+        }
+        let nanos = |bits: u64| {
+            let nanos = u128::from(bits) * 1_000_000_000 / u128::from(self.rate);
+            u64::try_from(nanos).unwrap_or(u64::MAX)
+        };
+        let burst = nanos(BURST_BITS).max(1_000_000);
+        let now = now.as_nanos();
+        if self.due > now.saturating_add(burst) {
+            return false;
+        }
+        self.due = self.due.max(now).saturating_add(nanos(bytes as u64 * 8));
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_rate_is_kept_over_a_second() {
+        let mut limiter = RateLimiter::new(100_000_000);
+        let mut sent = 0;
+        for nanos in (0..1_000_000_000).step_by(10_000) {
+            while limiter.admit(Timestamp::from_nanos(nanos), 1_000) {
+                sent += 1_000;
+            }
+        }
+        // 12.5 MB and a burst, give or take a packet.
+        let most = 12_500_000 + 64 * 1024 + 2_000;
+        assert!((12_500_000..=most).contains(&sent), "{sent}");
+        assert!(RateLimiter::new(0).admit(Timestamp::ZERO, usize::MAX));
+    }
+}
