@@ -21,12 +21,12 @@ use nix::sys::resource::{UsageWho, getrusage};
 use crate::case::Stream;
 use crate::sys::{self, DEPENDENT_PER_TURN, WIDE_PER_TURN};
 
-/// By how much a wide probe may exceed the quiet core's, as a factor.
-const WIDE_TOLERANCE: f64 = 1.04;
-/// By how much a chase may exceed the quiet one, as a factor.
-const CHASE_TOLERANCE: f64 = 1.25;
-/// By how much the clock may change between two probes, as a factor.
-const CLOCK_TOLERANCE: f64 = 1.02;
+/// By which part a wide probe may exceed the quiet core's.
+const WIDE_EXCESS: f64 = 0.04;
+/// By which part a chase may exceed the quiet one.
+const CHASE_EXCESS: f64 = 0.25;
+/// By which part the clock may change between two probes.
+const CLOCK_DRIFT: f64 = 0.02;
 
 const DEPENDENT_TURNS: u64 = 300;
 const WIDE_TURNS: u64 = 400;
@@ -75,8 +75,16 @@ pub(crate) struct Probe {
 pub(crate) struct Span {
     /// Core cycles.
     pub(crate) cycles: f64,
+    /// What the worst of the probes was beyond the quiet core, in parts of what is tolerated;
+    /// infinite if something interrupted.
+    pub(crate) disturbance: f64,
+}
+
+impl Span {
     /// Whether nobody disturbed it.
-    pub(crate) clean: bool,
+    pub(crate) fn is_clean(&self) -> bool {
+        self.disturbance < 1.0
+    }
 }
 
 impl Clock {
@@ -125,14 +133,16 @@ impl Clock {
     /// What `ticks` between two probes were worth. `disturbed` says that something is known
     /// to have interrupted.
     pub(crate) fn span(&self, before: &Probe, ticks: u64, after: &Probe, disturbed: bool) -> Span {
-        let drift = before.cycles_per_tick / after.cycles_per_tick;
+        let interrupted = disturbed || before.preemptions != after.preemptions;
+        let drift = (before.cycles_per_tick / after.cycles_per_tick - 1.0).abs() / CLOCK_DRIFT;
+        let probes = self.quiet.excess(before).max(self.quiet.excess(after));
         Span {
             cycles: ticks as f64 * (before.cycles_per_tick + after.cycles_per_tick) / 2.0,
-            clean: !disturbed
-                && before.preemptions == after.preemptions
-                && self.quiet.has(before)
-                && self.quiet.has(after)
-                && (1.0 / CLOCK_TOLERANCE..CLOCK_TOLERANCE).contains(&drift),
+            disturbance: if interrupted {
+                f64::INFINITY
+            } else {
+                probes.max(drift)
+            },
         }
     }
 }
@@ -148,8 +158,11 @@ impl Quiet {
         self.chase
     }
 
-    fn has(&self, probe: &Probe) -> bool {
-        probe.wide < self.wide * WIDE_TOLERANCE && probe.chase < self.chase * CHASE_TOLERANCE
+    /// By how much a probe exceeds the quiet core, in parts of what is tolerated.
+    fn excess(&self, probe: &Probe) -> f64 {
+        let wide = (probe.wide / self.wide - 1.0) / WIDE_EXCESS;
+        let chase = (probe.chase / self.chase - 1.0) / CHASE_EXCESS;
+        wide.max(chase)
     }
 }
 
@@ -247,7 +260,7 @@ mod tests {
         };
         let span = clock().span(&QUIET, 1000, &faster, false);
         assert!((span.cycles - 1410.0).abs() < 1e-6);
-        assert!(span.clean);
+        assert!(span.is_clean());
         assert!((clock().hertz(&QUIET) - 3.5e9).abs() < 1.0);
     }
 
@@ -265,10 +278,16 @@ mod tests {
             ("switched out", changed(|probe| probe.preemptions = 4)),
         ] {
             let clock = clock();
-            assert!(!clock.span(&QUIET, 1000, &other, false).clean, "{what}");
-            assert!(!clock.span(&other, 1000, &QUIET, false).clean, "{what}");
+            assert!(
+                !clock.span(&QUIET, 1000, &other, false).is_clean(),
+                "{what}"
+            );
+            assert!(
+                !clock.span(&other, 1000, &QUIET, false).is_clean(),
+                "{what}"
+            );
         }
-        assert!(!clock().span(&QUIET, 1000, &QUIET, true).clean);
+        assert!(!clock().span(&QUIET, 1000, &QUIET, true).is_clean());
     }
 
     #[test]

@@ -5,10 +5,9 @@ use std::fmt;
 use std::time::Duration;
 
 use crate::case::{Case, Digest, Direction, PACKETS};
-use crate::clock::{Clock, Span};
+use crate::clock::Clock;
+use crate::samples::{Samples, quartiles};
 
-/// Clean repetitions below which a figure is marked as doubtful.
-const FEW: usize = 5;
 /// Tries for each clean repetition that is wanted.
 const TRIES: usize = 8;
 /// How long to wait for a neighbour to go after a round in which nobody was undisturbed.
@@ -71,7 +70,7 @@ pub(crate) struct Figure {
     pub(crate) spread: f64,
     /// The core's clock meanwhile, in hertz.
     pub(crate) hertz: f64,
-    /// Fewer than [`FEW`] repetitions were clean, so all were taken.
+    /// Too few repetitions were clean, so the least disturbed ones were taken.
     pub(crate) doubtful: bool,
 }
 
@@ -133,7 +132,7 @@ pub(crate) fn hold(
     for _ in 0..repetitions * TRIES {
         let (mut waiting, mut quiet) = (false, false);
         for (contestant, records) in &mut runners {
-            if records[0].clean.len() < repetitions {
+            if records[0].samples.clean() < repetitions {
                 waiting = true;
                 quiet |= repeat(clock, contestant.as_mut(), records)?;
             }
@@ -148,7 +147,7 @@ pub(crate) fn hold(
     }
     for (contestant, records) in runners {
         contestant.finish()?;
-        for (direction, record) in Direction::ALL.into_iter().zip(&records) {
+        for (direction, record) in Direction::ALL.into_iter().zip(records) {
             let figure = record.figure(contestant.name(), direction);
             outcome.figures.push(figure);
         }
@@ -187,33 +186,24 @@ fn repeat(
     let mut clean = true;
     for (record, ticks) in records.iter_mut().zip(repetition.ticks) {
         let span = clock.span(&before, ticks, &after, repetition.disturbed);
-        record.add(span, clock.hertz(&after));
-        clean &= span.clean;
+        clean &= span.is_clean();
+        record.samples.add(span);
+        record.hertz.push(clock.hertz(&after));
     }
     Ok(clean)
 }
 
-/// The repetitions of one contestant in one direction, in core cycles.
+/// The repetitions of one contestant in one direction.
 #[derive(Default)]
 struct Record {
-    clean: Vec<f64>,
-    all: Vec<f64>,
+    samples: Samples,
     hertz: Vec<f64>,
 }
 
 impl Record {
-    fn add(&mut self, span: Span, hertz: f64) {
-        self.all.push(span.cycles);
-        self.hertz.push(hertz);
-        if span.clean {
-            self.clean.push(span.cycles);
-        }
-    }
-
-    fn figure(&self, who: &str, direction: Direction) -> Figure {
-        let doubtful = self.clean.len() < FEW;
-        let [low, middle, high] = quartiles(if doubtful { &self.all } else { &self.clean });
-        let [_, hertz, _] = quartiles(&self.hertz);
+    fn figure(self, who: &str, direction: Direction) -> Figure {
+        let [low, middle, high] = self.samples.quartiles();
+        let [_, hertz, _] = quartiles(self.hertz);
         let per_packet = PACKETS as f64;
         Figure {
             who: who.into(),
@@ -221,20 +211,9 @@ impl Record {
             cycles: middle / per_packet,
             spread: (high - low) / per_packet,
             hertz,
-            doubtful,
+            doubtful: self.samples.are_doubtful(),
         }
     }
-}
-
-/// First quartile, median and third quartile; the lower neighbour where they fall between
-/// two values; not-a-number of nothing.
-pub(crate) fn quartiles(values: &[f64]) -> [f64; 3] {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    [1, 2, 3].map(|quarter| {
-        let last = sorted.len().saturating_sub(1);
-        sorted.get(last * quarter / 4).copied().unwrap_or(f64::NAN)
-    })
 }
 
 #[cfg(test)]
@@ -242,41 +221,6 @@ mod tests {
     use super::*;
     use crate::case::{Level, Size};
     use vesper_esp::Suite;
-
-    #[test]
-    fn quartiles_of_known_values() {
-        assert_eq!(quartiles(&[5.0, 1.0, 3.0, 2.0, 4.0]), [2.0, 3.0, 4.0]);
-        assert_eq!(quartiles(&[7.0]), [7.0; 3]);
-        assert!(quartiles(&[]).iter().all(|value| value.is_nan()));
-    }
-
-    #[test]
-    fn disturbed_repetitions_do_not_count_while_enough_are_clean() {
-        let mut record = Record::default();
-        for cycles in [100.0, 101.0, 102.0, 103.0, 104.0] {
-            record.add(
-                Span {
-                    cycles: cycles * PACKETS as f64,
-                    clean: true,
-                },
-                3e9,
-            );
-        }
-        for _ in 0..20 {
-            record.add(
-                Span {
-                    cycles: 900.0 * PACKETS as f64,
-                    clean: false,
-                },
-                3e9,
-            );
-        }
-        let figure = record.figure("x", Direction::Out);
-        assert_eq!((figure.cycles, figure.spread), (102.0, 2.0));
-        assert!(!figure.doubtful);
-        record.clean.pop();
-        assert!(record.figure("x", Direction::Out).doubtful);
-    }
 
     /// Seals nothing, declines or fails on demand.
     struct Scripted {

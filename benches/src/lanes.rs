@@ -116,7 +116,7 @@ impl Cores {
                         let before = self.clock.probe();
                         let laps = work(lane, gate);
                         let after = self.clock.probe();
-                        (laps, !self.clock.span(&before, 0, &after, false).clean)
+                        (laps, !self.clock.span(&before, 0, &after, false).is_clean())
                     })
                 })
                 .collect();

@@ -18,7 +18,7 @@ use vesper_esp::Encryption;
 
 use crate::case::{Case, Level};
 use crate::clock::Clock;
-use crate::contest::quartiles;
+use crate::samples::Samples;
 use crate::sys::{LOOPS, Loop, Scratch};
 
 /// Clean repetitions of each loop.
@@ -126,22 +126,18 @@ impl Limit {
 /// Median core cycles of one turn.
 fn turn(clock: &Clock, entry: &Loop, scratch: &mut Scratch) -> Option<f64> {
     entry.ticks(TURNS, scratch)?;
-    let (mut clean, mut all) = (Vec::new(), Vec::new());
+    let mut samples = Samples::default();
     let mut before = clock.probe();
     for _ in 0..REPETITIONS * TRIES {
         let ticks = entry.ticks(TURNS, scratch)?;
         let after = clock.probe();
-        let span = clock.span(&before, ticks, &after, false);
-        all.push(span.cycles);
-        if span.clean {
-            clean.push(span.cycles);
-        }
-        if clean.len() == REPETITIONS {
+        samples.add(clock.span(&before, ticks, &after, false));
+        if samples.clean() == REPETITIONS {
             break;
         }
         before = after;
     }
-    let [_, median, _] = quartiles(if clean.is_empty() { &all } else { &clean });
+    let [_, median, _] = samples.quartiles();
     Some(median / TURNS as f64)
 }
 

@@ -29,6 +29,8 @@ mod report;
 #[cfg(target_arch = "x86_64")]
 mod run;
 #[cfg(target_arch = "x86_64")]
+mod samples;
+#[cfg(target_arch = "x86_64")]
 mod sys;
 
 use std::process::ExitCode;
