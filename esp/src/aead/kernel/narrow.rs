@@ -183,7 +183,7 @@ unsafe fn encrypt_and_hash<L: Lanes, const COUNT: usize>(
         for state in states.iter_mut() {
             *state = state.xor(whitening);
         }
-        let rounds = key.rounds as usize;
+        let rounds = usize::from(key.rounds);
         for round in 1..10 {
             let round_key = L::broadcast(&keys[round]);
             for state in states.iter_mut() {
