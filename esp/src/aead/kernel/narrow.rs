@@ -7,7 +7,7 @@
 //! the rest); the hash of each chunk is computed between the AES rounds of the next.
 
 use super::key::{GcmKey, STRIDES};
-use super::lanes::{Lanes, Products, X1, X2};
+use super::lanes::{Lanes, Products, X1, X2, unrolled};
 use super::packet::Packet;
 
 #[target_feature(enable = "avx2,vaes,vpclmulqdq")]
@@ -41,8 +41,6 @@ struct Row {
     vectors: usize,
     /// Address of the first vector, before the text by as many lanes as are not text.
     base: *mut u8,
-    /// Bytes from `base` to the end of the text.
-    end: usize,
 }
 
 /// # Safety
@@ -57,7 +55,6 @@ unsafe fn crypt<L: Lanes, const SEAL: bool>(packet: &mut Packet) {
         // Alone in its vector, the block of lengths needs no AES.
         vectors: if L::WIDTH == 1 { vectors - 1 } else { vectors },
         base: packet.text.wrapping_sub(16 * (gap + 1)),
-        end: 16 * (gap + 1) + packet.len,
     };
     // SAFETY: the caller keeps the contract of `Lanes`; `row` is that of the packet.
     unsafe {
@@ -100,61 +97,99 @@ unsafe fn chunk<L: Lanes, const SEAL: bool, const COUNT: usize>(
     start: usize,
     pending: &mut Pending<L>,
 ) -> u128 {
-    // SAFETY: the caller keeps the contract of `Lanes`; only vectors that lie within the text
-    // are read and written whole, of the others the part that does.
+    // SAFETY: the caller keeps the contract; only vectors that lie within the text are read
+    // and written whole, of the others the block that does.
     unsafe {
         let key = packet.key();
-        let mut states = [L::zero(); COUNT];
-        for (i, state) in states.iter_mut().enumerate() {
-            *state = counters(packet, row, start + i);
+        let mut states: [L; COUNT] = [counters(packet, row, start); COUNT];
+        let first_counter = (start * L::WIDTH + 1).wrapping_sub(row.gap);
+        if first_counter % 256 + COUNT * L::WIDTH <= 256 {
+            // Only the last byte of the counters counts within this chunk.
+            unrolled!(I < COUNT, {
+                let step = L::broadcast(&STEPS[I * L::WIDTH]);
+                states[I] = states[I].add_words(step);
+            });
+        } else {
+            unrolled!(I < COUNT, {
+                states[I] = counters(packet, row, start + I);
+            });
         }
-        let products = encrypt_and_hash(key, &mut states, pending, &key.strides[1..], 0);
+        let products = encrypt_and_hash(key, &mut states, pending);
         if pending.count > 0 {
             pending.sum = products.reduce();
         }
         pending.count = COUNT;
-        for (i, state) in states.iter().enumerate() {
-            let number = start + i;
-            let at = row.base.wrapping_add(16 * L::WIDTH * number);
-            let is_first = i == 0 && number == 0;
-            let is_last = i == COUNT - 1 && number == row.vectors - 1;
-            let ciphertext;
-            if is_first || is_last {
-                let from = if is_first { 16 * (row.gap + 1) } else { 0 };
-                let to = (row.end - 16 * L::WIDTH * number).min(16 * L::WIDTH);
-                let input = load_part::<L>(at, from, to);
-                let output = input.xor(*state);
-                store_part(output, at, from, to);
-                ciphertext = if SEAL {
-                    load_part::<L>(at, from, to)
-                } else {
-                    input
-                };
+        let is_last = start + COUNT == row.vectors;
+        let at = row.base.wrapping_add(16 * L::WIDTH * start);
+        unrolled!(I < COUNT, {
+            let at = at.wrapping_add(16 * L::WIDTH * I);
+            if (I == 0 && start == 0) || (I == COUNT - 1 && is_last) {
+                pending.blocks[COUNT - 1 - I] =
+                    edge::<L, SEAL>(packet, row, start + I, states[I]);
             } else {
                 let input = L::load(at);
-                let output = input.xor(*state);
+                let output = input.xor(states[I]);
                 output.store(at);
-                ciphertext = if SEAL { output } else { input };
+                let ciphertext = if SEAL { output } else { input };
+                pending.blocks[COUNT - 1 - I] = ciphertext.reverse_bytes();
             }
-            let mut block = ciphertext.reverse_bytes();
-            if is_first {
-                block = block.xor(L::at(row.gap, packet.aad));
-            }
-            if is_last && L::WIDTH > 1 {
-                block = block.xor(L::at(L::WIDTH - 1, packet.lengths));
-            }
-            pending.blocks[COUNT - 1 - i] = block;
-        }
-        if start == 0 {
-            lane(states[0], row.gap)
-        } else {
-            0
-        }
+        });
+        if start == 0 { states[0].block(row.gap) } else { 0 }
     }
 }
 
-/// AES over all states, with one vector of pending hash input after each round. The vector
-/// number `skip + n` of the input is multiplied by `powers[n]`.
+/// Encrypts or decrypts the first or the last vector of a row, which has one block of text at
+/// most; returns its hash input.
+///
+/// # Safety
+/// See [`Lanes`]; `row` is that of the packet and has this vector.
+#[inline(always)]
+unsafe fn edge<L: Lanes, const SEAL: bool>(
+    packet: &Packet,
+    row: &Row,
+    number: usize,
+    keystream: L,
+) -> L {
+    // SAFETY: the caller keeps the contract; only bytes of the text are read and written.
+    unsafe {
+        let mut hash = L::zero();
+        let first_lane = number * L::WIDTH;
+        for lane in 0..L::WIDTH {
+            // The number of the block of text in this lane.
+            let block = (first_lane + lane).wrapping_sub(row.gap + 1);
+            let input = match packet.len.checked_sub(block.wrapping_mul(16)) {
+                _ if first_lane + lane == row.gap => packet.aad,
+                Some(len @ 1..) if first_lane + lane > row.gap => {
+                    let at = packet.text.wrapping_add(16 * block);
+                    let len = len.min(16);
+                    let mask = u128::MAX >> (128 - 8 * len);
+                    let input = read(at, len);
+                    let output = (input ^ keystream.block(lane)) & mask;
+                    write(at, len, output);
+                    if SEAL { output } else { input }.swap_bytes()
+                }
+                _ if L::WIDTH > 1 && first_lane + lane > row.gap => packet.lengths,
+                _ => 0,
+            };
+            hash = hash.xor(L::at(lane, input));
+        }
+        hash
+    }
+}
+
+/// For each number of blocks, what it adds to the last word of a counter block, as long as
+/// only its last byte changes.
+static STEPS: [u128; 2 * STRIDES] = {
+    let mut steps = [0; 2 * STRIDES];
+    let mut n = 0;
+    while n < steps.len() {
+        steps[n] = (n as u128) << 120;
+        n += 1;
+    }
+    steps
+};
+
+/// AES over all states, with one vector of pending hash input after each round.
 ///
 /// # Safety
 /// See [`Lanes`].
@@ -163,51 +198,58 @@ unsafe fn encrypt_and_hash<L: Lanes, const COUNT: usize>(
     key: &GcmKey,
     states: &mut [L; COUNT],
     pending: &Pending<L>,
-    powers: &[u128],
-    skip: usize,
 ) -> Products<L> {
     // SAFETY: the caller keeps the contract of `Lanes`; every pointer is made from a
     // reference to at least 16 bytes.
     unsafe {
         let mut products = Products::zero();
-        let hashed = pending.count - skip;
-        let hash_one = |products: &mut Products<L>, n: usize| {
-            let mut block = pending.blocks[n + skip];
-            if n + 1 == hashed {
-                block = block.xor(pending.sum);
-            }
-            products.add(block, L::broadcast(&powers[n]));
-        };
-        let keys = opaque(&key.round_keys);
-        let whitening = L::broadcast(&keys[0]);
-        for state in states.iter_mut() {
-            *state = state.xor(whitening);
-        }
+        let hashed = pending.count;
         let rounds = usize::from(key.rounds);
-        for round in 1..10 {
-            let round_key = L::broadcast(&keys[round]);
-            for state in states.iter_mut() {
-                *state = state.aes(round_key);
-            }
-            if round - 1 < hashed {
-                hash_one(&mut products, round - 1);
-            }
+        let mut round = 1;
+        let whitening = L::broadcast(&opaque(&key.round_keys)[0]);
+        unrolled!(I < COUNT, {
+            states[I] = states[I].xor(whitening);
+        });
+        // All but ten rounds of the longer keys, then ten with a step of the hash in each.
+        while round + 9 < rounds {
+            one_round(key, states, round);
+            round += 1;
         }
-        let mut round = 10;
-        while round < rounds {
-            for round in round..round + 2 {
-                let round_key = L::broadcast(&keys[round]);
-                for state in states.iter_mut() {
-                    *state = state.aes(round_key);
+        unrolled!(N < 9, {
+            one_round(key, states, round + N);
+            if N < hashed {
+                let mut block = pending.blocks[N];
+                if N + 1 == hashed {
+                    block = block.xor(pending.sum);
                 }
+                products.add(block, L::broadcast(&key.strides[1 + N % STRIDES]));
+                products.pin();
             }
-            round += 2;
-        }
-        let round_key = L::broadcast(&keys[rounds]);
-        for state in states.iter_mut() {
-            *state = state.aes_last(round_key);
-        }
+        });
+        let round_key = L::broadcast(&opaque(&key.round_keys)[rounds]);
+        unrolled!(I < COUNT, {
+            states[I] = states[I].aes_last(round_key);
+        });
         products
+    }
+}
+
+/// One round of AES, in its place among other work.
+///
+/// # Safety
+/// See [`Lanes`].
+#[inline(always)]
+unsafe fn one_round<L: Lanes, const COUNT: usize>(
+    key: &GcmKey,
+    states: &mut [L; COUNT],
+    round: usize,
+) {
+    // SAFETY: the caller keeps the contract.
+    unsafe {
+        let round_key = L::broadcast(&opaque(&key.round_keys)[round]);
+        unrolled!(I < COUNT, {
+            states[I] = states[I].aes(round_key).pin();
+        });
     }
 }
 
@@ -258,72 +300,71 @@ unsafe fn finish_hash<L: Lanes>(packet: &Packet, pending: &mut Pending<L>) -> u1
 unsafe fn counters<L: Lanes>(packet: &Packet, row: &Row, number: usize) -> L {
     // SAFETY: the caller keeps the contract of `Lanes`.
     unsafe {
-        (0..L::WIDTH).fold(L::zero(), |lanes, lane| {
+        let mut lanes = L::zero();
+        for lane in 0..L::WIDTH {
             // Lanes before the first block have no meaning.
             let counter = (number * L::WIDTH + lane + 1).wrapping_sub(row.gap) as u32;
             let block = packet.counter | u128::from(counter.swap_bytes()) << 96;
-            lanes.xor(L::at(lane, block))
-        })
-    }
-}
-
-/// # Safety
-/// See [`Lanes`].
-#[inline(always)]
-unsafe fn lane<L: Lanes>(vector: L, lane: usize) -> u128 {
-    let mut blocks = [0u128; 4];
-    // SAFETY: the caller keeps the contract of `Lanes`; no vector is longer than four blocks.
-    unsafe { vector.store(blocks.as_mut_ptr().cast()) };
-    blocks[lane]
-}
-
-/// The bytes `from..to` of the vector at `at`, zeroes for the others, which are not read.
-///
-/// # Safety
-/// See [`Lanes`]; these bytes are valid for reads.
-#[inline(always)]
-unsafe fn load_part<L: Lanes>(at: *const u8, from: usize, to: usize) -> L {
-    let mut bytes = [0u8; 64];
-    // SAFETY: `from <= to <= 16 * WIDTH <= 64`, and the caller vouches for the source.
-    unsafe {
-        copy(
-            at.wrapping_add(from),
-            bytes.as_mut_ptr().add(from),
-            to - from,
-        );
-        L::load(bytes.as_ptr())
-    }
-}
-
-/// Stores the bytes `from..to` of the vector to `at`, and no others.
-///
-/// # Safety
-/// See [`Lanes`]; these bytes are valid for writes.
-#[inline(always)]
-unsafe fn store_part<L: Lanes>(vector: L, at: *mut u8, from: usize, to: usize) {
-    let mut bytes = [0u8; 64];
-    // SAFETY: `from <= to <= 16 * WIDTH <= 64`, and the caller vouches for the target.
-    unsafe {
-        vector.store(bytes.as_mut_ptr());
-        copy(bytes.as_ptr().add(from), at.wrapping_add(from), to - from);
-    }
-}
-
-/// # Safety
-/// `from` is valid for reads of `len` bytes, `to` for writes; they do not overlap.
-#[inline(always)]
-unsafe fn copy(from: *const u8, to: *mut u8, len: usize) {
-    let mut done = 0;
-    // SAFETY: each step copies at most the bytes that are left.
-    unsafe {
-        for step in [16, 8, 4, 2, 1] {
-            if len - done >= step {
-                core::ptr::copy_nonoverlapping(from.add(done), to.add(done), step);
-                done += step;
-            }
+            lanes = lanes.xor(L::at(lane, block));
         }
-        if done < len {
-            core::ptr::copy_nonoverlapping(from.add(done), to.add(done), len - done);
+        lanes
+    }
+}
+
+/// The first `len` bytes at `from`, then zeroes.
+///
+/// # Safety
+/// They are valid for reads; `len` is 1 to 16.
+#[inline(always)]
+unsafe fn read(from: *const u8, len: usize) -> u128 {
+    // SAFETY: each step reads some of the bytes that are left.
+    unsafe {
+        if len == 16 {
+            return from.cast::<u128>().read_unaligned();
+        }
+        let mut block = 0;
+        let mut done = 0;
+        if len & 8 != 0 {
+            block = u128::from(from.cast::<u64>().read_unaligned());
+            done = 8;
+        }
+        if len & 4 != 0 {
+            let word = from.add(done).cast::<u32>().read_unaligned();
+            block |= u128::from(word) << (8 * done);
+            done += 4;
+        }
+        while done < len {
+            block |= u128::from(from.add(done).read()) << (8 * done);
+            done += 1;
+        }
+        block
+    }
+}
+
+/// Writes the first `len` bytes of a block.
+///
+/// # Safety
+/// They are valid for writes; `len` is 1 to 16.
+#[inline(always)]
+unsafe fn write(to: *mut u8, len: usize, block: u128) {
+    // SAFETY: each step writes some of the bytes that are left.
+    unsafe {
+        if len == 16 {
+            return to.cast::<u128>().write_unaligned(block);
+        }
+        let mut done = 0;
+        if len & 8 != 0 {
+            to.cast::<u64>().write_unaligned(block as u64);
+            done = 8;
+        }
+        if len & 4 != 0 {
+            let word = (block >> (8 * done)) as u32;
+            to.add(done).cast::<u32>().write_unaligned(word);
+            done += 4;
+        }
+        while done < len {
+            to.add(done).write((block >> (8 * done)) as u8);
+            done += 1;
         }
     }
 }

@@ -3,7 +3,7 @@
 use core::arch::x86_64::*;
 
 use super::super::packet::Packet;
-use super::aes::unrolled;
+use super::super::lanes::unrolled;
 use super::hash::join;
 use super::line::{Kind, Line, Steps, Text};
 use super::unit::Unit;
