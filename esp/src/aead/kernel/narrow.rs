@@ -8,29 +8,33 @@
 
 use super::key::{GcmKey, STRIDES};
 use super::lanes::{Lanes, Products, X1, X2, unrolled};
-use super::packet::Packet;
+use super::packet::{Packet, read, write};
 
 #[target_feature(enable = "avx2,vaes,vpclmulqdq")]
 pub(super) fn vaes256<const SEAL: bool>(packets: &mut [Packet]) {
-    for packet in packets {
-        // SAFETY: this function enables what `X2` needs.
-        unsafe { crypt::<X2, SEAL>(packet) }
-    }
+    // SAFETY: this function enables what `X2` needs.
+    unsafe { crypt_all::<X2, SEAL>(packets) }
 }
 
 #[target_feature(enable = "aes,pclmulqdq,ssse3,sse4.1")]
 pub(super) fn aesni<const SEAL: bool>(packets: &mut [Packet]) {
-    for packet in packets {
-        // SAFETY: this function enables what `X1` needs.
-        unsafe { crypt::<X1, SEAL>(packet) }
-    }
+    // SAFETY: this function enables what `X1` needs.
+    unsafe { crypt_all::<X1, SEAL>(packets) }
 }
 
-/// Hash input of a chunk, last vector first, and what was added up before it.
+/// Hash input of the last chunk.
 struct Pending<L> {
+    /// The last vector first.
     blocks: [L; STRIDES + 1],
     count: usize,
+    /// Powers of the hash key, one for each vector.
+    powers: *const u128,
+    /// The hash of the chunks before, to be added to the first vector.
     sum: L,
+    /// The packet that ends with this chunk, or null.
+    packet: *mut Packet,
+    /// The first block of its keystream.
+    mask: u128,
 }
 
 /// Where the row of blocks of a packet lies.
@@ -46,60 +50,79 @@ struct Row {
 /// # Safety
 /// See [`Lanes`].
 #[inline(always)]
-unsafe fn crypt<L: Lanes, const SEAL: bool>(packet: &mut Packet) {
-    let blocks = 2 + packet.len.div_ceil(16);
-    let vectors = blocks.div_ceil(L::WIDTH);
-    let gap = vectors * L::WIDTH - blocks;
-    let row = Row {
-        gap,
-        // Alone in its vector, the block of lengths needs no AES.
-        vectors: if L::WIDTH == 1 { vectors - 1 } else { vectors },
-        base: packet.text.wrapping_sub(16 * (gap + 1)),
-    };
-    // SAFETY: the caller keeps the contract of `Lanes`; `row` is that of the packet.
+unsafe fn crypt_all<L: Lanes, const SEAL: bool>(packets: &mut [Packet]) {
+    // SAFETY: the caller keeps the contract of `Lanes`; packets stay where they are.
     unsafe {
         let mut pending = Pending {
             blocks: [L::zero(); STRIDES + 1],
             count: 0,
+            powers: core::ptr::null(),
             sum: L::zero(),
+            packet: core::ptr::null_mut(),
+            mask: 0,
         };
-        let first = (row.vectors - 1) % STRIDES + 1;
-        let mask = match first {
-            1 => chunk::<L, SEAL, 1>(packet, &row, 0, &mut pending),
-            2 => chunk::<L, SEAL, 2>(packet, &row, 0, &mut pending),
-            3 => chunk::<L, SEAL, 3>(packet, &row, 0, &mut pending),
-            4 => chunk::<L, SEAL, 4>(packet, &row, 0, &mut pending),
-            5 => chunk::<L, SEAL, 5>(packet, &row, 0, &mut pending),
-            6 => chunk::<L, SEAL, 6>(packet, &row, 0, &mut pending),
-            7 => chunk::<L, SEAL, 7>(packet, &row, 0, &mut pending),
-            _ => chunk::<L, SEAL, 8>(packet, &row, 0, &mut pending),
-        };
-        let mut done = first;
-        while done < row.vectors {
-            chunk::<L, SEAL, 8>(packet, &row, done, &mut pending);
-            done += 8;
+        for packet in packets {
+            crypt::<L, SEAL>(packet, &mut pending);
         }
-        let hash = finish_hash(packet, &mut pending);
-        let tag = hash.to_be() ^ mask;
-        packet.finish::<SEAL>(tag.to_ne_bytes());
+        let mut products = Products::zero();
+        for n in 0..pending.count {
+            multiply(&mut products, &pending, n);
+        }
+        complete::<L, SEAL>(products, &mut pending);
     }
 }
 
-/// Encrypts or decrypts `COUNT` vectors from number `start`, while the hash of those before
-/// them is computed; leaves their hash pending. Returns the first block of keystream.
+/// # Safety
+/// See [`Lanes`]; `packet` is valid until nothing is pending.
+#[inline(always)]
+unsafe fn crypt<L: Lanes, const SEAL: bool>(packet: *mut Packet, pending: &mut Pending<L>) {
+    // SAFETY: the caller keeps the contract.
+    unsafe {
+        let (text, len) = ((*packet).text, (*packet).len);
+        let blocks = 2 + len.div_ceil(16);
+        let vectors = blocks.div_ceil(L::WIDTH);
+        let gap = vectors * L::WIDTH - blocks;
+        let row = Row {
+            gap,
+            // Alone in its vector, the block of lengths needs no AES.
+            vectors: if L::WIDTH == 1 { vectors - 1 } else { vectors },
+            base: text.wrapping_sub(16 * (gap + 1)),
+        };
+        let mut start = 0;
+        let mut count = (row.vectors - 1) % STRIDES + 1;
+        while start < row.vectors {
+            match count {
+                1 => chunk::<L, SEAL, 1>(packet, &row, start, pending),
+                2 => chunk::<L, SEAL, 2>(packet, &row, start, pending),
+                3 => chunk::<L, SEAL, 3>(packet, &row, start, pending),
+                4 => chunk::<L, SEAL, 4>(packet, &row, start, pending),
+                5 => chunk::<L, SEAL, 5>(packet, &row, start, pending),
+                6 => chunk::<L, SEAL, 6>(packet, &row, start, pending),
+                7 => chunk::<L, SEAL, 7>(packet, &row, start, pending),
+                _ => chunk::<L, SEAL, 8>(packet, &row, start, pending),
+            }
+            start += count;
+            count = STRIDES;
+        }
+    }
+}
+
+/// Encrypts or decrypts `COUNT` vectors from number `start`, while the hash of the chunk
+/// before them is computed, also if that is of another packet; leaves their hash pending.
 ///
 /// # Safety
 /// See [`Lanes`]; `row` is that of the packet and has all these vectors.
 #[inline(always)]
 unsafe fn chunk<L: Lanes, const SEAL: bool, const COUNT: usize>(
-    packet: &Packet,
+    pointer: *mut Packet,
     row: &Row,
     start: usize,
     pending: &mut Pending<L>,
-) -> u128 {
+) {
     // SAFETY: the caller keeps the contract; only vectors that lie within the text are read
     // and written whole, of the others the block that does.
     unsafe {
+        let packet = &*pointer;
         let key = packet.key();
         let mut states: [L; COUNT] = [counters(packet, row, start); COUNT];
         let first_counter = (start * L::WIDTH + 1).wrapping_sub(row.gap);
@@ -115,26 +138,40 @@ unsafe fn chunk<L: Lanes, const SEAL: bool, const COUNT: usize>(
             });
         }
         let products = encrypt_and_hash(key, &mut states, pending);
-        if pending.count > 0 {
-            pending.sum = products.reduce();
-        }
-        pending.count = COUNT;
+        complete::<L, SEAL>(products, pending);
         let is_last = start + COUNT == row.vectors;
+        // Alone in its vector, the block of lengths has no place in the row.
+        let shift = usize::from(is_last && L::WIDTH == 1);
         let at = row.base.wrapping_add(16 * L::WIDTH * start);
         unrolled!(I < COUNT, {
             let at = at.wrapping_add(16 * L::WIDTH * I);
-            if (I == 0 && start == 0) || (I == COUNT - 1 && is_last) {
-                pending.blocks[COUNT - 1 - I] =
-                    edge::<L, SEAL>(packet, row, start + I, states[I]);
+            let block = if (I == 0 && start == 0) || (I == COUNT - 1 && is_last) {
+                edge::<L, SEAL>(packet, row, start + I, states[I])
             } else {
                 let input = L::load(at);
                 let output = input.xor(states[I]);
                 output.store(at);
-                let ciphertext = if SEAL { output } else { input };
-                pending.blocks[COUNT - 1 - I] = ciphertext.reverse_bytes();
-            }
+                if SEAL { output } else { input }.reverse_bytes()
+            };
+            pending.blocks[shift + COUNT - 1 - I] = block;
         });
-        if start == 0 { states[0].block(row.gap) } else { 0 }
+        pending.count = COUNT + shift;
+        let first = pending.blocks[pending.count - 1];
+        pending.blocks[pending.count - 1] = first.xor(pending.sum);
+        if start == 0 {
+            pending.mask = states[0].block(row.gap);
+        }
+        if !is_last {
+            pending.powers = &key.strides[1];
+        } else if L::WIDTH == 1 {
+            pending.blocks[0] = L::at(0, packet.lengths);
+            pending.powers = &key.powers[0];
+            pending.packet = pointer;
+        } else {
+            // The last vector is multiplied by one.
+            pending.powers = &key.strides[0];
+            pending.packet = pointer;
+        }
     }
 }
 
@@ -203,7 +240,6 @@ unsafe fn encrypt_and_hash<L: Lanes, const COUNT: usize>(
     // reference to at least 16 bytes.
     unsafe {
         let mut products = Products::zero();
-        let hashed = pending.count;
         let rounds = usize::from(key.rounds);
         let mut round = 1;
         let whitening = L::broadcast(&opaque(&key.round_keys)[0]);
@@ -217,12 +253,8 @@ unsafe fn encrypt_and_hash<L: Lanes, const COUNT: usize>(
         }
         unrolled!(N < 9, {
             one_round(key, states, round + N);
-            if N < hashed {
-                let mut block = pending.blocks[N];
-                if N + 1 == hashed {
-                    block = block.xor(pending.sum);
-                }
-                products.add(block, L::broadcast(&key.strides[1 + N % STRIDES]));
+            if N < pending.count {
+                multiply(&mut products, pending, N);
                 products.pin();
             }
         });
@@ -253,42 +285,38 @@ unsafe fn one_round<L: Lanes, const COUNT: usize>(
     }
 }
 
-/// The hash of the whole packet, from what is pending of it.
+/// Multiplies pending vector `n`.
 ///
 /// # Safety
-/// See [`Lanes`].
+/// See [`Lanes`]; it is pending.
 #[inline(always)]
-unsafe fn finish_hash<L: Lanes>(packet: &Packet, pending: &mut Pending<L>) -> u128 {
-    let key = packet.key();
-    // SAFETY: the caller keeps the contract of `Lanes`.
+unsafe fn multiply<L: Lanes>(products: &mut Products<L>, pending: &Pending<L>, n: usize) {
+    // SAFETY: the caller keeps the contract; there is a power for each vector.
+    unsafe { products.add(pending.blocks[n], L::broadcast(pending.powers.add(n))) }
+}
+
+/// Ends the hash of what was pending: the sum for the next chunk, or the tag.
+///
+/// # Safety
+/// See [`Lanes`]; the packet is valid.
+#[inline(always)]
+unsafe fn complete<L: Lanes, const SEAL: bool>(products: Products<L>, pending: &mut Pending<L>) {
+    // SAFETY: the caller keeps the contract.
     unsafe {
-        let mut products = Products::zero();
-        if L::WIDTH == 1 {
-            products.add(L::at(0, packet.lengths), L::broadcast(&key.powers[0]));
-            for n in 0..pending.count {
-                let mut block = pending.blocks[n];
-                if n + 1 == pending.count {
-                    block = block.xor(pending.sum);
-                }
-                products.add(block, L::broadcast(&key.powers[n + 1]));
-            }
-            return products.reduce().sum();
+        pending.sum = products.reduce();
+        if pending.packet.is_null() {
+            return;
         }
-        for n in 1..pending.count {
-            let mut block = pending.blocks[n];
-            if n + 1 == pending.count {
-                block = block.xor(pending.sum);
-            }
-            products.add(block, L::broadcast(&key.strides[n]));
+        let packet = &mut *pending.packet;
+        let mut sums = pending.sum;
+        if L::WIDTH > 1 {
+            let mut products = Products::zero();
+            products.add(sums, super::ghash::falling(packet.key()));
+            sums = products.reduce();
         }
-        let sum = if pending.count > 1 {
-            products.reduce()
-        } else {
-            pending.sum
-        };
-        let mut products = Products::zero();
-        products.add(pending.blocks[0].xor(sum), super::ghash::falling(key));
-        products.reduce().sum()
+        packet.finish::<SEAL>(sums.sum().swap_bytes() ^ pending.mask);
+        pending.sum = L::zero();
+        pending.packet = core::ptr::null_mut();
     }
 }
 
@@ -308,64 +336,6 @@ unsafe fn counters<L: Lanes>(packet: &Packet, row: &Row, number: usize) -> L {
             lanes = lanes.xor(L::at(lane, block));
         }
         lanes
-    }
-}
-
-/// The first `len` bytes at `from`, then zeroes.
-///
-/// # Safety
-/// They are valid for reads; `len` is 1 to 16.
-#[inline(always)]
-unsafe fn read(from: *const u8, len: usize) -> u128 {
-    // SAFETY: each step reads some of the bytes that are left.
-    unsafe {
-        if len == 16 {
-            return from.cast::<u128>().read_unaligned();
-        }
-        let mut block = 0;
-        let mut done = 0;
-        if len & 8 != 0 {
-            block = u128::from(from.cast::<u64>().read_unaligned());
-            done = 8;
-        }
-        if len & 4 != 0 {
-            let word = from.add(done).cast::<u32>().read_unaligned();
-            block |= u128::from(word) << (8 * done);
-            done += 4;
-        }
-        while done < len {
-            block |= u128::from(from.add(done).read()) << (8 * done);
-            done += 1;
-        }
-        block
-    }
-}
-
-/// Writes the first `len` bytes of a block.
-///
-/// # Safety
-/// They are valid for writes; `len` is 1 to 16.
-#[inline(always)]
-unsafe fn write(to: *mut u8, len: usize, block: u128) {
-    // SAFETY: each step writes some of the bytes that are left.
-    unsafe {
-        if len == 16 {
-            return to.cast::<u128>().write_unaligned(block);
-        }
-        let mut done = 0;
-        if len & 8 != 0 {
-            to.cast::<u64>().write_unaligned(block as u64);
-            done = 8;
-        }
-        if len & 4 != 0 {
-            let word = (block >> (8 * done)) as u32;
-            to.add(done).cast::<u32>().write_unaligned(word);
-            done += 4;
-        }
-        while done < len {
-            to.add(done).write((block >> (8 * done)) as u8);
-            done += 1;
-        }
     }
 }
 

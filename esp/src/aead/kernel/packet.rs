@@ -205,15 +205,19 @@ impl Packet {
 
     /// Writes the tag, or compares it with the one in the packet.
     #[inline(always)]
-    pub(super) fn finish<const SEAL: bool>(&mut self, tag: [u8; 16]) {
-        // SAFETY: `icv` is valid for its length (see `Packet`), and nothing else refers
-        // to them while this runs.
-        let icv = unsafe { core::slice::from_raw_parts_mut(self.icv, usize::from(self.shape.icv_len())) };
-        let tag = tag.get(..icv.len()).unwrap_or_default();
-        if SEAL {
-            icv.copy_from_slice(tag);
-        } else {
-            self.authentic = tag.ct_eq(icv).into();
+    pub(super) fn finish<const SEAL: bool>(&mut self, tag: u128) {
+        let len = usize::from(self.shape.icv_len()).min(16);
+        // SAFETY: `icv` is valid for its length (see `Packet`), and nothing else refers to
+        // it while this runs.
+        unsafe {
+            if SEAL {
+                write(self.icv, len, tag);
+            } else {
+                let mask = u128::MAX.checked_shr(128 - 8 * len as u32).unwrap_or(0);
+                let different = (tag & mask) ^ read(self.icv, len);
+                let different = different as u64 | (different >> 64) as u64;
+                self.authentic = different.ct_eq(&0).into();
+            }
         }
     }
 
@@ -268,4 +272,62 @@ fn gmac_aad(key: &GcmKey, sequence: u64, esn: bool, esp: &[u8]) -> (u128, usize)
         ghash::absorb(key, head, rest)
     };
     (sum, esp.len() + 4)
+}
+
+/// The first `len` bytes at `from`, then zeroes.
+///
+/// # Safety
+/// They are valid for reads; `len` is at most 16.
+#[inline(always)]
+pub(super) unsafe fn read(from: *const u8, len: usize) -> u128 {
+    // SAFETY: each step reads some of the bytes that are left.
+    unsafe {
+        if len == 16 {
+            return from.cast::<u128>().read_unaligned();
+        }
+        let mut block = 0;
+        let mut done = 0;
+        if len & 8 != 0 {
+            block = u128::from(from.cast::<u64>().read_unaligned());
+            done = 8;
+        }
+        if len & 4 != 0 {
+            let word = from.add(done).cast::<u32>().read_unaligned();
+            block |= u128::from(word) << (8 * done);
+            done += 4;
+        }
+        while done < len {
+            block |= u128::from(from.add(done).read()) << (8 * done);
+            done += 1;
+        }
+        block
+    }
+}
+
+/// Writes the first `len` bytes of a block.
+///
+/// # Safety
+/// They are valid for writes; `len` is at most 16.
+#[inline(always)]
+pub(super) unsafe fn write(to: *mut u8, len: usize, block: u128) {
+    // SAFETY: each step writes some of the bytes that are left.
+    unsafe {
+        if len == 16 {
+            return to.cast::<u128>().write_unaligned(block);
+        }
+        let mut done = 0;
+        if len & 8 != 0 {
+            to.cast::<u64>().write_unaligned(block as u64);
+            done = 8;
+        }
+        if len & 4 != 0 {
+            let word = (block >> (8 * done)) as u32;
+            to.add(done).cast::<u32>().write_unaligned(word);
+            done += 4;
+        }
+        while done < len {
+            to.add(done).write((block >> (8 * done)) as u8);
+            done += 1;
+        }
+    }
 }
