@@ -102,8 +102,10 @@ unsafe fn hash_lanes<L: Lanes>(key: &GcmKey, mut state: u128, blocks: &[[u8; 16]
 pub(super) unsafe fn falling<L: Lanes>(key: &GcmKey) -> L {
     // SAFETY: the caller keeps the contract of `Lanes`.
     unsafe {
-        (0..L::WIDTH).fold(L::zero(), |lanes, lane| {
-            lanes.xor(L::at(lane, key.powers[L::WIDTH - 1 - lane]))
-        })
+        let mut lanes = L::zero();
+        for lane in 0..L::WIDTH {
+            lanes = lanes.xor(L::at(lane, key.powers[L::WIDTH - 1 - lane]));
+        }
+        lanes
     }
 }

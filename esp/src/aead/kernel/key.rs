@@ -6,6 +6,7 @@ use core::arch::x86_64::*;
 use zeroize::Zeroize;
 
 use super::Kernel;
+use super::packet::Shape;
 
 /// How the key is used in ESP packets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,10 +33,15 @@ const ROUND_KEYS: usize = 15;
 pub(crate) struct GcmKey {
     pub(super) round_keys: [u128; ROUND_KEYS],
     pub(super) salt: u32,
-    pub(super) rounds: u32,
+    /// What each packet of the key has to know of it.
+    pub(super) shape: Shape,
+    pub(super) rounds: u8,
     pub(super) form: Form,
+    /// Bytes before the text in an ESP packet.
     pub(super) header_len: u8,
     pub(super) icv_len: u8,
+    /// Bytes of an ESP packet without text.
+    pub(super) overhead: u8,
     pub(super) kernel: Kernel,
     /// H^1, H^2, ...; a byte-reversed block times one of these in [`reduce`]'s arithmetic is
     /// the block times that power in GHASH.
@@ -56,13 +62,18 @@ impl GcmKey {
         if !matches!(key.len(), 16 | 24 | 32) || !matches!(icv_len, 4..=16) {
             return None;
         }
+        let rounds = (key.len() / 4 + 6) as u8;
+        let header_len = if form == Form::ImplicitIv { 8 } else { 16 };
+        let icv_len = icv_len as u8;
         let mut expanded = Self {
             round_keys: [0; ROUND_KEYS],
             salt: u32::from_le_bytes(salt),
-            rounds: (key.len() / 4 + 6) as u32,
+            shape: Shape::new(rounds, icv_len),
+            rounds,
             form,
-            header_len: if form == Form::ImplicitIv { 8 } else { 16 },
-            icv_len: icv_len as u8,
+            header_len,
+            icv_len,
+            overhead: header_len + icv_len,
             kernel,
             powers: [0; POWERS],
             strides: [0; 1 + STRIDES],
@@ -80,7 +91,7 @@ impl GcmKey {
             *word = u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
         }
         let mut constant = 1u32;
-        for i in words..4 * (self.rounds as usize + 1) {
+        for i in words..4 * (usize::from(self.rounds) + 1) {
             let mut word = schedule[i - 1];
             if i % words == 0 {
                 word = substitute(word).rotate_right(8) ^ constant;
@@ -118,7 +129,7 @@ impl GcmKey {
 
     #[target_feature(enable = "aes")]
     fn encrypt_block(&self, block: __m128i) -> __m128i {
-        let rounds = self.rounds as usize;
+        let rounds = usize::from(self.rounds);
         let mut state = _mm_xor_si128(block, m128i_from(self.round_keys[0]));
         for key in &self.round_keys[1..rounds] {
             state = _mm_aesenc_si128(state, m128i_from(*key));

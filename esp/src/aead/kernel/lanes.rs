@@ -1,5 +1,6 @@
 //! Vectors of one, two or four 16-byte blocks, and what GCM does with them.
 
+use core::arch::asm;
 use core::arch::x86_64::*;
 
 use super::key::POLYNOMIAL;
@@ -80,6 +81,21 @@ pub(super) trait Lanes: Copy {
     /// # Safety
     /// See [`Lanes`].
     unsafe fn sum(self) -> u128;
+    /// The block of one lane.
+    ///
+    /// # Safety
+    /// See [`Lanes`].
+    unsafe fn block(self, lane: usize) -> u128;
+    /// Adds the words of 32 bits.
+    ///
+    /// # Safety
+    /// See [`Lanes`].
+    unsafe fn add_words(self, other: Self) -> Self;
+    /// The same vector, computed here and not later.
+    ///
+    /// # Safety
+    /// See [`Lanes`].
+    unsafe fn pin(self) -> Self;
 }
 
 /// A sum of products that has not been reduced.
@@ -121,6 +137,20 @@ impl<L: Lanes> Products<L> {
         }
     }
 
+    /// Has all that was added computed here.
+    ///
+    /// # Safety
+    /// See [`Lanes`].
+    #[inline(always)]
+    pub(super) unsafe fn pin(&mut self) {
+        // SAFETY: as for this function.
+        unsafe {
+            self.low = self.low.pin();
+            self.middle = self.middle.pin();
+            self.high = self.high.pin();
+        }
+    }
+
     /// The sum modulo the polynomial of GHASH, divided by x^128.
     ///
     /// # Safety
@@ -145,7 +175,8 @@ macro_rules! lanes {
      $load:ident, $store:ident, |$from:ident| $broadcast:expr, |$lane:ident, $block:ident| $at:expr,
      $zero:ident, $xor:ident, $aes:ident, $aes_last:ident, $multiply:ident,
      $shuffle:ident, $left:ident, $right:ident, $bytes:ident, $set:ident,
-     |$lanes:ident| $sum:expr) => {
+     |$lanes:ident| $sum:expr, |$all:ident, $number:ident| $lane_of:expr,
+     $add:ident, $class:ident, $features:literal) => {
         $(#[$doc])*
         #[derive(Clone, Copy)]
         pub(super) struct $name($vector);
@@ -238,6 +269,29 @@ macro_rules! lanes {
                 // SAFETY: the caller keeps the contract of `Lanes`.
                 block(unsafe { $sum })
             }
+            // One block needs no instruction.
+            #[allow(unused_unsafe)]
+            #[inline(always)]
+            unsafe fn block(self, $number: usize) -> u128 {
+                let $all = self.0;
+                // SAFETY: the caller keeps the contract of `Lanes`.
+                block(unsafe { $lane_of })
+            }
+            #[inline(always)]
+            unsafe fn add_words(self, other: Self) -> Self {
+                // SAFETY: the caller keeps the contract of `Lanes`.
+                Self(unsafe { $add(self.0, other.0) })
+            }
+            #[inline]
+            #[target_feature(enable = $features)]
+            unsafe fn pin(mut self) -> Self {
+                // SAFETY: nothing is executed.
+                unsafe {
+                    asm!("/* {} */", inout($class) self.0,
+                        options(nomem, nostack, preserves_flags));
+                }
+                self
+            }
         }
     };
 }
@@ -272,7 +326,8 @@ lanes! {
     |_lane, block| vector(block),
     _mm_setzero_si128, _mm_xor_si128, _mm_aesenc_si128, _mm_aesenclast_si128,
     _mm_clmulepi64_si128, _mm_shuffle_epi32, _mm_slli_si128, _mm_srli_si128,
-    _mm_shuffle_epi8, _mm_set1_epi64x, |lanes| lanes
+    _mm_shuffle_epi8, _mm_set1_epi64x, |lanes| lanes,
+    |lanes, _lane| lanes, _mm_add_epi32, xmm_reg, "aes,pclmulqdq,ssse3,sse4.1"
 }
 
 lanes! {
@@ -287,7 +342,13 @@ lanes! {
     _mm256_setzero_si256, _mm256_xor_si256, _mm256_aesenc_epi128, _mm256_aesenclast_epi128,
     _mm256_clmulepi64_epi128, _mm256_shuffle_epi32, _mm256_slli_si256, _mm256_srli_si256,
     _mm256_shuffle_epi8, _mm256_set1_epi64x,
-    |lanes| _mm_xor_si128(_mm256_castsi256_si128(lanes), _mm256_extracti128_si256(lanes, 1))
+    |lanes| _mm_xor_si128(_mm256_castsi256_si128(lanes), _mm256_extracti128_si256(lanes, 1)),
+    |lanes, lane| if lane == 0 {
+        _mm256_castsi256_si128(lanes)
+    } else {
+        _mm256_extracti128_si256(lanes, 1)
+    },
+    _mm256_add_epi32, ymm_reg, "avx2,vaes,vpclmulqdq"
 }
 
 lanes! {
@@ -305,5 +366,22 @@ lanes! {
             _mm512_extracti64x4_epi64(lanes, 1),
         );
         _mm_xor_si128(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1))
-    }
+    },
+    |lanes, lane| _mm512_castsi512_si128(_mm512_maskz_compress_epi64(0b11 << (2 * lane), lanes)),
+    _mm512_add_epi32, zmm_reg, "avx512f,avx512bw,vaes,vpclmulqdq"
 }
+
+/// Repeats a block for each `$i < $count`, both constants, so that arrays indexed with `$i`
+/// are registers.
+macro_rules! unrolled {
+    ($i:ident < $count:expr, $body:block) => {
+        unrolled!(@ $i < $count, $body, 0 1 2 3 4 5 6 7 8)
+    };
+    (@ $i:ident < $count:expr, $body:block, $($n:literal)+) => {
+        $(if $n < $count {
+            const $i: usize = $n;
+            $body
+        })+
+    };
+}
+pub(super) use unrolled;

@@ -187,38 +187,37 @@ pub(crate) fn open(jobs: &mut [Job<'_>]) -> usize {
 fn crypt<const SEAL: bool>(jobs: &mut [Job<'_>]) -> usize {
     let mut taken = 0;
     for jobs in jobs.chunks_mut(BATCH) {
-        let mut done = 0u64;
+        let mut done = 0;
         // Once, unless keys of several kernels meet in one batch.
-        while let Some(kernel) = next_kernel(jobs, done) {
-            done |= crypt_batch::<SEAL>(kernel, jobs);
+        while let Some(others) = crypt_batch::<SEAL>(jobs, &mut done) {
+            if !others {
+                break;
+            }
         }
         taken += done.count_ones() as usize;
     }
     taken
 }
 
-/// The kernel of the first job that has one and is not `done`.
-fn next_kernel(jobs: &[Job<'_>], done: u64) -> Option<Kernel> {
-    let mut jobs = jobs.iter().enumerate();
-    jobs.find_map(|(i, job)| {
-        let key = job.cipher.gcm_key()?;
-        (done >> i & 1 == 0).then_some(key.kernel)
-    })
-}
-
-/// The jobs with keys of one kernel; returns which they were.
-fn crypt_batch<const SEAL: bool>(kernel: Kernel, jobs: &mut [Job<'_>]) -> u64 {
+/// The jobs whose keys have the kernel of the first job that is not yet among `done`, where
+/// they are added. Returns whether there are others, or `None` if nothing was to be done.
+fn crypt_batch<const SEAL: bool>(jobs: &mut [Job<'_>], done: &mut u64) -> Option<bool> {
     let mut places = [const { MaybeUninit::<Packet>::uninit() }; BATCH];
     let mut count = 0;
-    let mut taken = 0;
+    let mut kernel = None;
+    let mut others = false;
     for (index, job) in jobs.iter_mut().enumerate() {
         let Some(key) = job.cipher.gcm_key() else {
             continue;
         };
-        if key.kernel != kernel {
+        if *done >> index & 1 != 0 {
             continue;
         }
-        taken |= 1 << index;
+        if *kernel.get_or_insert(key.kernel) != key.kernel {
+            others = true;
+            continue;
+        }
+        *done |= 1 << index;
         job.authentic = false;
         let Some(place) = places.get_mut(count) else {
             break;
@@ -232,18 +231,18 @@ fn crypt_batch<const SEAL: bool>(kernel: Kernel, jobs: &mut [Job<'_>]) -> u64 {
     }
     // SAFETY: the first `count` have been written.
     let packets = unsafe { places[..count].assume_init_mut() };
-    kernel.crypt::<SEAL>(packets);
+    kernel?.crypt::<SEAL>(packets);
     if !SEAL {
         for packet in packets {
-            let job = &mut jobs[usize::from(packet.index)];
+            let job = &mut jobs[packet.shape.index()];
             job.authentic = packet.authentic;
             if !packet.authentic {
-                let end = job.esp.len() - usize::from(packet.icv_len);
+                let end = job.esp.len() - usize::from(packet.shape.icv_len());
                 job.esp[usize::from(packet.key().header_len)..end].zeroize();
             }
         }
     }
-    taken
+    Some(others)
 }
 
 impl GcmKey {

@@ -7,30 +7,34 @@
 //! the rest); the hash of each chunk is computed between the AES rounds of the next.
 
 use super::key::{GcmKey, STRIDES};
-use super::lanes::{Lanes, Products, X1, X2};
-use super::packet::Packet;
+use super::lanes::{Lanes, Products, X1, X2, unrolled};
+use super::packet::{Packet, read, write};
 
 #[target_feature(enable = "avx2,vaes,vpclmulqdq")]
 pub(super) fn vaes256<const SEAL: bool>(packets: &mut [Packet]) {
-    for packet in packets {
-        // SAFETY: this function enables what `X2` needs.
-        unsafe { crypt::<X2, SEAL>(packet) }
-    }
+    // SAFETY: this function enables what `X2` needs.
+    unsafe { crypt_all::<X2, SEAL>(packets) }
 }
 
 #[target_feature(enable = "aes,pclmulqdq,ssse3,sse4.1")]
 pub(super) fn aesni<const SEAL: bool>(packets: &mut [Packet]) {
-    for packet in packets {
-        // SAFETY: this function enables what `X1` needs.
-        unsafe { crypt::<X1, SEAL>(packet) }
-    }
+    // SAFETY: this function enables what `X1` needs.
+    unsafe { crypt_all::<X1, SEAL>(packets) }
 }
 
-/// Hash input of a chunk, last vector first, and what was added up before it.
+/// Hash input of the last chunk.
 struct Pending<L> {
+    /// The last vector first.
     blocks: [L; STRIDES + 1],
     count: usize,
+    /// Powers of the hash key, one for each vector.
+    powers: *const u128,
+    /// The hash of the chunks before, to be added to the first vector.
     sum: L,
+    /// The packet that ends with this chunk, or null.
+    packet: *mut Packet,
+    /// The first block of its keystream.
+    mask: u128,
 }
 
 /// Where the row of blocks of a packet lies.
@@ -41,120 +45,188 @@ struct Row {
     vectors: usize,
     /// Address of the first vector, before the text by as many lanes as are not text.
     base: *mut u8,
-    /// Bytes from `base` to the end of the text.
-    end: usize,
 }
 
 /// # Safety
 /// See [`Lanes`].
 #[inline(always)]
-unsafe fn crypt<L: Lanes, const SEAL: bool>(packet: &mut Packet) {
-    let blocks = 2 + packet.len.div_ceil(16);
-    let vectors = blocks.div_ceil(L::WIDTH);
-    let gap = vectors * L::WIDTH - blocks;
-    let row = Row {
-        gap,
-        // Alone in its vector, the block of lengths needs no AES.
-        vectors: if L::WIDTH == 1 { vectors - 1 } else { vectors },
-        base: packet.text.wrapping_sub(16 * (gap + 1)),
-        end: 16 * (gap + 1) + packet.len,
-    };
-    // SAFETY: the caller keeps the contract of `Lanes`; `row` is that of the packet.
+unsafe fn crypt_all<L: Lanes, const SEAL: bool>(packets: &mut [Packet]) {
+    // SAFETY: the caller keeps the contract of `Lanes`; packets stay where they are.
     unsafe {
         let mut pending = Pending {
             blocks: [L::zero(); STRIDES + 1],
             count: 0,
+            powers: core::ptr::null(),
             sum: L::zero(),
+            packet: core::ptr::null_mut(),
+            mask: 0,
         };
-        let first = (row.vectors - 1) % STRIDES + 1;
-        let mask = match first {
-            1 => chunk::<L, SEAL, 1>(packet, &row, 0, &mut pending),
-            2 => chunk::<L, SEAL, 2>(packet, &row, 0, &mut pending),
-            3 => chunk::<L, SEAL, 3>(packet, &row, 0, &mut pending),
-            4 => chunk::<L, SEAL, 4>(packet, &row, 0, &mut pending),
-            5 => chunk::<L, SEAL, 5>(packet, &row, 0, &mut pending),
-            6 => chunk::<L, SEAL, 6>(packet, &row, 0, &mut pending),
-            7 => chunk::<L, SEAL, 7>(packet, &row, 0, &mut pending),
-            _ => chunk::<L, SEAL, 8>(packet, &row, 0, &mut pending),
-        };
-        let mut done = first;
-        while done < row.vectors {
-            chunk::<L, SEAL, 8>(packet, &row, done, &mut pending);
-            done += 8;
+        for packet in packets {
+            crypt::<L, SEAL>(packet, &mut pending);
         }
-        let hash = finish_hash(packet, &mut pending);
-        let tag = hash.to_be() ^ mask;
-        packet.finish::<SEAL>(tag.to_ne_bytes());
+        let mut products = Products::zero();
+        for n in 0..pending.count {
+            multiply(&mut products, &pending, n);
+        }
+        complete::<L, SEAL>(products, &mut pending);
     }
 }
 
-/// Encrypts or decrypts `COUNT` vectors from number `start`, while the hash of those before
-/// them is computed; leaves their hash pending. Returns the first block of keystream.
+/// # Safety
+/// See [`Lanes`]; `packet` is valid until nothing is pending.
+#[inline(always)]
+unsafe fn crypt<L: Lanes, const SEAL: bool>(packet: *mut Packet, pending: &mut Pending<L>) {
+    // SAFETY: the caller keeps the contract.
+    unsafe {
+        let (text, len) = ((*packet).text, (*packet).len);
+        let blocks = 2 + len.div_ceil(16);
+        let vectors = blocks.div_ceil(L::WIDTH);
+        let gap = vectors * L::WIDTH - blocks;
+        let row = Row {
+            gap,
+            // Alone in its vector, the block of lengths needs no AES.
+            vectors: if L::WIDTH == 1 { vectors - 1 } else { vectors },
+            base: text.wrapping_sub(16 * (gap + 1)),
+        };
+        let mut start = 0;
+        let mut count = (row.vectors - 1) % STRIDES + 1;
+        while start < row.vectors {
+            match count {
+                1 => chunk::<L, SEAL, 1>(packet, &row, start, pending),
+                2 => chunk::<L, SEAL, 2>(packet, &row, start, pending),
+                3 => chunk::<L, SEAL, 3>(packet, &row, start, pending),
+                4 => chunk::<L, SEAL, 4>(packet, &row, start, pending),
+                5 => chunk::<L, SEAL, 5>(packet, &row, start, pending),
+                6 => chunk::<L, SEAL, 6>(packet, &row, start, pending),
+                7 => chunk::<L, SEAL, 7>(packet, &row, start, pending),
+                _ => chunk::<L, SEAL, 8>(packet, &row, start, pending),
+            }
+            start += count;
+            count = STRIDES;
+        }
+    }
+}
+
+/// Encrypts or decrypts `COUNT` vectors from number `start`, while the hash of the chunk
+/// before them is computed, also if that is of another packet; leaves their hash pending.
 ///
 /// # Safety
 /// See [`Lanes`]; `row` is that of the packet and has all these vectors.
 #[inline(always)]
 unsafe fn chunk<L: Lanes, const SEAL: bool, const COUNT: usize>(
-    packet: &Packet,
+    pointer: *mut Packet,
     row: &Row,
     start: usize,
     pending: &mut Pending<L>,
-) -> u128 {
-    // SAFETY: the caller keeps the contract of `Lanes`; only vectors that lie within the text
-    // are read and written whole, of the others the part that does.
+) {
+    // SAFETY: the caller keeps the contract; only vectors that lie within the text are read
+    // and written whole, of the others the block that does.
     unsafe {
+        let packet = &*pointer;
         let key = packet.key();
-        let mut states = [L::zero(); COUNT];
-        for (i, state) in states.iter_mut().enumerate() {
-            *state = counters(packet, row, start + i);
+        let mut states: [L; COUNT] = [counters(packet, row, start); COUNT];
+        let first_counter = (start * L::WIDTH + 1).wrapping_sub(row.gap);
+        if first_counter % 256 + COUNT * L::WIDTH <= 256 {
+            // Only the last byte of the counters counts within this chunk.
+            unrolled!(I < COUNT, {
+                let step = L::broadcast(&STEPS[I * L::WIDTH]);
+                states[I] = states[I].add_words(step);
+            });
+        } else {
+            unrolled!(I < COUNT, {
+                states[I] = counters(packet, row, start + I);
+            });
         }
-        let products = encrypt_and_hash(key, &mut states, pending, &key.strides[1..], 0);
-        if pending.count > 0 {
-            pending.sum = products.reduce();
-        }
-        pending.count = COUNT;
-        for (i, state) in states.iter().enumerate() {
-            let number = start + i;
-            let at = row.base.wrapping_add(16 * L::WIDTH * number);
-            let is_first = i == 0 && number == 0;
-            let is_last = i == COUNT - 1 && number == row.vectors - 1;
-            let ciphertext;
-            if is_first || is_last {
-                let from = if is_first { 16 * (row.gap + 1) } else { 0 };
-                let to = (row.end - 16 * L::WIDTH * number).min(16 * L::WIDTH);
-                let input = load_part::<L>(at, from, to);
-                let output = input.xor(*state);
-                store_part(output, at, from, to);
-                ciphertext = if SEAL {
-                    load_part::<L>(at, from, to)
-                } else {
-                    input
-                };
+        let products = encrypt_and_hash(key, &mut states, pending);
+        complete::<L, SEAL>(products, pending);
+        let is_last = start + COUNT == row.vectors;
+        // Alone in its vector, the block of lengths has no place in the row.
+        let shift = usize::from(is_last && L::WIDTH == 1);
+        let at = row.base.wrapping_add(16 * L::WIDTH * start);
+        unrolled!(I < COUNT, {
+            let at = at.wrapping_add(16 * L::WIDTH * I);
+            let block = if (I == 0 && start == 0) || (I == COUNT - 1 && is_last) {
+                edge::<L, SEAL>(packet, row, start + I, states[I])
             } else {
                 let input = L::load(at);
-                let output = input.xor(*state);
+                let output = input.xor(states[I]);
                 output.store(at);
-                ciphertext = if SEAL { output } else { input };
-            }
-            let mut block = ciphertext.reverse_bytes();
-            if is_first {
-                block = block.xor(L::at(row.gap, packet.aad));
-            }
-            if is_last && L::WIDTH > 1 {
-                block = block.xor(L::at(L::WIDTH - 1, packet.lengths));
-            }
-            pending.blocks[COUNT - 1 - i] = block;
-        }
+                if SEAL { output } else { input }.reverse_bytes()
+            };
+            pending.blocks[shift + COUNT - 1 - I] = block;
+        });
+        pending.count = COUNT + shift;
+        let first = pending.blocks[pending.count - 1];
+        pending.blocks[pending.count - 1] = first.xor(pending.sum);
         if start == 0 {
-            lane(states[0], row.gap)
+            pending.mask = states[0].block(row.gap);
+        }
+        if !is_last {
+            pending.powers = &key.strides[1];
+        } else if L::WIDTH == 1 {
+            pending.blocks[0] = L::at(0, packet.lengths);
+            pending.powers = &key.powers[0];
+            pending.packet = pointer;
         } else {
-            0
+            // The last vector is multiplied by one.
+            pending.powers = &key.strides[0];
+            pending.packet = pointer;
         }
     }
 }
 
-/// AES over all states, with one vector of pending hash input after each round. The vector
-/// number `skip + n` of the input is multiplied by `powers[n]`.
+/// Encrypts or decrypts the first or the last vector of a row, which has one block of text at
+/// most; returns its hash input.
+///
+/// # Safety
+/// See [`Lanes`]; `row` is that of the packet and has this vector.
+#[inline(always)]
+unsafe fn edge<L: Lanes, const SEAL: bool>(
+    packet: &Packet,
+    row: &Row,
+    number: usize,
+    keystream: L,
+) -> L {
+    // SAFETY: the caller keeps the contract; only bytes of the text are read and written.
+    unsafe {
+        let mut hash = L::zero();
+        let first_lane = number * L::WIDTH;
+        for lane in 0..L::WIDTH {
+            // The number of the block of text in this lane.
+            let block = (first_lane + lane).wrapping_sub(row.gap + 1);
+            let input = match packet.len.checked_sub(block.wrapping_mul(16)) {
+                _ if first_lane + lane == row.gap => packet.aad,
+                Some(len @ 1..) if first_lane + lane > row.gap => {
+                    let at = packet.text.wrapping_add(16 * block);
+                    let len = len.min(16);
+                    let mask = u128::MAX >> (128 - 8 * len);
+                    let input = read(at, len);
+                    let output = (input ^ keystream.block(lane)) & mask;
+                    write(at, len, output);
+                    if SEAL { output } else { input }.swap_bytes()
+                }
+                _ if L::WIDTH > 1 && first_lane + lane > row.gap => packet.lengths,
+                _ => 0,
+            };
+            hash = hash.xor(L::at(lane, input));
+        }
+        hash
+    }
+}
+
+/// For each number of blocks, what it adds to the last word of a counter block, as long as
+/// only its last byte changes.
+static STEPS: [u128; 2 * STRIDES] = {
+    let mut steps = [0; 2 * STRIDES];
+    let mut n = 0;
+    while n < steps.len() {
+        steps[n] = (n as u128) << 120;
+        n += 1;
+    }
+    steps
+};
+
+/// AES over all states, with one vector of pending hash input after each round.
 ///
 /// # Safety
 /// See [`Lanes`].
@@ -163,90 +235,88 @@ unsafe fn encrypt_and_hash<L: Lanes, const COUNT: usize>(
     key: &GcmKey,
     states: &mut [L; COUNT],
     pending: &Pending<L>,
-    powers: &[u128],
-    skip: usize,
 ) -> Products<L> {
     // SAFETY: the caller keeps the contract of `Lanes`; every pointer is made from a
     // reference to at least 16 bytes.
     unsafe {
         let mut products = Products::zero();
-        let hashed = pending.count - skip;
-        let hash_one = |products: &mut Products<L>, n: usize| {
-            let mut block = pending.blocks[n + skip];
-            if n + 1 == hashed {
-                block = block.xor(pending.sum);
-            }
-            products.add(block, L::broadcast(&powers[n]));
-        };
-        let keys = opaque(&key.round_keys);
-        let whitening = L::broadcast(&keys[0]);
-        for state in states.iter_mut() {
-            *state = state.xor(whitening);
+        let rounds = usize::from(key.rounds);
+        let mut round = 1;
+        let whitening = L::broadcast(&opaque(&key.round_keys)[0]);
+        unrolled!(I < COUNT, {
+            states[I] = states[I].xor(whitening);
+        });
+        // All but ten rounds of the longer keys, then ten with a step of the hash in each.
+        while round + 9 < rounds {
+            one_round(key, states, round);
+            round += 1;
         }
-        let rounds = key.rounds as usize;
-        for round in 1..10 {
-            let round_key = L::broadcast(&keys[round]);
-            for state in states.iter_mut() {
-                *state = state.aes(round_key);
+        unrolled!(N < 9, {
+            one_round(key, states, round + N);
+            if N < pending.count {
+                multiply(&mut products, pending, N);
+                products.pin();
             }
-            if round - 1 < hashed {
-                hash_one(&mut products, round - 1);
-            }
-        }
-        let mut round = 10;
-        while round < rounds {
-            for round in round..round + 2 {
-                let round_key = L::broadcast(&keys[round]);
-                for state in states.iter_mut() {
-                    *state = state.aes(round_key);
-                }
-            }
-            round += 2;
-        }
-        let round_key = L::broadcast(&keys[rounds]);
-        for state in states.iter_mut() {
-            *state = state.aes_last(round_key);
-        }
+        });
+        let round_key = L::broadcast(&opaque(&key.round_keys)[rounds]);
+        unrolled!(I < COUNT, {
+            states[I] = states[I].aes_last(round_key);
+        });
         products
     }
 }
 
-/// The hash of the whole packet, from what is pending of it.
+/// One round of AES, in its place among other work.
 ///
 /// # Safety
 /// See [`Lanes`].
 #[inline(always)]
-unsafe fn finish_hash<L: Lanes>(packet: &Packet, pending: &mut Pending<L>) -> u128 {
-    let key = packet.key();
-    // SAFETY: the caller keeps the contract of `Lanes`.
+unsafe fn one_round<L: Lanes, const COUNT: usize>(
+    key: &GcmKey,
+    states: &mut [L; COUNT],
+    round: usize,
+) {
+    // SAFETY: the caller keeps the contract.
     unsafe {
-        let mut products = Products::zero();
-        if L::WIDTH == 1 {
-            products.add(L::at(0, packet.lengths), L::broadcast(&key.powers[0]));
-            for n in 0..pending.count {
-                let mut block = pending.blocks[n];
-                if n + 1 == pending.count {
-                    block = block.xor(pending.sum);
-                }
-                products.add(block, L::broadcast(&key.powers[n + 1]));
-            }
-            return products.reduce().sum();
+        let round_key = L::broadcast(&opaque(&key.round_keys)[round]);
+        unrolled!(I < COUNT, {
+            states[I] = states[I].aes(round_key).pin();
+        });
+    }
+}
+
+/// Multiplies pending vector `n`.
+///
+/// # Safety
+/// See [`Lanes`]; it is pending.
+#[inline(always)]
+unsafe fn multiply<L: Lanes>(products: &mut Products<L>, pending: &Pending<L>, n: usize) {
+    // SAFETY: the caller keeps the contract; there is a power for each vector.
+    unsafe { products.add(pending.blocks[n], L::broadcast(pending.powers.add(n))) }
+}
+
+/// Ends the hash of what was pending: the sum for the next chunk, or the tag.
+///
+/// # Safety
+/// See [`Lanes`]; the packet is valid.
+#[inline(always)]
+unsafe fn complete<L: Lanes, const SEAL: bool>(products: Products<L>, pending: &mut Pending<L>) {
+    // SAFETY: the caller keeps the contract.
+    unsafe {
+        pending.sum = products.reduce();
+        if pending.packet.is_null() {
+            return;
         }
-        for n in 1..pending.count {
-            let mut block = pending.blocks[n];
-            if n + 1 == pending.count {
-                block = block.xor(pending.sum);
-            }
-            products.add(block, L::broadcast(&key.strides[n]));
+        let packet = &mut *pending.packet;
+        let mut sums = pending.sum;
+        if L::WIDTH > 1 {
+            let mut products = Products::zero();
+            products.add(sums, super::ghash::falling(packet.key()));
+            sums = products.reduce();
         }
-        let sum = if pending.count > 1 {
-            products.reduce()
-        } else {
-            pending.sum
-        };
-        let mut products = Products::zero();
-        products.add(pending.blocks[0].xor(sum), super::ghash::falling(key));
-        products.reduce().sum()
+        packet.finish::<SEAL>(sums.sum().swap_bytes() ^ pending.mask);
+        pending.sum = L::zero();
+        pending.packet = core::ptr::null_mut();
     }
 }
 
@@ -258,73 +328,14 @@ unsafe fn finish_hash<L: Lanes>(packet: &Packet, pending: &mut Pending<L>) -> u1
 unsafe fn counters<L: Lanes>(packet: &Packet, row: &Row, number: usize) -> L {
     // SAFETY: the caller keeps the contract of `Lanes`.
     unsafe {
-        (0..L::WIDTH).fold(L::zero(), |lanes, lane| {
+        let mut lanes = L::zero();
+        for lane in 0..L::WIDTH {
             // Lanes before the first block have no meaning.
             let counter = (number * L::WIDTH + lane + 1).wrapping_sub(row.gap) as u32;
             let block = packet.counter | u128::from(counter.swap_bytes()) << 96;
-            lanes.xor(L::at(lane, block))
-        })
-    }
-}
-
-/// # Safety
-/// See [`Lanes`].
-#[inline(always)]
-unsafe fn lane<L: Lanes>(vector: L, lane: usize) -> u128 {
-    let mut blocks = [0u128; 4];
-    // SAFETY: the caller keeps the contract of `Lanes`; no vector is longer than four blocks.
-    unsafe { vector.store(blocks.as_mut_ptr().cast()) };
-    blocks[lane]
-}
-
-/// The bytes `from..to` of the vector at `at`, zeroes for the others, which are not read.
-///
-/// # Safety
-/// See [`Lanes`]; these bytes are valid for reads.
-#[inline(always)]
-unsafe fn load_part<L: Lanes>(at: *const u8, from: usize, to: usize) -> L {
-    let mut bytes = [0u8; 64];
-    // SAFETY: `from <= to <= 16 * WIDTH <= 64`, and the caller vouches for the source.
-    unsafe {
-        copy(
-            at.wrapping_add(from),
-            bytes.as_mut_ptr().add(from),
-            to - from,
-        );
-        L::load(bytes.as_ptr())
-    }
-}
-
-/// Stores the bytes `from..to` of the vector to `at`, and no others.
-///
-/// # Safety
-/// See [`Lanes`]; these bytes are valid for writes.
-#[inline(always)]
-unsafe fn store_part<L: Lanes>(vector: L, at: *mut u8, from: usize, to: usize) {
-    let mut bytes = [0u8; 64];
-    // SAFETY: `from <= to <= 16 * WIDTH <= 64`, and the caller vouches for the target.
-    unsafe {
-        vector.store(bytes.as_mut_ptr());
-        copy(bytes.as_ptr().add(from), at.wrapping_add(from), to - from);
-    }
-}
-
-/// # Safety
-/// `from` is valid for reads of `len` bytes, `to` for writes; they do not overlap.
-#[inline(always)]
-unsafe fn copy(from: *const u8, to: *mut u8, len: usize) {
-    let mut done = 0;
-    // SAFETY: each step copies at most the bytes that are left.
-    unsafe {
-        for step in [16, 8, 4, 2, 1] {
-            if len - done >= step {
-                core::ptr::copy_nonoverlapping(from.add(done), to.add(done), step);
-                done += step;
-            }
+            lanes = lanes.xor(L::at(lane, block));
         }
-        if done < len {
-            core::ptr::copy_nonoverlapping(from.add(done), to.add(done), len - done);
-        }
+        lanes
     }
 }
 

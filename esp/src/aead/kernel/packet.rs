@@ -10,7 +10,7 @@ use super::key::{Form, GcmKey};
 /// One text to be sealed or opened in place.
 ///
 /// Made only by [`Packet::esp`] and [`Packet::raw`]; `text` is valid for `len` bytes and `icv`
-/// for `icv_len`, for as long as the borrows that these were given.
+/// for the length of the ICV, for as long as the borrows that these were given.
 #[repr(C, align(64))]
 pub(super) struct Packet {
     /// The counter block with the counter 0: salt, IV.
@@ -25,16 +25,14 @@ pub(super) struct Packet {
     /// Bytes of text, below 2^36 - 32.
     pub(super) len: usize,
     pub(super) icv: *mut u8,
-    pub(super) icv_len: u8,
-    /// AES rounds of the key.
-    pub(super) rounds: u8,
-    /// Packets of neighbouring classes can be worked on together.
-    pub(super) class: u8,
-    /// Of the job.
-    pub(super) index: u8,
+    pub(super) shape: Shape,
     /// Set when a packet has been opened.
     pub(super) authentic: bool,
 }
+
+/// Four numbers below 256: bytes of ICV, AES rounds, class, index of the job.
+#[derive(Clone, Copy)]
+pub(super) struct Shape(u32);
 
 /// Text that a 32-bit counter can encrypt (SP 800-38D section 5.2.1.1), in bytes.
 const MAX_TEXT: usize = (1 << 36) - 32;
@@ -46,6 +44,55 @@ pub(super) const SPREAD: u8 = 3;
 const CLASSES: u8 = MOST_BLOCKS as u8 + 1 + SPREAD;
 /// The class of packets that are worked on alone.
 pub(super) const LARGE: u8 = 3 * CLASSES;
+
+impl Shape {
+    /// That of an empty packet.
+    pub(super) const fn new(rounds: u8, icv_len: u8) -> Self {
+        Self(u32::from_le_bytes([
+            icv_len,
+            rounds,
+            (rounds / 2 - 5) * CLASSES,
+            0,
+        ]))
+    }
+
+    /// That of a packet with so many bytes of text.
+    #[inline(always)]
+    const fn with(self, len: usize, index: usize) -> Self {
+        let blocks = len.div_ceil(16);
+        let class = if blocks > MOST_BLOCKS {
+            self.0 & 0xffff | (LARGE as u32) << 16
+        } else {
+            self.0 + ((blocks as u32) << 16)
+        };
+        Self(class | (index as u32) << 24)
+    }
+
+    /// Bytes of ICV.
+    #[inline(always)]
+    pub(super) const fn icv_len(self) -> u8 {
+        self.0 as u8
+    }
+
+    /// AES rounds.
+    #[inline(always)]
+    pub(super) const fn rounds(self) -> usize {
+        (self.0 >> 8 & 0xff) as usize
+    }
+
+    /// Packets of neighbouring classes can be worked on together: the number of blocks, from
+    /// a start for each length of keys.
+    #[inline(always)]
+    pub(super) const fn class(self) -> u8 {
+        (self.0 >> 16) as u8
+    }
+
+    /// The index of the job.
+    #[inline(always)]
+    pub(super) const fn index(self) -> usize {
+        (self.0 >> 24) as usize
+    }
+}
 
 impl Packet {
     /// Makes the packet of an ESP job at `place`, or `None` if it is too short for its header
@@ -61,47 +108,67 @@ impl Packet {
         esp: &mut [u8],
         index: usize,
     ) -> Option<()> {
-        let icv_len = usize::from(key.icv_len);
-        let header_len = usize::from(key.header_len);
-        let len = esp.len().checked_sub(header_len + icv_len)?;
+        let len = esp.len().checked_sub(usize::from(key.overhead))?;
         if len > MAX_TEXT {
             return None;
         }
-        let (spi_and_number, rest) = esp.split_first_chunk::<8>()?;
-        let (next, _) = rest.split_first_chunk::<8>()?;
-        let spi_and_number = u64::from_be_bytes(*spi_and_number);
-        let mut iv = u64::from_le_bytes(*next);
-        //= https://www.rfc-editor.org/rfc/rfc4106#section-5
-        // Authenticated data: SPI and the 32-bit or 64-bit sequence number.
-        let mut aad = u128::from(spi_and_number) << 64;
-        let mut lengths = (64u128 << 64) | (len as u128 * 8);
-        if esn {
-            let high = spi_and_number & !0xffff_ffff | sequence >> 32;
-            aad = u128::from(high) << 64 | u128::from(spi_and_number << 32);
-            lengths = (96u128 << 64) | (len as u128 * 8);
-        }
-        let mut text = esp.as_mut_ptr().wrapping_add(header_len);
-        let icv = text.wrapping_add(len);
-        let mut text_len = len;
         if key.form != Form::Gcm {
-            if key.form == Form::ImplicitIv {
-                // RFC 8750 section 4: the IV is the sequence number; without ESN, zeroes in
-                // front of its 32 bits.
-                iv = if esn {
-                    sequence
-                } else {
-                    sequence & 0xffff_ffff
-                }
-                .swap_bytes();
-            } else {
-                let aad_len;
-                (aad, aad_len) = gmac_aad(key, sequence, esn, esp.get(..16 + len)?);
-                lengths = (aad_len as u128 * 8) << 64;
-                (text, text_len) = (icv, 0);
-            }
+            return Self::other_form(place, key, sequence, esn, esp, index);
         }
+        let (header, body) = esp.split_first_chunk_mut::<16>()?;
+        let [spi_and_number, iv] = halves(header);
+        let (aad, aad_bits) = esp_aad(spi_and_number, sequence, esn);
+        let text = body.as_mut_ptr();
         place.write(Self {
             // RFC 4106 section 4: the nonce is the salt, then the IV.
+            counter: u128::from(key.salt) | u128::from(iv) << 32,
+            aad,
+            lengths: (u128::from(aad_bits) << 64) | (len as u128 * 8),
+            key,
+            text,
+            len,
+            icv: text.wrapping_add(len),
+            shape: key.shape.with(len, index),
+            authentic: false,
+        });
+        Some(())
+    }
+
+    /// As [`Packet::esp`], for implicit IVs and GMAC.
+    #[inline(never)]
+    fn other_form(
+        place: &mut MaybeUninit<Self>,
+        key: &GcmKey,
+        sequence: u64,
+        esn: bool,
+        esp: &mut [u8],
+        index: usize,
+    ) -> Option<()> {
+        let len = esp.len().checked_sub(usize::from(key.overhead))?;
+        let [spi_and_number, mut iv] = halves(esp.first_chunk::<16>()?);
+        let mut text = esp.as_mut_ptr().wrapping_add(usize::from(key.header_len));
+        let icv = text.wrapping_add(len);
+        let mut text_len = len;
+        let (aad, lengths);
+        if key.form == Form::ImplicitIv {
+            // RFC 8750 section 4: the IV is the sequence number; without ESN, zeroes in front
+            // of its 32 bits.
+            iv = if esn {
+                sequence
+            } else {
+                sequence & 0xffff_ffff
+            }
+            .swap_bytes();
+            let aad_bits;
+            (aad, aad_bits) = esp_aad(spi_and_number, sequence, esn);
+            lengths = (u128::from(aad_bits) << 64) | (len as u128 * 8);
+        } else {
+            let aad_len;
+            (aad, aad_len) = gmac_aad(key, sequence, esn, esp.get(..16 + len)?);
+            lengths = (aad_len as u128 * 8) << 64;
+            (text, text_len) = (icv, 0);
+        }
+        place.write(Self {
             counter: u128::from(key.salt) | u128::from(iv) << 32,
             aad,
             lengths,
@@ -109,10 +176,7 @@ impl Packet {
             text,
             len: text_len,
             icv,
-            icv_len: key.icv_len,
-            rounds: key.rounds as u8,
-            class: class(key, text_len),
-            index: index as u8,
+            shape: key.shape.with(text_len, index),
             authentic: false,
         });
         Some(())
@@ -139,25 +203,26 @@ impl Packet {
             text: text.as_mut_ptr(),
             len: text.len(),
             icv: icv.as_mut_ptr(),
-            icv_len: icv.len() as u8,
-            rounds: key.rounds as u8,
-            class: class(key, text.len()),
-            index: 0,
+            shape: Shape::new(key.rounds, icv.len() as u8).with(text.len(), 0),
             authentic: false,
         })
     }
 
     /// Writes the tag, or compares it with the one in the packet.
     #[inline(always)]
-    pub(super) fn finish<const SEAL: bool>(&mut self, tag: [u8; 16]) {
-        // SAFETY: `icv` is valid for `icv_len` bytes (see `Packet`), and nothing else refers
-        // to them while this runs.
-        let icv = unsafe { core::slice::from_raw_parts_mut(self.icv, usize::from(self.icv_len)) };
-        let tag = tag.get(..icv.len()).unwrap_or_default();
-        if SEAL {
-            icv.copy_from_slice(tag);
-        } else {
-            self.authentic = tag.ct_eq(icv).into();
+    pub(super) fn finish<const SEAL: bool>(&mut self, tag: u128) {
+        let len = usize::from(self.shape.icv_len()).min(16);
+        // SAFETY: `icv` is valid for its length (see `Packet`), and nothing else refers to
+        // it while this runs.
+        unsafe {
+            if SEAL {
+                write(self.icv, len, tag);
+            } else {
+                let mask = u128::MAX.checked_shr(128 - 8 * len as u32).unwrap_or(0);
+                let different = (tag & mask) ^ read(self.icv, len);
+                let different = different as u64 | (different >> 64) as u64;
+                self.authentic = different.ct_eq(&0).into();
+            }
         }
     }
 
@@ -168,14 +233,24 @@ impl Packet {
     }
 }
 
-/// The class of a packet: its number of blocks, from a start for each length of keys.
+/// SPI and sequence number as a number, and the IV as it is in memory.
 #[inline(always)]
-fn class(key: &GcmKey, len: usize) -> u8 {
-    let blocks = len.div_ceil(16);
-    if blocks > MOST_BLOCKS {
-        LARGE
+fn halves(header: &[u8; 16]) -> [u64; 2] {
+    let header = u128::from_le_bytes(*header);
+    [(header as u64).swap_bytes(), (header >> 64) as u64]
+}
+
+/// The authenticated data of an ESP packet as a hash block, byte-reversed, and its length in
+/// bits.
+#[inline(always)]
+fn esp_aad(spi_and_number: u64, sequence: u64, esn: bool) -> (u128, u64) {
+    // RFC 4106 section 5: the SPI and the 32-bit or 64-bit sequence number.
+    if esn {
+        let high = spi_and_number & !0xffff_ffff | sequence >> 32;
+        let low = spi_and_number << 32;
+        (u128::from(high) << 64 | u128::from(low), 96)
     } else {
-        (key.rounds as u8 / 2 - 5) * CLASSES + blocks as u8
+        (u128::from(spi_and_number) << 64, 64)
     }
 }
 
@@ -202,4 +277,62 @@ fn gmac_aad(key: &GcmKey, sequence: u64, esn: bool, esp: &[u8]) -> (u128, usize)
         ghash::absorb(key, head, rest)
     };
     (sum, esp.len() + 4)
+}
+
+/// The first `len` bytes at `from`, then zeroes.
+///
+/// # Safety
+/// They are valid for reads; `len` is at most 16.
+#[inline(always)]
+pub(super) unsafe fn read(from: *const u8, len: usize) -> u128 {
+    // SAFETY: each step reads some of the bytes that are left.
+    unsafe {
+        if len == 16 {
+            return from.cast::<u128>().read_unaligned();
+        }
+        let mut block = 0;
+        let mut done = 0;
+        if len & 8 != 0 {
+            block = u128::from(from.cast::<u64>().read_unaligned());
+            done = 8;
+        }
+        if len & 4 != 0 {
+            let word = from.add(done).cast::<u32>().read_unaligned();
+            block |= u128::from(word) << (8 * done);
+            done += 4;
+        }
+        while done < len {
+            block |= u128::from(from.add(done).read()) << (8 * done);
+            done += 1;
+        }
+        block
+    }
+}
+
+/// Writes the first `len` bytes of a block.
+///
+/// # Safety
+/// They are valid for writes; `len` is at most 16.
+#[inline(always)]
+pub(super) unsafe fn write(to: *mut u8, len: usize, block: u128) {
+    // SAFETY: each step writes some of the bytes that are left.
+    unsafe {
+        if len == 16 {
+            return to.cast::<u128>().write_unaligned(block);
+        }
+        let mut done = 0;
+        if len & 8 != 0 {
+            to.cast::<u64>().write_unaligned(block as u64);
+            done = 8;
+        }
+        if len & 4 != 0 {
+            let word = (block >> (8 * done)) as u32;
+            to.add(done).cast::<u32>().write_unaligned(word);
+            done += 4;
+        }
+        while done < len {
+            to.add(done).write((block >> (8 * done)) as u8);
+            done += 1;
+        }
+    }
 }

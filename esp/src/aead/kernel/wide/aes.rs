@@ -80,21 +80,6 @@ impl Keys {
     }
 }
 
-/// Repeats a block for each `$i < $count`, both constants, so that arrays indexed with `$i`
-/// are registers.
-macro_rules! unrolled {
-    ($i:ident < $count:expr, $body:block) => {
-        unrolled!(@ $i < $count, $body, 0 1 2 3 4 5 6 7 8)
-    };
-    (@ $i:ident < $count:expr, $body:block, $($n:literal)+) => {
-        $(if $n < $count {
-            const $i: usize = $n;
-            $body
-        })+
-    };
-}
-pub(super) use unrolled;
-
 /// Has `values` computed here and not later, between other rounds.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,vaes,vpclmulqdq,bmi1,bmi2")]

@@ -2,8 +2,8 @@
 
 use core::arch::x86_64::*;
 
+use super::super::lanes::unrolled;
 use super::super::packet::Packet;
-use super::aes::unrolled;
 use super::hash::join;
 use super::line::{Kind, Line, Steps, Text};
 use super::unit::Unit;

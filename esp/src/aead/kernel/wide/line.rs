@@ -4,7 +4,8 @@ use core::arch::x86_64::*;
 
 use zeroize::Zeroize;
 
-use super::aes::{Keys, STATES, last_round, round, unrolled, whiten};
+use super::super::lanes::unrolled;
+use super::aes::{Keys, STATES, last_round, round, whiten};
 use super::hash::{Powers, Products};
 use super::unit::Unit;
 use super::{columns, row};

@@ -123,7 +123,7 @@ unsafe fn finish<const SEAL: bool>(packet: *mut Packet, tag: __m128i) {
     // SAFETY: the mask selects the bytes of the ICV, for which the pointer is valid.
     unsafe {
         let packet = &mut *packet;
-        let mask = _bzhi_u32(0xffff, u32::from(packet.icv_len)) as u16;
+        let mask = _bzhi_u32(0xffff, u32::from(packet.shape.icv_len())) as u16;
         if SEAL {
             _mm_mask_storeu_epi8(packet.icv.cast(), mask, tag);
         } else {

@@ -21,10 +21,10 @@ impl Order {
             classes: [u8::MAX; BATCH + 4],
         };
         let mut different = 0;
-        let first = packets.first().map_or(0, |packet| packet.class);
+        let first = packets.first().map_or(0, |packet| packet.shape.class());
         for (class, packet) in order.classes.iter_mut().zip(packets) {
-            *class = packet.class;
-            different |= packet.class ^ first;
+            *class = packet.shape.class();
+            different |= packet.shape.class() ^ first;
         }
         if different != 0 {
             order.sort(packets.len());

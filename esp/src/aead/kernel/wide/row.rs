@@ -2,7 +2,8 @@
 
 use core::arch::x86_64::*;
 
-use super::aes::{pin, unrolled};
+use super::super::lanes::unrolled;
+use super::aes::pin;
 use super::hash::Products;
 use super::line::{Kind, Line, Steps, Text};
 use super::unit::Unit;

@@ -62,10 +62,10 @@ impl Unit {
     #[inline(always)]
     pub(super) unsafe fn one(&mut self, packet: *mut Packet) {
         // SAFETY: the caller keeps the contract.
-        let (key, rounds, len) = unsafe { ((*packet).key, (*packet).rounds, (*packet).len) };
+        let (key, shape, len) = unsafe { ((*packet).key, (*packet).shape, (*packet).len) };
         let blocks = 2 + len.div_ceil(16);
         self.packets = [packet; 4];
-        self.keys = Keys::new([key; 4], usize::from(rounds));
+        self.keys = Keys::new([key; 4], shape.rounds());
         self.count = 1;
         self.length = blocks.div_ceil(4);
         self.leads[0] = 4 * self.length - blocks;
@@ -80,13 +80,14 @@ impl Unit {
         // SAFETY: the caller keeps the contract.
         let [a, b, c, d] = packets.map(|packet| unsafe { &*packet });
         self.packets = packets;
-        self.keys = Keys::new([a.key, b.key, c.key, d.key], usize::from(a.rounds));
+        self.keys = Keys::new([a.key, b.key, c.key, d.key], a.shape.rounds());
         self.count = 4;
         self.length = a.len.div_ceil(16);
         let partial = (a.len | b.len | c.len | d.len) % 16 != 0;
         self.whole = self.length - usize::from(partial);
         self.ragged = false;
-        self.full_tags = a.icv_len & b.icv_len & c.icv_len & d.icv_len == 16;
+        let [e, f, g, h] = [a, b, c, d].map(|packet| packet.shape.icv_len());
+        self.full_tags = e & f & g & h == 16;
         self.leads = [0; 4];
     }
 
@@ -99,7 +100,7 @@ impl Unit {
         // SAFETY: the caller keeps the contract.
         let [a, b, c, d] = packets.map(|packet| unsafe { &*packet });
         self.packets = packets;
-        self.keys = Keys::new([a.key, b.key, c.key, d.key], usize::from(a.rounds));
+        self.keys = Keys::new([a.key, b.key, c.key, d.key], a.shape.rounds());
         self.count = count;
         let blocks = [a, b, c, d].map(|packet| packet.len.div_ceil(16));
         self.length = blocks[0].max(blocks[1]).max(blocks[2].max(blocks[3]));
