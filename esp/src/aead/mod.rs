@@ -24,7 +24,6 @@ use iv::IvSource;
 pub use implementation::{FORCE, Implementation};
 
 /// One ESP packet to be sealed or opened in place.
-#[derive(Debug)]
 pub struct Job<'a> {
     /// The key.
     pub cipher: &'a Cipher,
@@ -233,6 +232,19 @@ fn wide_key(suite: &Suite, key: &[u8], auth_key: &[u8]) -> Option<Inner> {
     } else {
         let key = ComposedKey::new(Vaes::available()?, suite, key, auth_key)?;
         Some(Inner::Composed(Box::new(key)))
+    }
+}
+
+/// Without the packet, which may be clear.
+impl fmt::Debug for Job<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Job")
+            .field("cipher", &self.cipher)
+            .field("sequence", &self.sequence)
+            .field("esn", &self.esn)
+            .field("esp_len", &self.esp.len())
+            .field("authentic", &self.authentic)
+            .finish()
     }
 }
 
