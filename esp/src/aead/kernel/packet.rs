@@ -261,9 +261,8 @@ fn gmac_aad(key: &GcmKey, sequence: u64, esn: bool, esp: &[u8]) -> (u128, usize)
     if !esn {
         return (ghash::absorb(key, 0, esp), esp.len());
     }
-    //= https://www.rfc-editor.org/rfc/rfc4543#section-3.3
-    // SPI, 64-bit sequence number, IV, text: four bytes more than the packet, which shift the
-    // blocks; the first two are put together here.
+    // SPI, 64-bit sequence number, IV, text (RFC 4543 section 3.3): four bytes more than the
+    // packet, which shift the blocks; the first two are put together here.
     let mut head = [0; 32];
     let taken = esp.len().min(28);
     head[..4].copy_from_slice(&esp[..4]);

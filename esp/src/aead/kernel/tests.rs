@@ -476,28 +476,3 @@ fn names_and_debug_show_no_key() {
     assert_eq!(Kernel::by_name("sse2"), None);
     assert!(size_of::<GcmKey>() <= 640);
 }
-
-#[test]
-fn dbg_tmp() {
-    let kernel = Kernel::Vaes512(Vaes512::detect().unwrap());
-    let bytes: [u8; 4096] = core::array::from_fn(|i| i as u8);
-    for key_len in [16, 24, 32] {
-        for text_len in (0..1200usize).step_by(4) {
-            let key = GcmKey::new(kernel, &bytes[..key_len], [0; 4], Form::Gcm, 16).unwrap();
-            let nonce = core::array::from_fn(|i| i as u8);
-            let mut text = bytes[..text_len].to_vec();
-            let mut tag = [0; 16];
-            let mut want = bytes[..text_len].to_vec();
-            let wtag = reference(true, &bytes[..key_len], nonce, &bytes[..20], &mut want);
-            assert!(key.seal_raw(&nonce, &bytes[..20], &mut text, &mut tag));
-            if text != want || tag != wtag {
-                println!(
-                    "{key_len} {text_len} text {} tag {} first diff {:?}",
-                    text == want,
-                    tag == wtag,
-                    text.iter().zip(&want).position(|(a, b)| a != b)
-                );
-            }
-        }
-    }
-}

@@ -97,43 +97,45 @@ pub(super) fn pin<const N: usize>(values: [&mut __m512i; N]) {
 }
 
 /// One instruction of AES for each state of a list, with the round keys at `OFFSET`.
+///
+/// The registers of the keys are named: for an operand whose result is not used, LLVM prints
+/// another register than the one that it has chosen.
 macro_rules! each {
-    ($instruction:literal, $states:ident, $keys:ident, $(($s:ident $n:literal))+) => {{
-        let (_key, _high): (__m512i, __m512i);
+    ($instruction:literal, $states:ident, $keys:ident, $(($s:ident $n:literal))+) => {
         if SAME {
             asm!(
-                "vbroadcasti32x4 {key}, [{k0} + {offset}]",
+                "vbroadcasti32x4 zmm30, [{k0} + {offset}]",
                 $(concat!(
-                    $instruction, " {", stringify!($s), "}, {", stringify!($s), "}, {key}"
+                    $instruction, " {", stringify!($s), "}, {", stringify!($s), "}, zmm30"
                 ),)+
                 k0 = in(reg) $keys[0],
                 offset = const OFFSET,
-                key = out(zmm_reg) _key,
+                out("zmm30") _,
                 $($s = inout(zmm_reg) $states[$n],)+
                 options(nostack, preserves_flags, readonly)
             );
         } else {
             asm!(
-                "vmovdqu64 {key:x}, [{k0} + {offset}]",
-                "vmovdqu64 {high:x}, [{k2} + {offset}]",
-                "vinserti32x4 {key:y}, {key:y}, [{k1} + {offset}], 1",
-                "vinserti32x4 {high:y}, {high:y}, [{k3} + {offset}], 1",
-                "vinserti64x4 {key}, {key}, {high:y}, 1",
+                "vmovdqu64 xmm30, [{k0} + {offset}]",
+                "vmovdqu64 xmm31, [{k2} + {offset}]",
+                "vinserti32x4 ymm30, ymm30, [{k1} + {offset}], 1",
+                "vinserti32x4 ymm31, ymm31, [{k3} + {offset}], 1",
+                "vinserti64x4 zmm30, zmm30, ymm31, 1",
                 $(concat!(
-                    $instruction, " {", stringify!($s), "}, {", stringify!($s), "}, {key}"
+                    $instruction, " {", stringify!($s), "}, {", stringify!($s), "}, zmm30"
                 ),)+
                 k0 = in(reg) $keys[0],
                 k1 = in(reg) $keys[1],
                 k2 = in(reg) $keys[2],
                 k3 = in(reg) $keys[3],
                 offset = const OFFSET,
-                key = out(zmm_reg) _key,
-                high = out(zmm_reg) _high,
+                out("zmm30") _,
+                out("zmm31") _,
                 $($s = inout(zmm_reg) $states[$n],)+
                 options(nostack, preserves_flags, readonly)
             );
         }
-    }};
+    };
 }
 
 /// A function that applies one instruction of AES to the first `COUNT` states, with the round
