@@ -11,6 +11,10 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("vesper-offload", &["vesper-sa", "vesper-esp"]),
     ("vesper-verify", &["vesper-sa", "vesper-esp"]),
     (
+        "vesper-daemon",
+        &["vesper-sa", "vesper-esp", "vesper-offload", "vesper-verify"],
+    ),
+    (
         "vesper-tests",
         &["vesper-sa", "vesper-esp", "vesper-offload", "vesper-verify"],
     ),

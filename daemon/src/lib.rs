@@ -1,0 +1,23 @@
+//! vesperd: adapters for virtual machines that encrypt their traffic, with ports to real
+//! machines and networks, a control interface, and state that survives.
+//!
+//! ```text
+//!  virtual machine ─ Port ─┐                                   ┌─ Port ─ network
+//!  virtual machine ─ Port ─┤ worker: Host (switching, software) │
+//!  virtual machine ─ Port ─┘ worker: Nic (cryptography) ────────┘
+//!                               ▲ NodeHandle::call, Nic verbs
+//!                            plane: which SAs, policies and machines there should be
+//!                               ▲                 │ ahead of use
+//!                  control API, configuration     ▼ store: keys (wrapped), leases, marks
+//! ```
+//!
+//! [`port`] is where frames come from and go to, [`node`] one adapter with its host and the
+//! threads that drive them. What they do is in the libraries `vesper-offload`, `vesper-esp` and
+//! `vesper-sa`; this crate has the sockets, threads and files.
+#![forbid(unsafe_code)]
+
+pub mod config;
+pub mod node;
+pub mod pair;
+pub mod port;
+pub mod vesperd;
