@@ -369,6 +369,25 @@ impl<C> Sa<C> {
         Ok(lease)
     }
 
+    /// Inbound: from now on no number above `mark` is accepted. Without a mark any number is.
+    /// Returns the mark that is in force, which is never below the highest number accepted.
+    ///
+    /// Whoever makes every higher mark durable before it sets it (and a lower one after) can
+    /// restore the association after a crash so that it accepts nothing twice: with the durable
+    /// mark as `sequence` of its parameters, and [`with_all_seen`](Self::with_all_seen). To be
+    /// called before the association is first used, and on every [`Events::LEASE_LOW`], which
+    /// comes when half of the way to the mark is gone, or when an authentic packet was refused
+    /// because of it.
+    pub fn set_mark(&self, mark: u64) -> Result<u64, LeaseError> {
+        self.state.set_mark(mark)
+    }
+
+    /// Inbound: the highest number accepted, or refused because of the mark alone. The next
+    /// mark should be above it.
+    pub fn highest_wanted(&self) -> u64 {
+        self.state.highest_wanted()
+    }
+
     /// Ends the association: from now on nothing is reserved or accepted.
     pub fn close(&self) {
         self.state.close();

@@ -67,6 +67,7 @@ mod interval;
 mod lease;
 mod lifetime;
 mod lock;
+mod mark;
 mod outbound;
 mod params;
 mod replay;

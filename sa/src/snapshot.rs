@@ -249,7 +249,7 @@ impl PacketState {
     pub(crate) fn snapshot(&self, now: Timestamp) -> SaSnapshot {
         let sequence = self.sequence.load(Ordering::Relaxed);
         let (window, received) = match &self.per_direction {
-            PerDirection::Inbound(window) => (window.size(), received(window, sequence)),
+            PerDirection::Inbound(window, _) => (window.size(), received(window, sequence)),
             PerDirection::Outbound(_) => (0, Vec::new()),
         };
         let age = self.age(now);
@@ -282,7 +282,7 @@ impl PacketState {
         self.replays.store(snapshot.replays, Ordering::Relaxed);
         self.authentication_failures
             .store(snapshot.authentication_failures, Ordering::Relaxed);
-        if let PerDirection::Inbound(window) = &self.per_direction {
+        if let PerDirection::Inbound(window, _) = &self.per_direction {
             let top = snapshot.sequence;
             for back in 0..u64::from(window.size()).min(top) {
                 let word = snapshot.received.get((back / 64) as usize);
