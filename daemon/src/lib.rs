@@ -18,3 +18,4 @@
 
 pub mod node;
 pub mod port;
+pub mod store;

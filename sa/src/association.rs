@@ -9,11 +9,12 @@ use crate::event::{Event, Events, SaIdentity};
 use crate::ident::{Direction, Spi, Timestamp, VmId};
 use crate::inbound::Commit;
 use crate::lease::{Lease, LeaseError, LeaseHolder, LeaseRequest, LeaseStore};
+use crate::lifetime::Usage;
 use crate::outbound::Reservation;
 use crate::params::{Mode, SaParams};
 use crate::replay::ReplayRefusal;
 use crate::sequence::end_of_space;
-use crate::snapshot::{RestoreError, SaSnapshot};
+use crate::snapshot::{Past, RestoreError, SaSnapshot};
 use crate::state::{Flags, PacketState};
 use crate::update::{SaUpdate, UpdateError};
 
@@ -145,6 +146,17 @@ impl<C> Sa<C> {
     /// have received any of them before, as after a crash.
     pub fn with_all_seen(self) -> Self {
         self.state.see_all();
+        self
+    }
+
+    /// Charges what the association had carried before a crash to its lifetime.
+    pub fn with_past(mut self, past: Past, now: Timestamp) -> Self {
+        let usage = Usage {
+            packets: past.packets,
+            bytes: past.bytes,
+        };
+        self.state = PacketState::new(&self.params, now, past.age);
+        self.state.restore_usage(usage, now, 0);
         self
     }
 

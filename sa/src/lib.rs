@@ -100,6 +100,6 @@ pub use replay::ReplayRefusal;
 pub use sad::{DEFAULT_SA_LIMIT, SaUsage, Sad};
 pub use sad_error::{AddError, ChangeError, NotFound, SpiError};
 pub use selector::{AddressRange, Flow, PortRange, Ports, Selector};
-pub use snapshot::{RestoreError, SaSnapshot, SnapshotError};
+pub use snapshot::{Past, RestoreError, SaSnapshot, SnapshotError};
 pub use spd::{Action, Policy, Protection, Spd};
 pub use update::{SaUpdate, UpdateError};
