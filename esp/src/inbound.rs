@@ -231,6 +231,7 @@ pub(crate) fn finish<B: Buffer>(
         Ok(()) => open(candidate, packet, text_at, text_end),
         Err(InboundRefusal::Replay(_)) => Err(DropReason::Replay),
         Err(InboundRefusal::Expired) => Err(DropReason::Expired),
+        Err(InboundRefusal::AboveMark) => Err(DropReason::Mark),
         Err(InboundRefusal::Deleted) => Err(DropReason::Deleted),
     };
     match outcome {
