@@ -1,6 +1,9 @@
 //! Ports: where frames come from and go to. A virtual machine is behind one, the network behind
 //! another; each kind is one module behind [`Port`].
 
+pub mod vhost_user;
+pub mod virtio_net;
+
 use std::fmt;
 use std::os::fd::BorrowedFd;
 
