@@ -71,12 +71,12 @@ impl Parts {
         self.writable = writable;
     }
 
-    /// `None` if the piece is for the other direction, or there are too many.
+    /// `None` if the piece is for the other direction or has no bytes, or there are too many.
     pub(super) fn push(&mut self, descriptor: &Descriptor) -> Option<()> {
         let writable = descriptor.flags & WRITE != 0;
         let bytes = self.bytes + descriptor.len as usize;
         let fits = self.parts.len() < MOST_PARTS && bytes <= MOST_BYTES;
-        if writable != self.writable || !fits {
+        if writable != self.writable || descriptor.len == 0 || !fits {
             return None;
         }
         self.bytes = bytes;

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use rustix::event::{EventfdFlags, eventfd};
@@ -22,6 +22,9 @@ use super::device::Device;
 
 /// Between two attempts to connect to a front-end that is not there.
 const RETRY: Duration = Duration::from_millis(200);
+
+/// Between two connections that the log tells of.
+const TELL: Duration = Duration::from_secs(1);
 
 /// Which side makes the socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,6 +55,8 @@ struct Shared {
     stopping: AtomicBool,
     /// The connection there is, to interrupt a read.
     connection: Mutex<Option<UnixStream>>,
+    /// When the log has told of a connection last.
+    told: Mutex<Option<Instant>>,
 }
 
 /// A socket could not be made.
@@ -108,6 +113,7 @@ impl Session {
             stop,
             stopping: AtomicBool::new(false),
             connection: Mutex::new(None),
+            told: Mutex::new(None),
         });
         let made = listener.is_some().then(|| path.to_owned());
         let (served, path) = (Arc::clone(&shared), path.to_owned());
@@ -179,7 +185,10 @@ impl Shared {
             return;
         };
         *lock(&self.connection) = Some(clone);
-        tracing::info!(socket = self.name, "front-end connected");
+        let tell = self.may_tell();
+        if tell {
+            tracing::info!(socket = self.name, "front-end connected");
+        }
         let mut handler = BackendReqHandler::from_stream(stream, Arc::clone(&self.device));
         let error = loop {
             if self.stopping.load(Ordering::SeqCst) {
@@ -195,17 +204,26 @@ impl Shared {
         let refusal = device.refusal.take();
         device.reset();
         drop(device);
+        // One that comes and goes all the time does not fill the log.
+        if !tell {
+            return;
+        }
         match (error, refusal) {
             (Error::Disconnected, _) => tracing::info!(socket = self.name, "front-end gone"),
-            (error, Some(reason)) => {
+            (error, reason) => {
                 tracing::warn!(socket = self.name, %error, reason, "front-end refused");
-                self.pause();
-            }
-            (error, None) => {
-                tracing::warn!(socket = self.name, %error, "front-end refused");
-                self.pause();
             }
         }
+    }
+
+    /// Whether the last connection that the log tells of was long enough ago.
+    fn may_tell(&self) -> bool {
+        let mut told = lock(&self.told);
+        let long_ago = told.is_none_or(|at| at.elapsed() >= TELL);
+        if long_ago {
+            *told = Some(Instant::now());
+        }
+        long_ago
     }
 
     /// Waits until the descriptor is readable; `false` if it is time to end.
