@@ -7,6 +7,8 @@ mod loopback;
 mod open;
 mod pcap;
 mod sink;
+pub mod vhost_user;
+pub mod virtio_net;
 
 use std::fmt;
 use std::os::fd::BorrowedFd;

@@ -1,0 +1,73 @@
+//! A port on its own, without a node: what comes in goes out again with its Ethernet addresses
+//! exchanged, or is dropped. For trying a port, and for measuring it beside its peers.
+//!
+//! ```text
+//! port_echo vhost-user /tmp/v.sock 1 [drop|fill]
+//! ```
+//! `drop` takes frames only, `fill` sends 64-byte frames as fast as they are taken. Once a
+//! second it prints how many have passed.
+
+use std::time::{Duration, Instant};
+
+use vesper_daemon::port::vhost_user::{Role, VhostUser, VhostUserOptions};
+use vesper_daemon::port::{Pool, Port};
+use vesper_esp::Buffer;
+use vesper_sa::Timestamp;
+
+const BATCH: usize = 64;
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let (mut port, what): (Box<dyn Port>, &str) = match words[..] {
+        ["vhost-user", socket, queues, ref rest @ ..] => {
+            let options = VhostUserOptions {
+                socket: socket.into(),
+                role: Role::Server { permissions: 0o660 },
+                queue_pairs: queues.parse()?,
+                mtu: 9000,
+                sealed: false,
+            };
+            let what = rest.first().copied().unwrap_or("echo");
+            (Box::new(VhostUser::open(&options)?), what)
+        }
+        _ => return Err("usage: port_echo vhost-user SOCKET QUEUES [drop|fill]".into()),
+    };
+    let mut pool = Pool::new(4096, 9018);
+    let mut incoming = Vec::new();
+    let mut outgoing = Vec::new();
+    let mut shown = port.status();
+    let mut next = Instant::now() + Duration::from_secs(1);
+    let now = Timestamp::ZERO;
+    loop {
+        for _ in 0..1000 {
+            port.receive(now, &mut pool, BATCH, &mut incoming);
+            for mut received in incoming.drain(..) {
+                if what != "echo" {
+                    pool.give(received.frame);
+                    continue;
+                }
+                let (to, from) = received.frame.data_mut()[..12].split_at_mut(6);
+                to.swap_with_slice(from);
+                outgoing.push(received.frame);
+            }
+            while what == "fill" && outgoing.len() < BATCH {
+                outgoing.extend(pool.copy(&[0; 60]));
+            }
+            port.send(now, &mut pool, &mut outgoing);
+        }
+        if Instant::now() >= next {
+            next += Duration::from_secs(1);
+            let status = port.status();
+            println!(
+                "up {} received {} sent {} malformed {} dropped {}",
+                status.up,
+                status.received - shown.received,
+                status.sent - shown.sent,
+                status.malformed - shown.malformed,
+                status.dropped - shown.dropped,
+            );
+            shown = status;
+        }
+    }
+}
