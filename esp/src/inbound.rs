@@ -160,11 +160,11 @@ fn find<'a, B: Buffer>(
         SaState::Dead => return drop(DropReason::Expired),
         SaState::Deleted => return drop(DropReason::Deleted),
     }
-    let context = sa.context();
-    let around = 8 + context.iv_len() + context.icv_len();
+    let framing = sa.context().framing();
+    let around = 8 + framing.iv_len() + framing.icv_len();
     let text_len = location.esp_len.saturating_sub(around);
     // Every alignment is a power of two.
-    if text_len < 2 || text_len & (context.alignment() - 1) != 0 {
+    if text_len < 2 || text_len & (framing.alignment() - 1) != 0 {
         return drop(DropReason::Malformed);
     }
     Ok((sa, location))
@@ -225,8 +225,9 @@ pub(crate) fn finish<B: Buffer>(
     packet: &mut B,
 ) -> Verdict {
     let context = candidate.sa.context();
-    let text_at = candidate.esp_at + 8 + context.iv_len();
-    let text_end = candidate.esp_at + candidate.esp_len - context.icv_len();
+    let framing = context.framing();
+    let text_at = candidate.esp_at + 8 + framing.iv_len();
+    let text_end = candidate.esp_at + candidate.esp_len - framing.icv_len();
     let outcome = match commit.accept(candidate.sequence, (text_end - text_at) as u32) {
         Ok(()) => open(candidate, packet, text_at, text_end),
         Err(InboundRefusal::Replay(_)) => Err(DropReason::Replay),
@@ -307,8 +308,11 @@ fn open_tunnel(
     }
     // What follows the inner packet is padding for traffic flow confidentiality.
     let packet = &mut payload[..inner.total_len];
-    check_selectors(candidate.sa, || flow(packet))?;
-    if candidate.sa.params().tunnel.ecn != Ecn::Off {
+    let is_plain = candidate.sa.context().framing().is_plain_in();
+    if !is_plain {
+        check_selectors(candidate.sa, || flow(packet))?;
+    }
+    if is_plain || candidate.sa.params().tunnel.ecn != Ecn::Off {
         let class = merged_traffic_class(candidate.traffic_class, inner.traffic_class)?;
         if class != inner.traffic_class {
             set_traffic_class(packet, inner.version, class);

@@ -27,16 +27,6 @@ impl Checksum {
         Self((sum & 0xffff_ffff) + (sum >> 32))
     }
 
-    /// The sum so far, to be kept and continued.
-    pub(crate) const fn partial(self) -> u64 {
-        self.0
-    }
-
-    /// Continues a kept sum.
-    pub(crate) const fn from_partial(sum: u64) -> Self {
-        Self(sum)
-    }
-
     /// The checksum: the complement of the folded sum.
     pub const fn finish(self) -> u16 {
         let sum = (self.0 & 0xffff_ffff) + (self.0 >> 32);
