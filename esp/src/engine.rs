@@ -9,7 +9,7 @@ use crate::aead::{Job, open_batch, seal_batch};
 use crate::association::EspSa;
 use crate::buffer::Buffer;
 use crate::fate::{Counters, DropReason, Verdict};
-use crate::inbound::{self, Candidate, Inbound, InboundSas};
+use crate::inbound::{self, Candidate, Gate, Inbound, InboundSas, Latest};
 use crate::outbound::{self, Measured, Outbound, Path};
 use crate::wire::EncapsulationPorts;
 
@@ -230,57 +230,91 @@ impl Engine {
         sas: &impl InboundSas<'a>,
         chunk: &mut [Inbound<'a, B>],
     ) {
+        inbound::prefetch(chunk);
         let mut candidates: ArrayVec<Candidate<'a>, CHUNK> = ArrayVec::new();
-        let mut jobs: ArrayVec<Job<'_>, CHUNK> = ArrayVec::new();
-        for (index, entry) in chunk.iter_mut().enumerate() {
-            let prepared = if ADAPTER {
-                inbound::prepare_opened(entry, index, &self.ports)
-            } else {
-                inbound::prepare(entry, index, sas, &self.ports, &mut self.scratch)
-            };
-            match prepared {
-                Ok(candidate) => {
-                    let esp_at = candidate.esp_at;
-                    jobs.push(Job {
-                        cipher: candidate.sa.context().cipher(),
-                        sequence: candidate.sequence,
-                        esn: candidate.sa.esn(),
-                        esp: &mut entry.packet.data_mut()[esp_at..esp_at + candidate.esp_len],
-                        authentic: false,
-                    });
-                    candidates.push(candidate);
-                }
+        let mut latest = Latest::NONE;
+        for (entry, index) in chunk.iter_mut().zip(0..) {
+            match inbound::find(entry, index, &mut latest, sas, &self.ports) {
+                Ok(candidate) => candidates.push(candidate),
                 Err(verdict) => {
                     entry.verdict = verdict;
                     self.counters.count(verdict, 0);
                 }
             }
         }
+
+        // Packets of the same association that stand together are a run.
+        let mut jobs: ArrayVec<Job<'_>, CHUNK> = ArrayVec::new();
+        let mut entries = (0..).zip(chunk.iter_mut());
+        for run in candidates.chunk_by_mut(|a, b| ptr::eq(a.sa, b.sa)) {
+            let sa = run[0].sa;
+            let gate = Gate::of(sa);
+            let (cipher, esn) = (sa.context().cipher(), sa.esn());
+            for candidate in run {
+                let Some((_, entry)) = entries.find(|(index, _)| *index == candidate.index) else {
+                    break;
+                };
+                let outcome = if ADAPTER {
+                    gate.admit_opened(candidate, entry.sequence)
+                } else {
+                    gate.admit(candidate, &entry.packet, &mut self.scratch)
+                };
+                match outcome {
+                    Ok(sequence) => {
+                        entry.sequence = sequence;
+                        jobs.push(Job {
+                            cipher,
+                            sequence,
+                            esn,
+                            esp: candidate.esp_mut(entry.packet.data_mut()),
+                            authentic: ADAPTER,
+                        });
+                        candidate.sequence = sequence;
+                        candidate.authentic = Some(ADAPTER);
+                    }
+                    Err(reason) => {
+                        entry.sequence = candidate.sequence;
+                        entry.verdict = Verdict::Drop(reason);
+                        self.counters.count(entry.verdict, 0);
+                    }
+                }
+            }
+        }
         if !ADAPTER {
             open_batch(&mut jobs);
         }
-        for (candidate, job) in candidates.iter_mut().zip(&jobs) {
-            candidate.authentic = ADAPTER || job.authentic;
+        let admitted = candidates.iter_mut().filter_map(|c| c.authentic.as_mut());
+        for (authentic, job) in admitted.zip(&jobs) {
+            *authentic = job.authentic;
         }
         drop(jobs);
 
-        // One commit per run of packets of the same association.
+        // One commit per run.
         for run in candidates.chunk_by(|a, b| ptr::eq(a.sa, b.sa)) {
             let sa = run[0].sa;
-            let mut failures = 0;
+            let (mut opened, mut bytes, mut failures) = (0, 0, 0);
             let mut commit = sa.commit(now);
             for candidate in run {
-                let entry = &mut chunk[candidate.index];
-                if candidate.authentic {
+                let Some(authentic) = candidate.authentic else {
+                    continue;
+                };
+                let entry = &mut chunk[usize::from(candidate.index)];
+                if authentic {
                     entry.verdict = inbound::finish(candidate, &mut commit, &mut entry.packet);
                 } else {
                     failures += 1;
                     entry.verdict = Verdict::Drop(DropReason::Icv);
                 }
-                let bytes = entry.packet.data().len();
-                self.counters.count(entry.verdict, bytes);
+                if let Verdict::Opened(_) = entry.verdict {
+                    opened += 1;
+                    bytes += entry.packet.data().len() as u64;
+                } else {
+                    self.counters.count(entry.verdict, 0);
+                }
             }
             let events = commit.finish();
+            self.counters.opened_packets += opened;
+            self.counters.opened_bytes += bytes;
             self.emit(sa, events);
             for _ in 0..failures {
                 let events = sa.authentication_failed(now);
