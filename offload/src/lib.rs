@@ -62,6 +62,7 @@ mod ethernet;
 mod fate;
 mod fault;
 mod filter;
+mod flow_key;
 mod host;
 mod nic;
 mod profile;

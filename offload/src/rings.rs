@@ -2,7 +2,7 @@
 
 use core::sync::atomic::AtomicI64;
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use vesper_esp::Buffer;
 use vesper_sa::{Timestamp, VmId};
@@ -13,7 +13,7 @@ use crate::queue::{QueueId, QueueState};
 use crate::settings::{InterruptModeration, VmAddress, VmSettings};
 use crate::sriov::Function;
 use crate::transfer::{Completion, Received};
-use crate::unit::{OffloadHandle, Offloaded, PortId};
+use crate::unit::{OffloadHandle, PortId};
 
 /// Locks, whatever a panicking thread left behind: the adapter's own code does not panic while
 /// it holds a lock.
@@ -113,16 +113,6 @@ impl<B: Buffer> Queue<B> {
             }),
         }
     }
-
-    /// Puts a frame into the ring; the frame if it is full.
-    pub(crate) fn enqueue(&self, waiting: Waiting<B>) -> Result<(), Waiting<B>> {
-        let mut inner = lock(&self.inner);
-        if inner.waiting.len() >= self.ring {
-            return Err(waiting);
-        }
-        inner.waiting.push_back(waiting);
-        Ok(())
-    }
 }
 
 impl<B: Buffer> QueueInner<B> {
@@ -170,8 +160,9 @@ impl<B: Buffer> QueueInner<B> {
 /// A frame that waits to be sent.
 #[derive(Debug)]
 pub(crate) struct Pending<B> {
-    /// `None` for a segment, whose large send is completed as a whole.
-    pub(crate) id: Option<u64>,
+    pub(crate) id: u64,
+    /// Of a large send, which is completed as a whole.
+    pub(crate) is_segment: bool,
     pub(crate) frame: Frame<B>,
     pub(crate) plan: Plan,
     pub(crate) segment_size: Option<u16>,
@@ -183,9 +174,10 @@ impl<B> Pending<B> {
     /// A segment of this large send.
     pub(crate) fn segment(&self, frame: Frame<B>) -> Self {
         Self {
-            id: None,
+            id: self.id,
+            is_segment: true,
             frame,
-            plan: self.plan.clone(),
+            plan: self.plan,
             segment_size: None,
             checksum: false,
             from: self.from,
@@ -194,11 +186,12 @@ impl<B> Pending<B> {
 }
 
 /// What is to be done about IPsec for a frame.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) enum Plan {
     Policy,
-    /// The association that the handle named when the frame was posted; it finishes with it.
-    Bound(Arc<Offloaded>),
+    /// The association that the handle named when the frame was posted. It is kept until the
+    /// frame has left the ring, even if it is deleted meanwhile.
+    Bound(OffloadHandle),
     Done,
 }
 
@@ -223,6 +216,21 @@ pub struct VmCounters {
     pub send_losses: Losses,
     /// Frames lost on their way in.
     pub receive_losses: Losses,
+}
+
+impl VmCounters {
+    /// Adds those of a batch.
+    pub(crate) fn merge(&mut self, batch: &Self) {
+        self.posted += batch.posted;
+        self.sent += batch.sent;
+        self.sent_bytes += batch.sent_bytes;
+        self.to_host += batch.to_host;
+        self.sealed += batch.sealed;
+        self.opened += batch.opened;
+        self.segments += batch.segments;
+        self.send_losses.merge(&batch.send_losses);
+        self.receive_losses.merge(&batch.receive_losses);
+    }
 }
 
 /// A machine as the adapter knows it.
@@ -285,13 +293,17 @@ impl<B: Buffer> SendRing<B> {
     /// Ends a send that failed; the buffer comes back.
     pub(crate) fn fail(&mut self, pending: Pending<B>, error: SendError) {
         self.counters.send_losses.count(error.loss());
-        if let Some(id) = pending.id {
-            self.completions.push_back(Completion {
-                id,
-                result: Err(error),
-                buffer: Some(pending.frame.give_back()),
-            });
-        }
+        self.completions.push_back(Completion {
+            id: pending.id,
+            result: Err(error),
+            buffer: Some(pending.frame.give_back()),
+        });
+    }
+
+    /// Whether a frame in the ring is bound to an association.
+    pub(crate) fn binds(&self, handle: OffloadHandle) -> bool {
+        let mut pending = self.pending.iter();
+        pending.any(|pending| matches!(pending.plan, Plan::Bound(bound) if bound == handle))
     }
 }
 

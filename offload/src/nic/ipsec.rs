@@ -125,7 +125,14 @@ impl<B: Buffer> Nic<B> {
 
     /// Lets go of deleted associations that no packet in flight uses any more, and says which.
     pub fn reap_sas(&self) -> Vec<(OffloadHandle, SaIdentity)> {
-        self.write().unit.reap()
+        let mut config = self.write();
+        // Nothing is being processed while the configuration is held for writing: what is in
+        // flight is in the owner's ring.
+        let Config { unit, vms, .. } = &mut *config;
+        unit.reap(|offloaded| {
+            let entry = vms.get(&offloaded.sa.owner());
+            entry.is_some_and(|entry| lock(&entry.port.sends).binds(offloaded.handle))
+        })
     }
 
     /// Deleted associations that packets in flight still use.
