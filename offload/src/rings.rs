@@ -27,6 +27,11 @@ pub(crate) const fn weight_of(bytes: usize) -> i64 {
     bytes as i64 + 128
 }
 
+/// The share of a flow in one round: eight full packets for a weight of 100.
+pub(crate) const fn quantum(weight: u16) -> i64 {
+    weight as i64 * weight_of(1500) * 8 / 100
+}
+
 /// A frame that waits for its processor.
 #[derive(Debug)]
 pub(crate) struct Waiting<B> {
@@ -98,7 +103,7 @@ impl<B: Buffer> Queue<B> {
             id,
             owner,
             function,
-            weight: settings.vmq_weight.max(settings.iov_weight).max(1),
+            weight: settings.share(),
             ring,
             deficit: AtomicI64::new(0),
             inner: Mutex::new(QueueInner {
@@ -278,14 +283,6 @@ impl<B> VmPort<B> {
                 counters: VmCounters::default(),
             }),
         }
-    }
-
-    /// How much of a processor it gets beside others.
-    pub(crate) fn weight(&self) -> u16 {
-        self.settings
-            .vmq_weight
-            .max(self.settings.iov_weight)
-            .max(1)
     }
 }
 

@@ -241,9 +241,6 @@ impl<B: Buffer> Nic<B> {
 
     /// Late pushes of sequence numbers whose time has come.
     pub(crate) fn apply_late_pushes(&self, now: Timestamp) {
-        if self.read().late_pushes.is_empty() {
-            return;
-        }
         let mut config = self.write();
         let due: Vec<_> = config
             .late_pushes

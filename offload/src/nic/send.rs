@@ -44,17 +44,57 @@ impl fmt::Display for SendRefusal {
 
 impl core::error::Error for SendRefusal {}
 
+impl Posted {
+    const NOBODY: Posted = Posted {
+        accepted: 0,
+        stopped: Some(SendRefusal::NoSender),
+    };
+}
+
+/// A [`Send`] with its frame taken apart.
+#[derive(Debug)]
+pub(crate) struct Opened<B> {
+    pub(crate) id: u64,
+    pub(crate) frame: Frame<B>,
+    pub(crate) ipsec: SendIpsec,
+    pub(crate) segment_size: Option<u16>,
+    pub(crate) checksum: bool,
+}
+
+impl<B: Buffer> Opened<B> {
+    #[inline]
+    fn of(send: Send<B>) -> Result<Self, Completion<B>> {
+        match Frame::open(send.frame) {
+            Ok(frame) => Ok(Self {
+                id: send.id,
+                frame,
+                ipsec: send.ipsec,
+                segment_size: send.segment_size,
+                checksum: send.checksum,
+            }),
+            Err((buffer, _)) => Err(refuse(send.id, buffer, Loss::Malformed)),
+        }
+    }
+}
+
 impl<B: Buffer> Nic<B> {
     /// Posts frames through the physical function: the host's own, or those of a machine that
     /// came through the software switch. What is accepted is taken out of `frames`.
     pub fn send_from_host(&self, owner: VmId, frames: &mut Vec<Send<B>>) -> Posted {
         let config = self.read();
         match config.vms.get(&owner) {
-            Some(entry) => self.post(&config, entry, Function::Physical, frames),
-            None => Posted {
-                accepted: 0,
-                stopped: Some(SendRefusal::NoSender),
-            },
+            Some(entry) => self.post(&config, entry, Function::Physical, frames, Opened::of),
+            None => Posted::NOBODY,
+        }
+    }
+
+    /// As [`send_from_host`](Self::send_from_host), for a host that has taken the frames apart
+    /// already.
+    pub(crate) fn post_from_host(&self, owner: VmId, frames: &mut Vec<Opened<B>>) -> Posted {
+        let config = self.read();
+        match config.vms.get(&owner) {
+            Some(entry) => self.post(&config, entry, Function::Physical, frames, Ok),
+            None => Posted::NOBODY,
         }
     }
 
@@ -68,11 +108,8 @@ impl<B: Buffer> Nic<B> {
             .filter(|function| function.state == VfState::Active)
             .and_then(|function| config.vms.get(&function.vm));
         match active {
-            Some(entry) => self.post(&config, entry, Function::Virtual(vf), frames),
-            None => Posted {
-                accepted: 0,
-                stopped: Some(SendRefusal::NoSender),
-            },
+            Some(entry) => self.post(&config, entry, Function::Virtual(vf), frames, Opened::of),
+            None => Posted::NOBODY,
         }
     }
 
@@ -91,12 +128,13 @@ impl<B: Buffer> Nic<B> {
         into.extend(completions.drain(..));
     }
 
-    fn post(
+    fn post<S>(
         &self,
         config: &Config<B>,
         entry: &VmEntry<B>,
         from: Function,
-        frames: &mut Vec<Send<B>>,
+        frames: &mut Vec<S>,
+        open: impl Fn(S) -> Result<Opened<B>, Completion<B>>,
     ) -> Posted {
         let port = &entry.port;
         let mut sends = lock(&port.sends);
@@ -122,11 +160,13 @@ impl<B: Buffer> Nic<B> {
             admitted: None,
         };
         for send in frames.drain(..accepted) {
-            match admission.admit(from, send) {
+            match open(send).and_then(|send| admission.admit(from, send)) {
                 Ok(pending) => sends.pending.push_back(pending),
-                Err((completion, loss)) => {
-                    sends.counters.send_losses.count(loss);
-                    sends.completions.push_back(completion);
+                Err(refused) => {
+                    if let Err(error) = refused.result {
+                        sends.counters.send_losses.count(error.loss());
+                    }
+                    sends.completions.push_back(refused);
                 }
             }
         }
@@ -146,15 +186,8 @@ struct Admission<'a, B> {
 
 impl<B: Buffer> Admission<'_, B> {
     #[inline]
-    fn admit(
-        &mut self,
-        from: Function,
-        send: Send<B>,
-    ) -> Result<Pending<B>, (Completion<B>, Loss)> {
-        let mut frame = match Frame::open(send.frame) {
-            Ok(frame) => frame,
-            Err((buffer, _)) => return Err(refuse(send.id, buffer, Loss::Malformed)),
-        };
+    fn admit(&mut self, from: Function, send: Opened<B>) -> Result<Pending<B>, Completion<B>> {
+        let mut frame = send.frame;
         if self.is_function
             && let Some(loss) = self.violation(&frame, send.ipsec)
         {
@@ -210,11 +243,10 @@ impl<B: Buffer> Admission<'_, B> {
     }
 }
 
-fn refuse<B>(id: u64, buffer: B, loss: Loss) -> (Completion<B>, Loss) {
-    let completion = Completion {
+fn refuse<B>(id: u64, buffer: B, loss: Loss) -> Completion<B> {
+    Completion {
         id,
         result: Err(SendError::Lost(loss)),
         buffer: Some(buffer),
-    };
-    (completion, loss)
+    }
 }
