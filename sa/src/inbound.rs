@@ -7,9 +7,9 @@ use core::time::Duration;
 use crate::event::Events;
 use crate::ident::Timestamp;
 use crate::lease::LeaseError;
-use crate::lifetime::Usage;
+use crate::lifetime::{Budget, Usage};
 use crate::lock::Held;
-use crate::replay::ReplayRefusal;
+use crate::replay::{ReplayRefusal, ReplayWindow};
 use crate::sequence::end_of_space;
 use crate::state::{Flags, PacketState, PerDirection};
 
@@ -49,6 +49,41 @@ impl core::error::Error for InboundRefusal {
     }
 }
 
+/// What received packets of one association are checked against before authentication, read
+/// once for a run of them; see [`Sa::precheck`](crate::Sa::precheck).
+#[derive(Clone, Copy, Debug)]
+pub struct Precheck<'a> {
+    state: &'a PacketState,
+    /// `None`: the association is outbound.
+    window: Option<&'a ReplayWindow>,
+    top: u64,
+    esn: bool,
+}
+
+impl Precheck<'_> {
+    /// See [`Sa::check`](crate::Sa::check).
+    #[inline]
+    pub fn check(&self, sequence_low: u32) -> Result<u64, ReplayRefusal> {
+        let outcome = self.judge(sequence_low);
+        if outcome.is_err() {
+            self.state.count_replay();
+        }
+        outcome
+    }
+
+    #[inline]
+    fn judge(&self, low: u32) -> Result<u64, ReplayRefusal> {
+        let window = self.window.ok_or(ReplayRefusal::Outbound)?;
+        let sequence = if self.esn {
+            window.infer(self.top, low)?
+        } else {
+            u64::from(low)
+        };
+        window.judge(self.top, sequence)?;
+        Ok(sequence)
+    }
+}
+
 /// The decision about a run of authentic packets of one association, taken under its lock.
 ///
 /// What was accepted counts even if the value is dropped; [`Commit::finish`] also tells what
@@ -58,8 +93,12 @@ impl core::error::Error for InboundRefusal {
 pub struct Commit<'a> {
     state: &'a PacketState,
     now: Timestamp,
-    /// Nothing is accepted any more.
-    refusal: Option<InboundRefusal>,
+    /// `None`: nothing is accepted any more, for the reason in `refusal`.
+    window: Option<&'a ReplayWindow>,
+    refusal: InboundRefusal,
+    /// The last number that may be accepted before asking for the next stop.
+    stop: u64,
+    budget: Budget,
     /// The highest number received.
     top: u64,
     usage: Usage,
@@ -99,24 +138,16 @@ impl Commit<'_> {
 
     #[inline]
     fn decide(&mut self, sequence: u64, bytes: u32) -> Result<(), InboundRefusal> {
-        if let Some(refusal) = self.refusal {
-            return Err(refusal);
-        }
-        let PerDirection::Inbound(window, _) = &self.state.per_direction else {
-            return Err(InboundRefusal::Replay(ReplayRefusal::Outbound));
-        };
-        if sequence > end_of_space(self.state.esn) {
-            return Err(InboundRefusal::Replay(ReplayRefusal::Beyond));
+        let window = self.window.ok_or(self.refusal)?;
+        if sequence > self.stop {
+            self.pass_stop(sequence)?;
         }
         window
             .judge(self.top, sequence)
             .map_err(InboundRefusal::Replay)?;
-        if sequence > self.state.stop.load(Ordering::Relaxed) {
-            self.pass_stop(sequence)?;
-        }
-        let Some(charged) = self.state.lifetime.hard.charge(self.usage, bytes) else {
+        let Some(charged) = self.budget.charge(self.usage, bytes) else {
             self.events |= self.state.raise(Flags::DEAD, Events::HARD_EXPIRE);
-            self.refusal = Some(InboundRefusal::Expired);
+            (self.window, self.refusal) = (None, InboundRefusal::Expired);
             return Err(InboundRefusal::Expired);
         };
         self.usage = charged;
@@ -129,15 +160,20 @@ impl Commit<'_> {
     /// may without asking.
     #[cold]
     fn pass_stop(&mut self, sequence: u64) -> Result<(), InboundRefusal> {
+        let end = end_of_space(self.state.esn);
         let PerDirection::Inbound(_, marks) = &self.state.per_direction else {
             return Err(InboundRefusal::Replay(ReplayRefusal::Outbound));
         };
+        if sequence > end {
+            return Err(InboundRefusal::Replay(ReplayRefusal::Beyond));
+        }
         let stop = marks.stop_after(sequence);
         if stop != Some(marks.low()) {
             self.events |= self.state.raise(Flags::LEASE_LOW, Events::LEASE_LOW);
         }
         let stop = stop.ok_or(InboundRefusal::AboveMark)?;
         self.state.stop.store(stop, Ordering::Relaxed);
+        self.stop = stop.min(end);
         Ok(())
     }
 
@@ -181,21 +217,21 @@ impl PacketState {
     }
 
     #[inline]
-    pub(crate) fn check(&self, low: u32) -> Result<u64, ReplayRefusal> {
-        let PerDirection::Inbound(window, _) = &self.per_direction else {
-            return Err(ReplayRefusal::Outbound);
-        };
-        let top = self.sequence.load(Ordering::Acquire);
-        let sequence = if self.esn {
-            window.infer(top, low)
-        } else {
-            Ok(u64::from(low))
-        };
-        let outcome = sequence.and_then(|sequence| window.judge(top, sequence).map(|()| sequence));
-        if outcome.is_err() {
-            self.count_replay();
+    pub(crate) fn precheck(&self) -> Precheck<'_> {
+        Precheck {
+            state: self,
+            window: self.window(),
+            top: self.sequence.load(Ordering::Acquire),
+            esn: self.esn,
         }
-        outcome
+    }
+
+    #[inline]
+    fn window(&self) -> Option<&ReplayWindow> {
+        match &self.per_direction {
+            PerDirection::Inbound(window, _) => Some(window),
+            PerDirection::Outbound(_) => None,
+        }
     }
 
     /// Needs no lock.
@@ -209,16 +245,24 @@ impl PacketState {
         let held = self.lock.acquire();
         let events = self.expire_held(now);
         let flags = self.flags();
+        let (window, refusal) = if flags.contains(Flags::DELETED) {
+            (None, InboundRefusal::Deleted)
+        } else if flags.contains(Flags::DEAD) {
+            (None, InboundRefusal::Expired)
+        } else {
+            let outbound = InboundRefusal::Replay(ReplayRefusal::Outbound);
+            (self.window(), outbound)
+        };
         Commit {
             state: self,
             now,
-            refusal: if flags.contains(Flags::DELETED) {
-                Some(InboundRefusal::Deleted)
-            } else if flags.contains(Flags::DEAD) {
-                Some(InboundRefusal::Expired)
-            } else {
-                None
-            },
+            window,
+            refusal,
+            stop: self
+                .stop
+                .load(Ordering::Relaxed)
+                .min(end_of_space(self.esn)),
+            budget: self.lifetime.hard.budget(),
             top: self.sequence.load(Ordering::Relaxed),
             usage: self.usage(),
             accepted: false,
