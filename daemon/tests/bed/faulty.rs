@@ -22,6 +22,8 @@ struct Inner {
     /// No byte beyond this length.
     capacity: u64,
     failing: bool,
+    /// Synchronisation is confirmed and not done.
+    lying: bool,
     inode: u64,
 }
 
@@ -50,6 +52,7 @@ impl Disk {
             power: u64::MAX,
             capacity: u64::MAX,
             failing: false,
+            lying: false,
             inode: 1,
         })))
     }
@@ -77,6 +80,7 @@ impl Disk {
             power: u64::MAX,
             capacity: inner.capacity,
             failing: false,
+            lying: inner.lying,
             inode: inner.inode,
         })))
     }
@@ -90,8 +94,14 @@ impl Disk {
             power: u64::MAX,
             capacity: inner.capacity,
             failing: false,
+            lying: inner.lying,
             inode: inner.inode,
         })))
+    }
+
+    /// From now on the disk confirms what it does not do.
+    pub(crate) fn lie(&self) {
+        self.inner().lying = true;
     }
 
     /// From now on every write fails, or none any more.
@@ -219,7 +229,9 @@ impl StorageBackend for Handle {
     fn sync_data(&self) -> io::Result<()> {
         let mut inner = self.0.inner();
         inner.use_power()?;
-        inner.file(self.1).sync();
+        if !inner.lying {
+            inner.file(self.1).sync();
+        }
         Ok(())
     }
 
