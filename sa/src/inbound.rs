@@ -96,8 +96,8 @@ pub struct Commit<'a> {
     /// `None`: nothing is accepted any more, for the reason in `refusal`.
     window: Option<&'a ReplayWindow>,
     refusal: InboundRefusal,
-    /// The last number that there is.
-    end: u64,
+    /// The last number that may be accepted before asking for the next stop.
+    stop: u64,
     budget: Budget,
     /// The highest number received.
     top: u64,
@@ -139,15 +139,12 @@ impl Commit<'_> {
     #[inline]
     fn decide(&mut self, sequence: u64, bytes: u32) -> Result<(), InboundRefusal> {
         let window = self.window.ok_or(self.refusal)?;
-        if sequence > self.end {
-            return Err(InboundRefusal::Replay(ReplayRefusal::Beyond));
+        if sequence > self.stop {
+            self.pass_stop(sequence)?;
         }
         window
             .judge(self.top, sequence)
             .map_err(InboundRefusal::Replay)?;
-        if sequence > self.state.stop.load(Ordering::Relaxed) {
-            self.pass_stop(sequence)?;
-        }
         let Some(charged) = self.budget.charge(self.usage, bytes) else {
             self.events |= self.state.raise(Flags::DEAD, Events::HARD_EXPIRE);
             (self.window, self.refusal) = (None, InboundRefusal::Expired);
@@ -163,15 +160,20 @@ impl Commit<'_> {
     /// may without asking.
     #[cold]
     fn pass_stop(&mut self, sequence: u64) -> Result<(), InboundRefusal> {
+        let end = end_of_space(self.state.esn);
         let PerDirection::Inbound(_, marks) = &self.state.per_direction else {
             return Err(InboundRefusal::Replay(ReplayRefusal::Outbound));
         };
+        if sequence > end {
+            return Err(InboundRefusal::Replay(ReplayRefusal::Beyond));
+        }
         let stop = marks.stop_after(sequence);
         if stop != Some(marks.low()) {
             self.events |= self.state.raise(Flags::LEASE_LOW, Events::LEASE_LOW);
         }
         let stop = stop.ok_or(InboundRefusal::AboveMark)?;
         self.state.stop.store(stop, Ordering::Relaxed);
+        self.stop = stop.min(end);
         Ok(())
     }
 
@@ -256,7 +258,10 @@ impl PacketState {
             now,
             window,
             refusal,
-            end: end_of_space(self.esn),
+            stop: self
+                .stop
+                .load(Ordering::Relaxed)
+                .min(end_of_space(self.esn)),
             budget: self.lifetime.hard.budget(),
             top: self.sequence.load(Ordering::Relaxed),
             usage: self.usage(),
