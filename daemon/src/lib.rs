@@ -17,4 +17,5 @@
 #![forbid(unsafe_code)]
 
 pub mod node;
+pub mod plane;
 pub mod port;
