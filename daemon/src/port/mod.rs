@@ -1,12 +1,25 @@
 //! Ports: where frames come from and go to. A virtual machine is behind one, the network behind
 //! another; each kind is one module behind [`Port`].
 
+mod cable;
+mod generator;
+mod loopback;
+mod open;
+mod pcap;
+mod sink;
+
 use std::fmt;
 use std::os::fd::BorrowedFd;
 
 use vesper_esp::{Buffer, PacketBuf};
 use vesper_offload::{HEADROOM, MacAddress};
 use vesper_sa::Timestamp;
+
+pub use cable::Cable;
+pub use generator::Generator;
+pub use loopback::Loopback;
+pub use open::{Opener, Place, PortError};
+pub use sink::Sink;
 
 /// A frame that came out of a port, and what its sender leaves to the adapter.
 #[derive(Clone, Debug)]
