@@ -16,5 +16,8 @@
 //! `vesper-sa`; this crate has the sockets, threads and files.
 #![forbid(unsafe_code)]
 
+pub mod config;
 pub mod node;
+pub mod pair;
 pub mod port;
+pub mod vesperd;

@@ -179,8 +179,22 @@ pub(crate) struct Pending<B> {
     pub(crate) from: Function,
 }
 
+impl<B> Pending<B> {
+    /// A segment of this large send.
+    pub(crate) fn segment(&self, frame: Frame<B>) -> Self {
+        Self {
+            id: None,
+            frame,
+            plan: self.plan.clone(),
+            segment_size: None,
+            checksum: false,
+            from: self.from,
+        }
+    }
+}
+
 /// What is to be done about IPsec for a frame.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) enum Plan {
     Policy,
     /// The association that the handle named when the frame was posted; it finishes with it.

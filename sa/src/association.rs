@@ -7,7 +7,7 @@ use core::time::Duration;
 
 use crate::event::{Event, Events, SaIdentity};
 use crate::ident::{Direction, Spi, Timestamp, VmId};
-use crate::inbound::Commit;
+use crate::inbound::{Commit, Precheck};
 use crate::lease::{Lease, LeaseError, LeaseHolder, LeaseRequest, LeaseStore};
 use crate::outbound::Reservation;
 use crate::params::{Mode, SaParams};
@@ -273,12 +273,16 @@ impl<C> Sa<C> {
 
     /// Outbound: reserves a sequence number for each packet, in order, and charges the
     /// lifetime packet by packet. `lengths` are the bytes that the cipher is applied to; the
-    /// iterator is driven to its end and must not use this association.
+    /// iterator is driven to its end, up to two times, and must not use this association.
     ///
     /// Stops at the first packet that is refused. Numbers of packets that are then not sent
     /// are lost, which is harmless.
     #[inline]
-    pub fn reserve(&self, now: Timestamp, lengths: impl Iterator<Item = u32>) -> Reservation {
+    pub fn reserve(
+        &self,
+        now: Timestamp,
+        lengths: impl Iterator<Item = u32> + Clone,
+    ) -> Reservation {
         self.state.reserve(now, lengths)
     }
 
@@ -289,7 +293,14 @@ impl<C> Sa<C> {
     /// other threads the answer may be a moment old: [`Commit::accept`] decides.
     #[inline]
     pub fn check(&self, sequence_low: u32) -> Result<u64, ReplayRefusal> {
-        self.state.check(sequence_low)
+        self.precheck().check(sequence_low)
+    }
+
+    /// Inbound, before authentication: [`check`](Self::check) for a run of packets, by the
+    /// state of this moment.
+    #[inline]
+    pub fn precheck(&self) -> Precheck<'_> {
+        self.state.precheck()
     }
 
     /// Inbound, after authentication: takes the lock for a run of packets.

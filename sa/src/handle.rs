@@ -1,6 +1,7 @@
 //! What associations are found by.
 
 use core::fmt;
+use core::hash::{Hash, Hasher};
 use core::net::IpAddr;
 
 use crate::ident::{Spi, VmId};
@@ -52,7 +53,7 @@ pub enum Receiver {
 }
 
 /// What finds the association of a received packet.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ReceiveKey {
     /// Who received the packet.
     pub receiver: Receiver,
@@ -79,6 +80,29 @@ impl ReceiveKey {
             receiver: Receiver::of(params.scope, params.owner),
             destination: params.destination,
             spi: params.spi,
+        }
+    }
+}
+
+/// In one or two numbers, where a derived implementation would feed six to the hasher: this is
+/// done for each packet.
+impl Hash for ReceiveKey {
+    #[inline]
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        let receiver = match self.receiver {
+            Receiver::Host => 0,
+            Receiver::Vm(VmId(vm)) => 1 << u32::BITS | u64::from(vm),
+        };
+        let spi = self.spi.get();
+        match self.destination {
+            IpAddr::V4(address) => {
+                let found_by = u64::from(address.to_bits()) << u32::BITS | u64::from(spi);
+                state.write_u128(u128::from(receiver) << u64::BITS | u128::from(found_by));
+            }
+            IpAddr::V6(address) => {
+                state.write_u128(address.to_bits());
+                state.write_u128(u128::from(receiver) << u64::BITS | u128::from(spi));
+            }
         }
     }
 }

@@ -6,9 +6,9 @@ use core::time::Duration;
 
 use crate::event::Events;
 use crate::ident::Timestamp;
-use crate::lifetime::Usage;
+use crate::lifetime::{Budget, Usage};
 use crate::lock::Held;
-use crate::replay::ReplayRefusal;
+use crate::replay::{ReplayRefusal, ReplayWindow};
 use crate::sequence::end_of_space;
 use crate::state::{Flags, PacketState, PerDirection};
 
@@ -44,6 +44,41 @@ impl core::error::Error for InboundRefusal {
     }
 }
 
+/// What received packets of one association are checked against before authentication, read
+/// once for a run of them; see [`Sa::precheck`](crate::Sa::precheck).
+#[derive(Clone, Copy, Debug)]
+pub struct Precheck<'a> {
+    state: &'a PacketState,
+    /// `None`: the association is outbound.
+    window: Option<&'a ReplayWindow>,
+    top: u64,
+    esn: bool,
+}
+
+impl Precheck<'_> {
+    /// See [`Sa::check`](crate::Sa::check).
+    #[inline]
+    pub fn check(&self, sequence_low: u32) -> Result<u64, ReplayRefusal> {
+        let outcome = self.judge(sequence_low);
+        if outcome.is_err() {
+            self.state.count_replay();
+        }
+        outcome
+    }
+
+    #[inline]
+    fn judge(&self, low: u32) -> Result<u64, ReplayRefusal> {
+        let window = self.window.ok_or(ReplayRefusal::Outbound)?;
+        let sequence = if self.esn {
+            window.infer(self.top, low)?
+        } else {
+            u64::from(low)
+        };
+        window.judge(self.top, sequence)?;
+        Ok(sequence)
+    }
+}
+
 /// The decision about a run of authentic packets of one association, taken under its lock.
 ///
 /// What was accepted counts even if the value is dropped; [`Commit::finish`] also tells what
@@ -53,8 +88,12 @@ impl core::error::Error for InboundRefusal {
 pub struct Commit<'a> {
     state: &'a PacketState,
     now: Timestamp,
-    /// Nothing is accepted any more.
-    refusal: Option<InboundRefusal>,
+    /// `None`: nothing is accepted any more, for the reason in `refusal`.
+    window: Option<&'a ReplayWindow>,
+    refusal: InboundRefusal,
+    /// The last number that there is.
+    end: u64,
+    budget: Budget,
     /// The highest number received.
     top: u64,
     usage: Usage,
@@ -94,21 +133,16 @@ impl Commit<'_> {
 
     #[inline]
     fn decide(&mut self, sequence: u64, bytes: u32) -> Result<(), InboundRefusal> {
-        if let Some(refusal) = self.refusal {
-            return Err(refusal);
-        }
-        let PerDirection::Inbound(window) = &self.state.per_direction else {
-            return Err(InboundRefusal::Replay(ReplayRefusal::Outbound));
-        };
-        if sequence > end_of_space(self.state.esn) {
+        let window = self.window.ok_or(self.refusal)?;
+        if sequence > self.end {
             return Err(InboundRefusal::Replay(ReplayRefusal::Beyond));
         }
         window
             .judge(self.top, sequence)
             .map_err(InboundRefusal::Replay)?;
-        let Some(charged) = self.state.lifetime.hard.charge(self.usage, bytes) else {
+        let Some(charged) = self.budget.charge(self.usage, bytes) else {
             self.events |= self.state.raise(Flags::DEAD, Events::HARD_EXPIRE);
-            self.refusal = Some(InboundRefusal::Expired);
+            (self.window, self.refusal) = (None, InboundRefusal::Expired);
             return Err(InboundRefusal::Expired);
         };
         self.usage = charged;
@@ -155,21 +189,21 @@ impl PacketState {
     }
 
     #[inline]
-    pub(crate) fn check(&self, low: u32) -> Result<u64, ReplayRefusal> {
-        let PerDirection::Inbound(window) = &self.per_direction else {
-            return Err(ReplayRefusal::Outbound);
-        };
-        let top = self.sequence.load(Ordering::Acquire);
-        let sequence = if self.esn {
-            window.infer(top, low)
-        } else {
-            Ok(u64::from(low))
-        };
-        let outcome = sequence.and_then(|sequence| window.judge(top, sequence).map(|()| sequence));
-        if outcome.is_err() {
-            self.count_replay();
+    pub(crate) fn precheck(&self) -> Precheck<'_> {
+        Precheck {
+            state: self,
+            window: self.window(),
+            top: self.sequence.load(Ordering::Acquire),
+            esn: self.esn,
         }
-        outcome
+    }
+
+    #[inline]
+    fn window(&self) -> Option<&ReplayWindow> {
+        match &self.per_direction {
+            PerDirection::Inbound(window) => Some(window),
+            PerDirection::Outbound(_) => None,
+        }
     }
 
     /// Needs no lock.
@@ -183,16 +217,21 @@ impl PacketState {
         let held = self.lock.acquire();
         let events = self.expire_held(now);
         let flags = self.flags();
+        let (window, refusal) = if flags.contains(Flags::DELETED) {
+            (None, InboundRefusal::Deleted)
+        } else if flags.contains(Flags::DEAD) {
+            (None, InboundRefusal::Expired)
+        } else {
+            let outbound = InboundRefusal::Replay(ReplayRefusal::Outbound);
+            (self.window(), outbound)
+        };
         Commit {
             state: self,
             now,
-            refusal: if flags.contains(Flags::DELETED) {
-                Some(InboundRefusal::Deleted)
-            } else if flags.contains(Flags::DEAD) {
-                Some(InboundRefusal::Expired)
-            } else {
-                None
-            },
+            window,
+            refusal,
+            end: end_of_space(self.esn),
+            budget: self.lifetime.hard.budget(),
             top: self.sequence.load(Ordering::Relaxed),
             usage: self.usage(),
             accepted: false,

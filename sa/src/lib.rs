@@ -85,7 +85,7 @@ pub use database::{Change, Database, Epoch, Reader, Readers, View};
 pub use event::{Event, Events, SaIdentity};
 pub use handle::{ReceiveKey, Receiver, SaHandle};
 pub use ident::{Direction, Spi, Timestamp, VmId};
-pub use inbound::{Commit, InboundRefusal};
+pub use inbound::{Commit, InboundRefusal, Precheck};
 pub use lease::{
     Lease, LeaseError, LeaseHolder, LeaseRecord, LeaseRequest, LeaseStore, MAX_SKIP,
     MemoryLeaseStore,

@@ -36,6 +36,42 @@ pub(crate) struct Usage {
     pub(crate) packets: u64,
 }
 
+/// Limits in packets and bytes, read once for a run of packets.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Budget(Usage);
+
+impl Budget {
+    /// Usage with one more packet; `None` if that would exceed a limit, or one is used up.
+    #[inline]
+    pub(crate) fn charge(self, usage: Usage, bytes: u32) -> Option<Usage> {
+        let charged = usage.plus(1, u64::from(bytes))?;
+        let Self(limit) = self;
+        (charged.packets <= limit.packets
+            && charged.bytes <= limit.bytes
+            && usage.bytes < limit.bytes)
+            .then_some(charged)
+    }
+
+    /// Usage with a run of packets, each of which [`charge`](Self::charge) would admit; `None`
+    /// if that takes a closer look.
+    #[inline]
+    pub(crate) fn charge_run(self, usage: Usage, packets: u32, bytes: u64) -> Option<Usage> {
+        let charged = usage.plus(packets.into(), bytes)?;
+        let Self(limit) = self;
+        (charged.packets <= limit.packets && charged.bytes < limit.bytes).then_some(charged)
+    }
+}
+
+impl Usage {
+    #[inline]
+    fn plus(self, packets: u64, bytes: u64) -> Option<Self> {
+        Some(Self {
+            bytes: self.bytes.checked_add(bytes)?,
+            packets: self.packets.checked_add(packets)?,
+        })
+    }
+}
+
 impl Birth {
     pub(crate) fn new(now: Timestamp, age: Duration) -> Self {
         Self(signed(now.as_nanos()).saturating_sub(signed(nanos(age))))
@@ -81,18 +117,13 @@ impl LiveLimits {
         store(&self.idle, limits.idle.map_or(u64::MAX, nanos));
     }
 
-    /// Usage with one more packet; `None` if that would exceed a limit, or one is used up.
+    /// The limits in packets and bytes at this moment.
     #[inline]
-    pub(crate) fn charge(&self, usage: Usage, bytes: u32) -> Option<Usage> {
-        let charged = Usage {
-            bytes: usage.bytes.checked_add(u64::from(bytes))?,
-            packets: usage.packets.checked_add(1)?,
-        };
-        let limit = self.bytes.load(Ordering::Relaxed);
-        (charged.packets <= self.packets.load(Ordering::Relaxed)
-            && charged.bytes <= limit
-            && usage.bytes < limit)
-            .then_some(charged)
+    pub(crate) fn budget(&self) -> Budget {
+        Budget(Usage {
+            bytes: self.bytes.load(Ordering::Relaxed),
+            packets: self.packets.load(Ordering::Relaxed),
+        })
     }
 
     /// Whether the byte or the packet limit is used up.

@@ -33,6 +33,8 @@ pub(crate) struct PacketState {
     used: AtomicU64,
     pub(crate) spi: Spi,
     pub(crate) owner: VmId,
+    /// 0 is unknown.
+    pub(crate) mtu: AtomicU32,
     pub(crate) direction: Direction,
     pub(crate) mode: Mode,
     pub(crate) esn: bool,
@@ -42,8 +44,6 @@ pub(crate) struct PacketState {
     pub(crate) per_direction: PerDirection,
 
     born: Birth,
-    /// 0 is unknown.
-    pub(crate) mtu: AtomicU32,
     /// Authentication failures since the last accepted packet or the last report.
     pub(crate) failures_in_a_row: AtomicU8,
     /// An attempt at resynchronisation is due.
@@ -105,6 +105,7 @@ impl PacketState {
             used: AtomicU64::new(now.as_nanos()),
             spi: params.spi,
             owner: params.owner,
+            mtu: AtomicU32::new(params.mtu.unwrap_or(0)),
             direction: params.direction,
             mode: params.mode,
             esn: params.esn,
@@ -114,7 +115,6 @@ impl PacketState {
                 Direction::Outbound => PerDirection::Outbound(SequenceBounds::unleased(params.esn)),
             },
             born,
-            mtu: AtomicU32::new(params.mtu.unwrap_or(0)),
             failures_in_a_row: AtomicU8::new(0),
             resync_due: AtomicBool::new(false),
             authentication_failures: AtomicU64::new(0),

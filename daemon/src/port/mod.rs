@@ -1,6 +1,12 @@
 //! Ports: where frames come from and go to. A virtual machine is behind one, the network behind
 //! another; each kind is one module behind [`Port`].
 
+mod cable;
+mod generator;
+mod loopback;
+mod open;
+mod pcap;
+mod sink;
 pub mod vhost_user;
 pub mod virtio_net;
 
@@ -10,6 +16,12 @@ use std::os::fd::BorrowedFd;
 use vesper_esp::{Buffer, PacketBuf};
 use vesper_offload::{HEADROOM, MacAddress};
 use vesper_sa::Timestamp;
+
+pub use cable::Cable;
+pub use generator::Generator;
+pub use loopback::Loopback;
+pub use open::{Opener, Place, PortError};
+pub use sink::Sink;
 
 /// A frame that came out of a port, and what its sender leaves to the adapter.
 #[derive(Clone, Debug)]

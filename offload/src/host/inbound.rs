@@ -3,9 +3,10 @@
 use std::sync::Arc;
 
 use vesper_esp::wire::{EncapsulationPorts, Located, flow, locate};
-use vesper_esp::{Buffer, EspSa, Inbound, Opened, Verdict};
+use vesper_esp::{Buffer, EspSa, Inbound, Verdict};
 use vesper_sa::{Action, Direction, Event, ReceiveKey, Receiver, SaHandle, Spi, Timestamp, VmId};
 
+use super::outbound::Opened;
 use super::{DataPath, Host, SoftwareReason};
 use crate::HEADROOM;
 use crate::crypto_status::{CryptoInfo, CryptoStatus};
@@ -63,8 +64,13 @@ impl<B: Buffer> Host<B> {
         let mut to_open = Vec::new();
         for received in batch.drain(..) {
             match (received.owner, received.ipsec) {
-                (Some(owner), ReceivedIpsec::Host(HostWork::Protect)) => {
-                    self.protect_opened(owner, now, vec![received.frame], false);
+                (Some(owner), ReceivedIpsec::Host(HostWork::Protect { segment_size })) => {
+                    let opened = Opened {
+                        frame: received.frame,
+                        segment_size,
+                        checksum: false,
+                    };
+                    self.protect_opened(owner, now, vec![opened], false);
                 }
                 (owner, ReceivedIpsec::Crypto(info)) => {
                     self.finish_crypto(owner, received, info, &mut to_open);
@@ -225,7 +231,7 @@ impl<B: Buffer> Host<B> {
                 Some(_) => begun.next(),
                 None => whole.next(),
             };
-            let Some(Verdict::Opened(Opened { .. })) = verdict else {
+            let Some(Verdict::Opened(_)) = verdict else {
                 self.lose(Some(owner), frame.payload, Loss::Esp);
                 continue;
             };

@@ -13,6 +13,7 @@ use crate::nic::RemoveVmError;
 use crate::queue::QueueId;
 use crate::settings::{Admission, Fallback, SettingsError, VmAddress, VmSettings};
 use crate::sriov::{SriovError, VfId};
+use crate::transfer::HostSend;
 use crate::unit::PortId;
 use crate::vswitch::{PortVlan, SwitchPort};
 
@@ -206,8 +207,9 @@ impl<B: Buffer> Host<B> {
                 ready,
                 ..
             } = machine;
+            let sends = sends.into_iter().map(|send| send.frame);
             let unsent = unsent.into_iter().map(|send| send.frame);
-            for buffer in sends.into_iter().chain(unsent).chain(posted).chain(ready) {
+            for buffer in sends.chain(unsent).chain(posted).chain(ready) {
                 self.nic.recycle(buffer);
             }
         }
@@ -297,13 +299,33 @@ impl<B: Buffer> Host<B> {
     }
 
     /// The machine sends Ethernet frames on the synthetic path; what does not fit stays in
-    /// `frames`.
+    /// `frames`. Returns how many were taken.
     pub fn send(&mut self, vm: VmId, frames: &mut Vec<B>) -> Result<usize, MachineError> {
+        self.take_sends(vm, frames, HostSend::new)
+    }
+
+    /// Like [`send`](Self::send), for frames that are to be cut or want checksums. Where the
+    /// host has to cut, it takes from the buffers of
+    /// [`Nic::post_segment_buffers`](crate::Nic::post_segment_buffers).
+    pub fn send_frames(
+        &mut self,
+        vm: VmId,
+        frames: &mut Vec<HostSend<B>>,
+    ) -> Result<usize, MachineError> {
+        self.take_sends(vm, frames, |send| send)
+    }
+
+    fn take_sends<F>(
+        &mut self,
+        vm: VmId,
+        frames: &mut Vec<F>,
+        to_send: impl FnMut(F) -> HostSend<B>,
+    ) -> Result<usize, MachineError> {
         let machine = self.machines.get_mut(&vm);
         let machine = machine.ok_or(MachineError::Unknown(vm))?;
         let room = RING.saturating_sub(machine.sends.len()).min(frames.len());
         machine.counters.sent += room as u64;
-        machine.sends.extend(frames.drain(..room));
+        machine.sends.extend(frames.drain(..room).map(to_send));
         Ok(room)
     }
 

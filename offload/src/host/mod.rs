@@ -16,12 +16,12 @@ use vesper_sa::{Event, SaHandle, Sad, Spd, Timestamp, VmId};
 use crate::fate::{Loss, Losses};
 use crate::nic::{Nic, NicEvent};
 use crate::settings::{Admission, VmAddress, VmSettings};
-use crate::transfer::Send;
+use crate::transfer::{HostSend, Send};
 use crate::unit::{OffloadHandle, PortId};
 use crate::vswitch::{SwitchLimits, VirtualSwitch};
 
 pub use machine::{DataPath, MachineCounters, MachineError};
-pub use outstanding::{Outstanding, OutstandingCounters, Ticket};
+pub use outstanding::{AdapterWork, Outstanding, OutstandingCounters, Ticket};
 pub use placement::{OffloadWish, Placement, SoftwareReason};
 
 /// How many events are kept until somebody takes them.
@@ -56,7 +56,7 @@ struct Machine<B> {
     settings: VmSettings,
     path: DataPath,
     /// Sent by the machine, not yet switched.
-    sends: VecDeque<B>,
+    sends: VecDeque<HostSend<B>>,
     /// Switched and protected, not yet taken by the adapter.
     unsent: Vec<Send<B>>,
     deficit: i64,

@@ -7,20 +7,28 @@ use vesper_esp::wire::flow;
 use vesper_esp::{Buffer, EspSa, Outbound, Verdict};
 use vesper_sa::{Action, Direction, Event, Mode, SaHandle, Timestamp, VmId};
 
-use super::{Host, Placement};
+use super::{AdapterWork, Host, Placement};
 use crate::capability::OffloadMode;
 use crate::ethernet::{Frame, ethertype};
 use crate::fate::{Loss, SendError};
-use crate::nic::BATCH;
+use crate::nic::{BATCH, fill_checksum};
 use crate::rings::weight_of;
-use crate::transfer::{Completion, Send, SendIpsec};
+use crate::transfer::{Completion, HostSend, Send, SendIpsec};
 use crate::unit::{OffloadHandle, PortId};
 use crate::vswitch::Forward;
 
 /// A completion that has not come after this time will not come.
 const COMPLETION_TIMEOUT: Duration = Duration::from_secs(1);
 
+/// A frame of a machine, taken apart, and what is left to be done to it.
+pub(super) struct Opened<B> {
+    pub(super) frame: Frame<B>,
+    pub(super) segment_size: Option<u16>,
+    pub(super) checksum: bool,
+}
+
 /// What is to be done with a frame of a machine.
+#[derive(Clone)]
 enum Plan {
     /// It goes where the software switch says.
     Clear,
@@ -60,7 +68,7 @@ impl<B: Buffer> Host<B> {
     /// A fair share of what a machine has sent, at most a batch; perhaps nothing, if it has had
     /// more than its share before. `None` if nothing waits, or while the adapter has not even
     /// taken what came before.
-    fn take_turn(&mut self, vm: VmId) -> Option<Vec<B>> {
+    fn take_turn(&mut self, vm: VmId) -> Option<Vec<HostSend<B>>> {
         let machine = self.machines.get_mut(&vm)?;
         self.nic.send_from_host(vm, &mut machine.unsent);
         if !machine.unsent.is_empty() || machine.sends.is_empty() {
@@ -70,23 +78,27 @@ impl<B: Buffer> Host<B> {
         machine.deficit += weight_of(1500) * 8 * i64::from(weight.max(1)) / 100;
         let mut frames = Vec::with_capacity(BATCH);
         while machine.deficit > 0 && frames.len() < BATCH {
-            let Some(frame) = machine.sends.pop_front() else {
+            let Some(send) = machine.sends.pop_front() else {
                 machine.deficit = 0;
                 break;
             };
-            machine.deficit -= weight_of(frame.data().len());
-            frames.push(frame);
+            machine.deficit -= weight_of(send.frame.data().len());
+            frames.push(send);
         }
         Some(frames)
     }
 
     /// Applies policy to frames of a machine and sends them on. `switched` is false for frames
     /// of a virtual function that the adapter could not protect: they are for the wire.
-    pub(super) fn protect(&mut self, vm: VmId, now: Timestamp, frames: Vec<B>, switched: bool) {
+    fn protect(&mut self, vm: VmId, now: Timestamp, frames: Vec<HostSend<B>>, switched: bool) {
         let mut opened = Vec::with_capacity(frames.len());
-        for frame in frames {
-            match Frame::open(frame) {
-                Ok(frame) => opened.push(frame),
+        for send in frames {
+            match Frame::open(send.frame) {
+                Ok(frame) => opened.push(Opened {
+                    frame,
+                    segment_size: send.segment_size,
+                    checksum: send.checksum,
+                }),
                 Err((buffer, _)) => self.lose(Some(vm), buffer, Loss::Malformed),
             }
         }
@@ -97,18 +109,22 @@ impl<B: Buffer> Host<B> {
         &mut self,
         vm: VmId,
         now: Timestamp,
-        frames: Vec<Frame<B>>,
+        opened: Vec<Opened<B>>,
         switched: bool,
     ) {
-        let plans: Vec<Plan> = frames.iter().map(|frame| self.plan(vm, frame)).collect();
-        let mut frames: Vec<(Frame<B>, Plan)> = frames.into_iter().zip(plans).collect();
+        let mut frames: Vec<(Opened<B>, Plan)> = Vec::with_capacity(opened.len());
+        for frame in opened {
+            let plan = self.plan(vm, &frame.frame);
+            self.prepare(vm, frame, plan, &mut frames);
+        }
 
         let mut software = Vec::new();
         let mut framed = Vec::new();
-        for (frame, plan) in &mut frames {
+        for (opened, plan) in &mut frames {
+            let packet = &mut opened.frame.payload;
             match plan {
-                Plan::Software(sa, _) => software.push(Outbound::new(sa, &mut frame.payload)),
-                Plan::Frame(sa, ..) => framed.push(Outbound::new(sa, &mut frame.payload)),
+                Plan::Software(sa, _) => software.push(Outbound::new(sa, packet)),
+                Plan::Frame(sa, ..) => framed.push(Outbound::new(sa, packet)),
                 Plan::Clear | Plan::Adapter(_) | Plan::Lose(_) => {}
             }
         }
@@ -119,8 +135,13 @@ impl<B: Buffer> Host<B> {
         let (mut software, mut framed) = (software.into_iter(), framed.into_iter());
 
         let mut sends = Vec::with_capacity(frames.len());
-        for (mut frame, plan) in frames {
-            let is_framed = matches!(plan, Plan::Frame(..));
+        for (opened, plan) in frames {
+            let mut frame = opened.frame;
+            let work = AdapterWork {
+                framed: matches!(plan, Plan::Frame(..)),
+                segment_size: opened.segment_size,
+                checksum: opened.checksum,
+            };
             let (ipsec, sealed) = match plan {
                 Plan::Lose(loss) => {
                     self.lose(Some(vm), frame.payload, loss);
@@ -161,11 +182,50 @@ impl<B: Buffer> Host<B> {
                 self.count(vm, |counters| counters.sealed += 1);
             }
             match frame.close() {
-                Ok(buffer) => sends.push((buffer, ipsec, is_framed)),
+                Ok(buffer) => sends.push((buffer, ipsec, work)),
                 Err(frame) => self.lose(Some(vm), frame.payload, Loss::NoRoom),
             }
         }
         self.post(vm, now, sends);
+    }
+
+    /// Cuts and completes a frame, unless the adapter is to do so: it does where it protects
+    /// the packet itself.
+    fn prepare(
+        &mut self,
+        vm: VmId,
+        mut opened: Opened<B>,
+        plan: Plan,
+        ready: &mut Vec<(Opened<B>, Plan)>,
+    ) {
+        if opened.segment_size.is_none() && !opened.checksum || matches!(plan, Plan::Lose(_)) {
+            return ready.push((opened, plan));
+        }
+        let in_adapter = matches!(plan, Plan::Adapter(_));
+        let Some(size) = opened
+            .segment_size
+            .filter(|_| !in_adapter || !self.nic.cuts())
+        else {
+            if !in_adapter {
+                fill_checksum(opened.frame.payload.data_mut());
+                opened.checksum = false;
+            }
+            return ready.push((opened, plan));
+        };
+        match self.nic.cut(&opened.frame, size) {
+            Some(segments) => {
+                self.nic.recycle(opened.frame.payload);
+                ready.extend(segments.into_iter().map(|frame| {
+                    let segment = Opened {
+                        frame,
+                        segment_size: None,
+                        checksum: false,
+                    };
+                    (segment, plan.clone())
+                }));
+            }
+            None => self.lose(Some(vm), opened.frame.payload, Loss::LargeSend),
+        }
     }
 
     /// What is to be done with a frame, by the policies of its machine.
@@ -248,18 +308,20 @@ impl<B: Buffer> Host<B> {
         }
     }
 
-    fn post(&mut self, vm: VmId, now: Timestamp, frames: Vec<(B, SendIpsec, bool)>) {
+    fn post(&mut self, vm: VmId, now: Timestamp, frames: Vec<(B, SendIpsec, AdapterWork)>) {
         let Some(machine) = self.machines.get_mut(&vm) else {
             for (buffer, ..) in frames {
                 self.nic.recycle(buffer);
             }
             return;
         };
-        for (frame, ipsec, is_framed) in frames {
-            let ticket = machine.outstanding.begin(now, is_framed);
+        for (frame, ipsec, work) in frames {
             machine.unsent.push(Send {
+                id: machine.outstanding.begin(now, work),
+                frame,
                 ipsec,
-                ..Send::new(ticket.id, frame)
+                segment_size: work.segment_size,
+                checksum: work.checksum,
             });
         }
         self.nic.send_from_host(vm, &mut machine.unsent);
@@ -281,16 +343,22 @@ impl<B: Buffer> Host<B> {
                     continue;
                 };
                 let is_stale = completion.result == Err(SendError::Lost(Loss::ForeignHandle));
-                if is_stale && ticket.is_some_and(|ticket| !ticket.framed) {
-                    again.push((*vm, buffer));
-                } else {
-                    self.nic.recycle(buffer);
+                match ticket.map(|ticket| ticket.work) {
+                    Some(work) if is_stale && !work.framed => {
+                        let send = HostSend {
+                            frame: buffer,
+                            segment_size: work.segment_size,
+                            checksum: work.checksum,
+                        };
+                        again.push((*vm, send));
+                    }
+                    _ => self.nic.recycle(buffer),
                 }
             }
             machine.outstanding.expire(now, COMPLETION_TIMEOUT);
         }
-        for (vm, buffer) in again {
-            self.protect(vm, now, vec![buffer], true);
+        for (vm, send) in again {
+            self.protect(vm, now, vec![send], true);
         }
     }
 }

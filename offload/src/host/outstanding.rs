@@ -27,17 +27,16 @@ pub struct OutstandingCounters {
 }
 
 impl Outstanding {
-    /// The identifier for a send that is about to be posted. `framed`: it holds an ESP packet
-    /// in clear that the adapter is to encrypt.
-    pub fn begin(&mut self, now: Timestamp, framed: bool) -> Ticket {
+    /// The identifier for a send that is about to be posted.
+    pub fn begin(&mut self, now: Timestamp, work: AdapterWork) -> u64 {
         self.next += 1;
         let ticket = Ticket {
             id: self.next,
             since: now,
-            framed,
+            work,
         };
         self.sent.insert(ticket.id, ticket);
-        ticket
+        ticket.id
     }
 
     /// The adapter has completed a send: what it was, if it was outstanding.
@@ -86,8 +85,19 @@ pub struct Ticket {
     pub id: u64,
     /// When it was posted.
     pub since: Timestamp,
-    /// It holds an ESP packet in clear that the adapter is to encrypt.
+    /// What the adapter was to do.
+    pub work: AdapterWork,
+}
+
+/// What an adapter is to do with a frame beside sending it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct AdapterWork {
+    /// The frame holds an ESP packet in clear, to be encrypted.
     pub framed: bool,
+    /// See [`HostSend::segment_size`](crate::HostSend::segment_size).
+    pub segment_size: Option<u16>,
+    /// See [`HostSend::checksum`](crate::HostSend::checksum).
+    pub checksum: bool,
 }
 
 #[cfg(test)]
@@ -99,7 +109,7 @@ mod tests {
         let mut outstanding = Outstanding::default();
         let second = Timestamp::from_secs;
         for at in [0, 1, 2] {
-            outstanding.begin(second(at), false);
+            outstanding.begin(second(at), AdapterWork::default());
         }
         assert!(outstanding.complete(2).is_some());
         assert_eq!(outstanding.complete(2), None, "twice");

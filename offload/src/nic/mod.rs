@@ -30,6 +30,7 @@ use crate::sriov::{Function, NicSwitch, VfId};
 use crate::unit::{OffloadHandle, PortId, Unit};
 
 pub use control::{NicUsage, RemoveVmError, VmUsage};
+pub(crate) use large_send::fill_checksum;
 pub use queues::{QueueError, QueueStatus};
 pub use send::{Posted, SendRefusal};
 

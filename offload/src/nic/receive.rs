@@ -63,7 +63,13 @@ impl<B: Buffer> Nic<B> {
                     let owner = Some(offloaded.sa.owner());
                     return self.lose(config, owner, frame.payload, Loss::Vlan);
                 }
-                let queue = queue.unwrap_or(QueueId::DEFAULT);
+                // In crypto mode the host has the rest to do, and a function is not its own.
+                let queue = queue
+                    .filter(|queue| {
+                        offloaded.offload.mode == OffloadMode::Packet
+                            || !config.is_of_function(*queue)
+                    })
+                    .unwrap_or(QueueId::DEFAULT);
                 self.enqueue(config, queue, frame, class);
             }
             Some(offloaded) if frame.vlan != offloaded.offload.vlan => {

@@ -13,7 +13,7 @@ use crate::capability::OffloadMode;
 use crate::ethernet::{Frame, VlanId, ethertype};
 use crate::fate::{Loss, SendError};
 use crate::fault::Faults;
-use crate::nic::large_send::{cut, fill_checksum};
+use crate::nic::large_send::fill_checksum;
 use crate::queue::QueueId;
 use crate::rings::{Pending, Plan, SendRing, VmPort, lock};
 use crate::sriov::Function;
@@ -46,11 +46,6 @@ enum Choice<'a> {
 type Ended<B> = Result<Option<u64>, (Pending<B>, SendError)>;
 
 impl<B: Buffer> Nic<B> {
-    /// Posts buffers for large sends to be cut into; all of the memory of a buffer is its data.
-    pub fn post_segment_buffers(&self, buffers: impl IntoIterator<Item = B>) {
-        lock(&self.segment_buffers).extend(buffers);
-    }
-
     /// Processes up to `most` frames of a machine's send ring, as far as its rate limit
     /// allows; returns packets and bytes.
     pub(crate) fn process_send(
@@ -108,15 +103,27 @@ impl<B: Buffer> Nic<B> {
         let Some(mut large) = batch.pop() else {
             return;
         };
-        let is_crypto = matches!(&large.plan, Plan::Bound(offloaded)
-            if offloaded.offload.mode == OffloadMode::Crypto);
-        let segments = match config.enabled.large_send && !is_crypto {
-            true => cut(&large, size, &mut lock(&self.segment_buffers)),
-            false => None,
+        let may_cut = match choose(config, port.vm, &large.plan, &large.frame) {
+            Choice::Clear => true,
+            Choice::Associate(offloaded) if offloaded.offload.mode == OffloadMode::Crypto => false,
+            Choice::Associate(_) if config.enabled.large_send => true,
+            Choice::Associate(_) if matches!(large.plan, Plan::Bound(_)) => false,
+            // Whole, so that the host cuts it before it protects it.
+            Choice::Associate(_) | Choice::ToHost => {
+                return self.send_by_host(config, port, processor, now, large);
+            }
+            Choice::Fail(loss) => {
+                return lock(&port.sends).fail(large, SendError::Lost(loss));
+            }
         };
-        let Some(mut segments) = segments else {
+        let segments = may_cut.then(|| self.cut(&large.frame, size)).flatten();
+        let Some(segments) = segments else {
             return lock(&port.sends).fail(large, SendError::Lost(Loss::LargeSend));
         };
+        let mut segments: Vec<_> = segments
+            .into_iter()
+            .map(|frame| large.segment(frame))
+            .collect();
         lock(&port.sends).counters.segments += segments.len() as u64;
         while !segments.is_empty() {
             batch.extend(segments.drain(..segments.len().min(BATCH)));
@@ -130,6 +137,30 @@ impl<B: Buffer> Nic<B> {
                 buffer: None,
             };
             self.complete(config, &mut lock(&port.sends), completion, now);
+        }
+    }
+
+    /// Leaves a large send to the host, which cuts and protects it.
+    fn send_by_host(
+        &self,
+        config: &Config<B>,
+        port: &VmPort<B>,
+        processor: &mut Processor<B>,
+        now: Timestamp,
+        large: Pending<B>,
+    ) {
+        let mut frames = ArrayVec::new();
+        frames.push(for_software(port.vm, large.frame, large.segment_size));
+        self.leave_to_host(config, processor, frames, now);
+        let mut sends = lock(&port.sends);
+        sends.counters.to_host += 1;
+        if let Some(id) = large.id {
+            let completion = Completion {
+                id,
+                result: Ok(()),
+                buffer: None,
+            };
+            self.complete(config, &mut sends, completion, now);
         }
     }
 
@@ -192,12 +223,7 @@ impl<B: Buffer> Nic<B> {
                 Step::Fail(error) => Err(error),
                 Step::ToHost => {
                     to_host += 1;
-                    for_host.push(Received {
-                        frame: pending.frame,
-                        queue: QueueId::DEFAULT,
-                        owner: Some(port.vm),
-                        ipsec: ReceivedIpsec::Host(HostWork::Protect),
-                    });
+                    for_host.push(for_software(port.vm, pending.frame, None));
                     if let Some(id) = pending.id {
                         let completion = Completion {
                             id,
@@ -317,7 +343,7 @@ impl<B: Buffer> Nic<B> {
             if destination.is_group() {
                 self.replicate(config, &frame, Some(port.vm));
             } else if let Some(queue) = config.filters.classify(destination, frame.vlan)
-                && config.is_function_queue(queue)
+                && config.is_switched(queue)
             {
                 self.steer(config, frame);
                 return Ok(());
@@ -386,11 +412,26 @@ impl<B: Buffer> Nic<B> {
     }
 }
 
+/// A frame of a machine that the host's software has to protect.
+fn for_software<B>(owner: VmId, frame: Frame<B>, segment_size: Option<u16>) -> Received<B> {
+    Received {
+        frame,
+        queue: QueueId::DEFAULT,
+        owner: Some(owner),
+        ipsec: ReceivedIpsec::Host(HostWork::Protect { segment_size }),
+    }
+}
+
 impl<B: Buffer> Config<B> {
-    fn is_function_queue(&self, id: QueueId) -> bool {
+    /// Whether a queue is a virtual function's.
+    pub(crate) fn is_of_function(&self, id: QueueId) -> bool {
         self.queue(id)
             .is_some_and(|queue| matches!(queue.function, Function::Virtual(_)))
-            || self.is_of_vport(id)
+    }
+
+    /// Whether the NIC switch forwards to a queue.
+    fn is_switched(&self, id: QueueId) -> bool {
+        self.is_of_function(id) || self.is_of_vport(id)
     }
 }
 
