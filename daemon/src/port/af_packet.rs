@@ -4,6 +4,7 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
+use rustix::net::sockopt::{set_socket_recv_buffer_size, set_socket_recv_buffer_size_force};
 use vesper_esp::{Buffer, PacketBuf};
 use vesper_offload::MacAddress;
 use vesper_sa::Timestamp;
@@ -15,6 +16,10 @@ use super::{Incoming, Pool, Port, PortStatus};
 
 /// Bytes of a frame that do not fit into a buffer, per frame of a batch.
 const SPILL: usize = LARGEST;
+
+/// Bytes that the kernel keeps for us, by its own count: some thousand frames, for the moments
+/// in which the worker is elsewhere.
+const RECEIVE_BUFFER: usize = 8 << 20;
 
 /// An interface of the host.
 #[derive(Debug)]
@@ -36,6 +41,10 @@ impl AfPacket {
     /// by, as long as the port is open.
     pub fn open(name: &str, mac: MacAddress) -> io::Result<Self> {
         let socket = PacketSocket::open(name)?;
+        // Without CAP_NET_ADMIN it has what the system allows everybody.
+        if set_socket_recv_buffer_size_force(&socket, RECEIVE_BUFFER).is_err() {
+            let _ = set_socket_recv_buffer_size(&socket, RECEIVE_BUFFER);
+        }
         let link = Link::new(name, socket.as_fd().try_clone_to_owned()?);
         let mut status = PortStatus::default();
         link.look(&mut status)?;
