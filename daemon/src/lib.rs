@@ -20,4 +20,5 @@ pub mod config;
 pub mod node;
 pub mod pair;
 pub mod port;
+pub mod store;
 pub mod vesperd;

@@ -9,8 +9,8 @@ use crate::aead::{Job, open_batch, seal_batch};
 use crate::association::EspSa;
 use crate::buffer::Buffer;
 use crate::fate::{Counters, DropReason, Verdict};
-use crate::inbound::{self, Candidate, Inbound, InboundSas};
-use crate::outbound::{self, Measured, Outbound};
+use crate::inbound::{self, Candidate, Gate, Inbound, InboundSas, Latest};
+use crate::outbound::{self, Measured, Outbound, Path};
 use crate::wire::EncapsulationPorts;
 
 /// How many packets are in flight between the passes. Longer batches are cut.
@@ -18,14 +18,6 @@ pub const CHUNK: usize = 64;
 
 /// How many events are kept for collection; more are counted as lost.
 const EVENTS: usize = 256;
-
-/// An outbound packet for which room has been made.
-struct Prepared<'a, 'c, B> {
-    sa: &'a EspSa,
-    packet: &'c mut B,
-    verdict: &'c mut Verdict,
-    lengths: Measured,
-}
 
 /// Encapsulates and decapsulates batches of packets. One per worker: it keeps the counters and
 /// events of that worker and nothing else.
@@ -127,68 +119,65 @@ impl Engine {
         now: Timestamp,
         chunk: &mut [Outbound<'_, B>],
     ) {
-        let mut prepared: ArrayVec<Prepared<'_, '_, B>, CHUNK> = ArrayVec::new();
-        for entry in chunk.iter_mut() {
-            match outbound::measure(entry) {
-                Ok(lengths) => prepared.push(Prepared {
-                    sa: entry.sa,
-                    packet: &mut entry.packet,
-                    verdict: &mut entry.verdict,
-                    lengths,
-                }),
-                Err(verdict) => {
+        outbound::prefetch(chunk);
+        // Packets of the same association that stand together are a run.
+        let mut runs: ArrayVec<usize, CHUNK> = ArrayVec::new();
+        // `None`: refused.
+        let mut measured: ArrayVec<Option<Measured>, CHUNK> = ArrayVec::new();
+        for run in chunk.chunk_by_mut(|a, b| ptr::eq(a.sa, b.sa)) {
+            runs.push(run.len());
+            let path = Path::of(run[0].sa);
+            for entry in run {
+                if let Some(plain) = path.measure_plain(entry.content, &mut entry.packet) {
+                    measured.push(Some(plain));
+                    continue;
+                }
+                let outcome = path.measure(entry.content, &mut entry.packet);
+                measured.push(outcome.ok());
+                if let Err(verdict) = outcome {
                     entry.verdict = verdict;
                     self.counters.count(verdict, 0);
                 }
             }
         }
 
-        // One reservation per run of packets of the same association.
+        let (mut rest, mut rest_measured) = (&mut *chunk, &mut measured[..]);
+        for &len in &runs {
+            let (run, measured);
+            (run, rest) = rest.split_at_mut(len);
+            (measured, rest_measured) = rest_measured.split_at_mut(len);
+            self.number(now, run, measured);
+        }
+
         let mut jobs: ArrayVec<Job<'_>, CHUNK> = ArrayVec::new();
         let mut with_checksum = false;
-        let mut rest = prepared.as_mut_slice();
-        while let Some(first) = rest.first() {
-            let sa = first.sa;
-            let len = rest
-                .iter()
-                .take_while(|packet| ptr::eq(packet.sa, sa))
-                .count();
-            let (run, others) = rest.split_at_mut(len);
-            rest = others;
+        let (mut rest, mut rest_measured) = (&mut *chunk, &measured[..]);
+        for len in runs {
+            let (run, measured);
+            (run, rest) = rest.split_at_mut(len);
+            (measured, rest_measured) = rest_measured.split_at(len);
+            let sa = run[0].sa;
+            let path = Path::of(sa);
             let context = sa.context();
             with_checksum |= context.has_udp_checksum();
-            let lengths = run.iter().map(|packet| packet.lengths.text_len(context));
-            let reservation = sa.reserve(now, lengths);
-            let (granted, refused) = run.split_at_mut(reservation.count as usize);
-            for (packet, sequence) in granted.iter_mut().zip(reservation.first..) {
-                let data = packet.packet.data_mut();
-                let esp = outbound::write(sa, data, &packet.lengths, sequence);
+            for (entry, measured) in run.iter_mut().zip(measured) {
+                let (Verdict::Sealed { sequence }, Some(measured)) = (entry.verdict, measured)
+                else {
+                    continue;
+                };
                 jobs.push(Job {
                     cipher: context.cipher(),
                     sequence,
                     esn: sa.esn(),
-                    esp,
+                    esp: path.write(entry.packet.data_mut(), measured, sequence),
                     authentic: false,
                 });
-                *packet.verdict = Verdict::Sealed { sequence };
-                self.counters.sealed_packets += 1;
-                self.counters.sealed_bytes += u64::from(packet.lengths.packet_len);
             }
-            for packet in refused {
-                let reason = reservation
-                    .refused
-                    .map_or(DropReason::OutSequence, outbound::refused);
-                outbound::unmeasure(packet.packet, &packet.lengths);
-                *packet.verdict = Verdict::Drop(reason);
-                self.counters.count(*packet.verdict, 0);
-            }
-            self.emit(sa, reservation.events);
         }
         if !ADAPTER {
             seal_batch(&mut jobs);
         }
         drop(jobs);
-        drop(prepared);
 
         if with_checksum && !ADAPTER {
             for entry in chunk {
@@ -199,6 +188,41 @@ impl Engine {
         }
     }
 
+    /// Reserves sequence numbers for the packets of a run that have been measured, and leaves
+    /// them in their verdicts.
+    fn number<B: Buffer>(
+        &mut self,
+        now: Timestamp,
+        run: &mut [Outbound<'_, B>],
+        measured: &mut [Option<Measured>],
+    ) {
+        let sa = run[0].sa;
+        let lengths = measured.iter().flatten().map(Measured::text_len);
+        let reservation = sa.reserve(now, lengths);
+        let (mut granted, mut bytes) = (0, 0);
+        for (entry, place) in run.iter_mut().zip(measured) {
+            let Some(measured) = place else { continue };
+            if granted < reservation.count {
+                entry.verdict = Verdict::Sealed {
+                    sequence: reservation.first + u64::from(granted),
+                };
+                granted += 1;
+                bytes += u64::from(measured.packet_len());
+            } else {
+                let reason = reservation
+                    .refused
+                    .map_or(DropReason::OutSequence, outbound::refused);
+                Path::of(sa).unmeasure(&mut entry.packet, measured);
+                entry.verdict = Verdict::Drop(reason);
+                self.counters.count(entry.verdict, 0);
+                *place = None;
+            }
+        }
+        self.counters.sealed_packets += u64::from(granted);
+        self.counters.sealed_bytes += bytes;
+        self.emit(sa, reservation.events);
+    }
+
     /// `ADAPTER`: somebody else has done the cryptography.
     fn decapsulate_chunk<'a, B: Buffer, const ADAPTER: bool>(
         &mut self,
@@ -206,57 +230,91 @@ impl Engine {
         sas: &impl InboundSas<'a>,
         chunk: &mut [Inbound<'a, B>],
     ) {
+        inbound::prefetch(chunk);
         let mut candidates: ArrayVec<Candidate<'a>, CHUNK> = ArrayVec::new();
-        let mut jobs: ArrayVec<Job<'_>, CHUNK> = ArrayVec::new();
-        for (index, entry) in chunk.iter_mut().enumerate() {
-            let prepared = if ADAPTER {
-                inbound::prepare_opened(entry, index, &self.ports)
-            } else {
-                inbound::prepare(entry, index, sas, &self.ports, &mut self.scratch)
-            };
-            match prepared {
-                Ok(candidate) => {
-                    let esp_at = candidate.esp_at;
-                    jobs.push(Job {
-                        cipher: candidate.sa.context().cipher(),
-                        sequence: candidate.sequence,
-                        esn: candidate.sa.esn(),
-                        esp: &mut entry.packet.data_mut()[esp_at..esp_at + candidate.esp_len],
-                        authentic: false,
-                    });
-                    candidates.push(candidate);
-                }
+        let mut latest = Latest::NONE;
+        for (entry, index) in chunk.iter_mut().zip(0..) {
+            match inbound::find(entry, index, &mut latest, sas, &self.ports) {
+                Ok(candidate) => candidates.push(candidate),
                 Err(verdict) => {
                     entry.verdict = verdict;
                     self.counters.count(verdict, 0);
                 }
             }
         }
+
+        // Packets of the same association that stand together are a run.
+        let mut jobs: ArrayVec<Job<'_>, CHUNK> = ArrayVec::new();
+        let mut entries = (0..).zip(chunk.iter_mut());
+        for run in candidates.chunk_by_mut(|a, b| ptr::eq(a.sa, b.sa)) {
+            let sa = run[0].sa;
+            let gate = Gate::of(sa);
+            let (cipher, esn) = (sa.context().cipher(), sa.esn());
+            for candidate in run {
+                let Some((_, entry)) = entries.find(|(index, _)| *index == candidate.index) else {
+                    break;
+                };
+                let outcome = if ADAPTER {
+                    gate.admit_opened(candidate, entry.sequence)
+                } else {
+                    gate.admit(candidate, &entry.packet, &mut self.scratch)
+                };
+                match outcome {
+                    Ok(sequence) => {
+                        entry.sequence = sequence;
+                        jobs.push(Job {
+                            cipher,
+                            sequence,
+                            esn,
+                            esp: candidate.esp_mut(entry.packet.data_mut()),
+                            authentic: ADAPTER,
+                        });
+                        candidate.sequence = sequence;
+                        candidate.authentic = Some(ADAPTER);
+                    }
+                    Err(reason) => {
+                        entry.sequence = candidate.sequence;
+                        entry.verdict = Verdict::Drop(reason);
+                        self.counters.count(entry.verdict, 0);
+                    }
+                }
+            }
+        }
         if !ADAPTER {
             open_batch(&mut jobs);
         }
-        for (candidate, job) in candidates.iter_mut().zip(&jobs) {
-            candidate.authentic = ADAPTER || job.authentic;
+        let admitted = candidates.iter_mut().filter_map(|c| c.authentic.as_mut());
+        for (authentic, job) in admitted.zip(&jobs) {
+            *authentic = job.authentic;
         }
         drop(jobs);
 
-        // One commit per run of packets of the same association.
+        // One commit per run.
         for run in candidates.chunk_by(|a, b| ptr::eq(a.sa, b.sa)) {
             let sa = run[0].sa;
-            let mut failures = 0;
+            let (mut opened, mut bytes, mut failures) = (0, 0, 0);
             let mut commit = sa.commit(now);
             for candidate in run {
-                let entry = &mut chunk[candidate.index];
-                if candidate.authentic {
+                let Some(authentic) = candidate.authentic else {
+                    continue;
+                };
+                let entry = &mut chunk[usize::from(candidate.index)];
+                if authentic {
                     entry.verdict = inbound::finish(candidate, &mut commit, &mut entry.packet);
                 } else {
                     failures += 1;
                     entry.verdict = Verdict::Drop(DropReason::Icv);
                 }
-                let bytes = entry.packet.data().len();
-                self.counters.count(entry.verdict, bytes);
+                if let Verdict::Opened(_) = entry.verdict {
+                    opened += 1;
+                    bytes += entry.packet.data().len() as u64;
+                } else {
+                    self.counters.count(entry.verdict, 0);
+                }
             }
             let events = commit.finish();
+            self.counters.opened_packets += opened;
+            self.counters.opened_bytes += bytes;
             self.emit(sa, events);
             for _ in 0..failures {
                 let events = sa.authentication_failed(now);

@@ -1,17 +1,17 @@
 //! The inbound passes around the cryptography: find the association and check the window,
 //! then, once the packet is authentic, everything up to the inner packet.
 
-use core::net::IpAddr;
+use core::net::{IpAddr, Ipv4Addr};
 
-use vesper_sa::{Commit, Direction, Ecn, Flow, InboundRefusal, Mode, SaState, Spi};
+use vesper_sa::{Commit, Direction, Ecn, Flow, InboundRefusal, Mode, Precheck, SaState, Spi};
 
-use crate::aead::{Job, open_batch};
+use crate::aead::{self, Job, open_batch};
 use crate::association::EspSa;
 use crate::buffer::Buffer;
 use crate::fate::{DropReason, Opened, Verdict};
 use crate::wire::{
-    Brief, Checksum, EncapsulationPorts, EspLocation, IpHeader, IpVersion, Located, adjusted, flow,
-    locate, protocol,
+    Brief, Checksum, EncapsulationPorts, IpHeader, IpVersion, Located, PlainLocation, adjusted,
+    flow, locate, locate_plain, protocol,
 };
 use crate::{nat, wire};
 
@@ -59,133 +59,240 @@ where
     }
 }
 
-/// A packet that may be worth the cryptography.
+/// A packet that may be worth the cryptography. Small: it is written and read for every
+/// packet.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Candidate<'a> {
-    /// Its place in the batch.
-    pub(crate) index: usize,
     pub(crate) sa: &'a EspSa,
+    /// What is on the wire, until the window has been asked.
     pub(crate) sequence: u64,
-    pub(crate) esp_at: usize,
-    pub(crate) esp_len: usize,
+    esp_len: u32,
+    esp_at: u16,
     /// Bytes of IP header, options and extension headers.
-    header_len: usize,
-    protocol_at: usize,
+    header_len: u16,
+    protocol_at: u16,
+    /// Its place in the chunk.
+    pub(crate) index: u8,
     version: IpVersion,
     traffic_class: u8,
     udp: bool,
-    /// What the cryptography says.
-    pub(crate) authentic: bool,
+    /// What the cryptography says; `None`: it was not asked.
+    pub(crate) authentic: Option<bool>,
 }
 
-/// Everything that is checked before authentication; changes nothing.
+/// The association that the latest packet was for: most come in runs.
+pub(crate) struct Latest<'a> {
+    destination: u32,
+    spi: u32,
+    sa: Option<&'a EspSa>,
+}
+
+impl Latest<'_> {
+    /// Finds nothing: SPI 0 is no packet's.
+    pub(crate) const NONE: Self = Self {
+        destination: 0,
+        spi: 0,
+        sa: None,
+    };
+}
+
+/// Asks for the memory of the packets that [`find`] will look at.
 #[inline]
-pub(crate) fn prepare<'a, B: Buffer>(
-    entry: &mut Inbound<'a, B>,
-    index: usize,
-    sas: &impl InboundSas<'a>,
-    ports: &EncapsulationPorts,
-    scratch: &mut Option<Vec<u8>>,
-) -> Result<Candidate<'a>, Verdict> {
-    let (sa, location) = find(entry, sas, ports)?;
-    let resynchronised = match scratch {
-        Some(scratch) if sa.is_resync_due() => {
-            let packet = entry.packet.data();
-            let esp = &packet[location.esp_at..location.esp_at + location.esp_len];
-            resynchronise(sa, location.sequence, esp, scratch)
-        }
-        _ => None,
-    };
-    let sequence = match resynchronised {
-        Some(sequence) => sequence,
-        None => match sa.check(location.sequence) {
-            Ok(sequence) => sequence,
-            Err(_) => return Err(Verdict::Drop(DropReason::Replay)),
-        },
-    };
-    entry.sequence = sequence;
-    Ok(Candidate::new(index, sa, sequence, &location))
-}
-
-/// As [`prepare`], of a packet that an adapter has opened with the sequence number in `entry`.
-pub(crate) fn prepare_opened<'a, B: Buffer>(
-    entry: &mut Inbound<'a, B>,
-    index: usize,
-    ports: &EncapsulationPorts,
-) -> Result<Candidate<'a>, Verdict> {
-    let authenticated = entry.sequence;
-    let (sa, location) = find(entry, &|_, _| None, ports)?;
-    entry.sequence = authenticated;
-    match sa.check(location.sequence) {
-        Ok(sequence) if sequence == authenticated => {
-            Ok(Candidate::new(index, sa, sequence, &location))
-        }
-        _ => Err(Verdict::Drop(DropReason::Replay)),
+pub(crate) fn prefetch<B: Buffer>(batch: &[Inbound<'_, B>]) {
+    for entry in batch {
+        aead::prefetch(entry.packet.data(), 0);
     }
 }
 
-/// The association of a packet, if it is in force, and where ESP lies in the packet, if it is
-/// long enough for that association.
-#[inline]
-fn find<'a, B: Buffer>(
+/// Where ESP lies in the packet, and its association.
+#[inline(always)]
+pub(crate) fn find<'a, B: Buffer>(
     entry: &mut Inbound<'a, B>,
+    index: u8,
+    latest: &mut Latest<'a>,
     sas: &impl InboundSas<'a>,
     ports: &EncapsulationPorts,
-) -> Result<(&'a EspSa, EspLocation), Verdict> {
+) -> Result<Candidate<'a>, Verdict> {
+    let Some(plain) = locate_plain(entry.packet.data()) else {
+        return find_any(entry, index, sas, ports);
+    };
+    entry.spi = plain.spi;
+    let found = match entry.sa {
+        Some(sa) => Some(sa),
+        None if (plain.destination, plain.spi) == (latest.destination, latest.spi) => latest.sa,
+        None => {
+            let destination = IpAddr::V4(Ipv4Addr::from_bits(plain.destination));
+            let sa = Spi::new(plain.spi).and_then(|spi| sas.inbound(destination, spi));
+            *latest = Latest {
+                destination: plain.destination,
+                spi: plain.spi,
+                sa,
+            };
+            sa
+        }
+    };
+    let Some(sa) = found else {
+        return no_association(entry, plain.sequence);
+    };
+    entry.sa = Some(sa);
+    Ok(Candidate {
+        sa,
+        sequence: plain.sequence.into(),
+        esp_len: plain.esp_len,
+        esp_at: PlainLocation::HEADER_LEN as u16,
+        header_len: PlainLocation::HEADER_LEN as u16,
+        protocol_at: PlainLocation::PROTOCOL_AT as u16,
+        index,
+        version: IpVersion::V4,
+        traffic_class: plain.traffic_class,
+        udp: false,
+        authentic: None,
+    })
+}
+
+/// As [`find`], for every kind of packet.
+#[inline(never)]
+fn find_any<'a, B: Buffer>(
+    entry: &mut Inbound<'a, B>,
+    index: u8,
+    sas: &impl InboundSas<'a>,
+    ports: &EncapsulationPorts,
+) -> Result<Candidate<'a>, Verdict> {
     let drop = |reason| Err(Verdict::Drop(reason));
-    let packet = entry.packet.data();
-    let location = match locate(packet, ports) {
+    let location = match locate(entry.packet.data(), ports) {
         Located::Esp(location) => location,
         Located::NotEsp(kind) => return Err(Verdict::NotEsp(kind)),
         Located::Fragment(_) => return drop(DropReason::Fragment),
         Located::Malformed(_) => return drop(DropReason::Malformed),
     };
     entry.spi = location.spi;
-    entry.sequence = u64::from(location.sequence);
     let found = entry
         .sa
         .or_else(|| Spi::new(location.spi).and_then(|spi| sas.inbound(location.destination, spi)));
-    //= https://www.rfc-editor.org/rfc/rfc4303#section-3.4.2
-    //# If no valid Security Association exists for this packet, the
-    //# receiver MUST discard the packet; this is an auditable event.
     let Some(sa) = found else {
-        return drop(DropReason::NoSa);
+        return no_association(entry, location.sequence);
     };
     entry.sa = Some(sa);
-    if sa.direction() != Direction::Inbound {
-        return drop(DropReason::Direction);
-    }
-    match sa.state() {
-        SaState::Mature | SaState::Dying => {}
-        SaState::Dead => return drop(DropReason::Expired),
-        SaState::Deleted => return drop(DropReason::Deleted),
-    }
-    let context = sa.context();
-    let around = 8 + context.iv_len() + context.icv_len();
-    let text_len = location.esp_len.saturating_sub(around);
-    // Every alignment is a power of two.
-    if text_len < 2 || text_len & (context.alignment() - 1) != 0 {
-        return drop(DropReason::Malformed);
-    }
-    Ok((sa, location))
+    let offset = |at: usize| u16::try_from(at).map_err(|_| Verdict::Drop(DropReason::Malformed));
+    Ok(Candidate {
+        sa,
+        sequence: location.sequence.into(),
+        // No length exceeds that of an IP packet.
+        esp_len: location.esp_len as u32,
+        esp_at: offset(location.esp_at)?,
+        header_len: offset(location.header_len)?,
+        protocol_at: offset(location.protocol_at)?,
+        index,
+        version: location.version,
+        traffic_class: location.traffic_class,
+        udp: location.udp,
+        authentic: None,
+    })
 }
 
-impl<'a> Candidate<'a> {
+//= https://www.rfc-editor.org/rfc/rfc4303#section-3.4.2
+//# If no valid Security Association exists for this packet, the
+//# receiver MUST discard the packet; this is an auditable event.
+#[cold]
+fn no_association<'a, B>(
+    entry: &mut Inbound<'a, B>,
+    sequence: u32,
+) -> Result<Candidate<'a>, Verdict> {
+    entry.sequence = sequence.into();
+    Err(Verdict::Drop(DropReason::NoSa))
+}
+
+/// What the packets of a run are checked against before authentication; changes nothing.
+pub(crate) struct Gate<'a> {
+    sa: &'a EspSa,
+    /// All packets of the association are dropped.
+    closed: Option<DropReason>,
+    precheck: Precheck<'a>,
+    /// Bytes of an ESP packet without text.
+    around: u32,
+    /// Bits that are not set in the length of a text.
+    misaligned: u32,
+}
+
+impl<'a> Gate<'a> {
+    /// That of an association at this moment.
     #[inline]
-    fn new(index: usize, sa: &'a EspSa, sequence: u64, location: &EspLocation) -> Self {
+    pub(crate) fn of(sa: &'a EspSa) -> Self {
+        let framing = sa.context().framing();
         Self {
-            index,
             sa,
-            sequence,
-            esp_at: location.esp_at,
-            esp_len: location.esp_len,
-            header_len: location.header_len,
-            protocol_at: location.protocol_at,
-            version: location.version,
-            traffic_class: location.traffic_class,
-            udp: location.udp,
-            authentic: false,
+            closed: match (sa.direction(), sa.state()) {
+                (Direction::Outbound, _) => Some(DropReason::Direction),
+                (_, SaState::Mature | SaState::Dying) => None,
+                (_, SaState::Dead) => Some(DropReason::Expired),
+                (_, SaState::Deleted) => Some(DropReason::Deleted),
+            },
+            precheck: sa.precheck(),
+            around: (8 + framing.iv_len() + framing.icv_len()) as u32,
+            // Every alignment is a power of two.
+            misaligned: framing.alignment() as u32 - 1,
         }
+    }
+
+    /// The full sequence number of a packet that may be authentic.
+    #[inline(always)]
+    pub(crate) fn admit(
+        &self,
+        candidate: &Candidate<'_>,
+        packet: &impl Buffer,
+        scratch: &mut Option<Vec<u8>>,
+    ) -> Result<u64, DropReason> {
+        self.admit_length(candidate.esp_len)?;
+        let low = candidate.sequence as u32;
+        if self.sa.is_resync_due()
+            && let Some(scratch) = scratch
+            && let Some(sequence) =
+                resynchronise(self.sa, low, candidate.esp(packet.data()), scratch)
+        {
+            return Ok(sequence);
+        }
+        self.precheck.check(low).map_err(|_| DropReason::Replay)
+    }
+
+    /// As [`admit`](Self::admit), of a packet that an adapter has opened with the number
+    /// `authenticated`.
+    #[inline]
+    pub(crate) fn admit_opened(
+        &self,
+        candidate: &Candidate<'_>,
+        authenticated: u64,
+    ) -> Result<u64, DropReason> {
+        self.admit_length(candidate.esp_len)?;
+        match self.precheck.check(candidate.sequence as u32) {
+            Ok(sequence) if sequence == authenticated => Ok(sequence),
+            _ => Err(DropReason::Replay),
+        }
+    }
+
+    #[inline]
+    fn admit_length(&self, esp_len: u32) -> Result<(), DropReason> {
+        if let Some(reason) = self.closed {
+            return Err(reason);
+        }
+        let text_len = esp_len.saturating_sub(self.around);
+        if text_len < 2 || text_len & self.misaligned != 0 {
+            return Err(DropReason::Malformed);
+        }
+        Ok(())
+    }
+}
+
+impl Candidate<'_> {
+    /// The ESP packet within the IP packet.
+    #[inline]
+    fn esp<'p>(&self, packet: &'p [u8]) -> &'p [u8] {
+        &packet[usize::from(self.esp_at)..][..self.esp_len as usize]
+    }
+
+    /// The ESP packet within the IP packet.
+    #[inline]
+    pub(crate) fn esp_mut<'p>(&self, packet: &'p mut [u8]) -> &'p mut [u8] {
+        &mut packet[usize::from(self.esp_at)..][..self.esp_len as usize]
     }
 }
 
@@ -218,19 +325,21 @@ fn resynchronise(sa: &EspSa, sequence_low: u32, esp: &[u8], scratch: &mut Vec<u8
 }
 
 /// Everything that follows the decryption of one authentic packet.
-#[inline]
+#[inline(always)]
 pub(crate) fn finish<B: Buffer>(
     candidate: &Candidate<'_>,
     commit: &mut Commit<'_>,
     packet: &mut B,
 ) -> Verdict {
     let context = candidate.sa.context();
-    let text_at = candidate.esp_at + 8 + context.iv_len();
-    let text_end = candidate.esp_at + candidate.esp_len - context.icv_len();
+    let framing = context.framing();
+    let text_at = usize::from(candidate.esp_at) + 8 + framing.iv_len();
+    let text_end = usize::from(candidate.esp_at) + candidate.esp_len as usize - framing.icv_len();
     let outcome = match commit.accept(candidate.sequence, (text_end - text_at) as u32) {
         Ok(()) => open(candidate, packet, text_at, text_end),
         Err(InboundRefusal::Replay(_)) => Err(DropReason::Replay),
         Err(InboundRefusal::Expired) => Err(DropReason::Expired),
+        Err(InboundRefusal::AboveMark) => Err(DropReason::Mark),
         Err(InboundRefusal::Deleted) => Err(DropReason::Deleted),
     };
     match outcome {
@@ -248,7 +357,7 @@ pub(crate) fn finish<B: Buffer>(
 
 /// Checks the trailer and the inner packet, and leaves the inner packet in the buffer; the
 /// next header.
-#[inline]
+#[inline(always)]
 fn open<B: Buffer>(
     candidate: &Candidate<'_>,
     packet: &mut B,
@@ -280,12 +389,31 @@ fn open<B: Buffer>(
 //= https://www.rfc-editor.org/rfc/rfc4303#section-2.4
 //# When this padding scheme is employed, the
 //# receiver SHOULD inspect the Padding field.
-#[inline]
+#[inline(always)]
 fn trailer(text: &[u8]) -> Option<(usize, u8)> {
     let [body @ .., padding_len, next_header] = text else {
         return None;
     };
     let payload_len = body.len().checked_sub(usize::from(*padding_len))?;
+    // Up to six bytes of padding at once: what ends at the pad length.
+    const PADDING: [(u64, u64); 7] = {
+        let mut table = [(0, 0); 7];
+        let mut len = 1;
+        while len < 7 {
+            let (mask, padding) = table[len - 1];
+            let next = len as u64;
+            table[len] = (mask << 8 | 0xff, padding << 8 | next);
+            len += 1;
+        }
+        table
+    };
+    if let (Some((mask, padding)), Some(last)) = (
+        PADDING.get(usize::from(*padding_len)),
+        text.last_chunk::<8>(),
+    ) {
+        let found = u64::from_be_bytes(*last) >> 16 & mask;
+        return (found == *padding).then_some((payload_len, *next_header));
+    }
     let mut wrong = 0;
     for (byte, value) in body[payload_len..].iter().zip(1..=u8::MAX) {
         wrong |= byte ^ value;
@@ -294,7 +422,7 @@ fn trailer(text: &[u8]) -> Option<(usize, u8)> {
 }
 
 /// Checks the inner packet at the beginning of `payload`; its length.
-#[inline]
+#[inline(always)]
 fn open_tunnel(
     candidate: &Candidate<'_>,
     payload: &mut [u8],
@@ -307,8 +435,11 @@ fn open_tunnel(
     }
     // What follows the inner packet is padding for traffic flow confidentiality.
     let packet = &mut payload[..inner.total_len];
-    check_selectors(candidate.sa, || flow(packet))?;
-    if candidate.sa.params().tunnel.ecn != Ecn::Off {
+    let is_plain = candidate.sa.context().framing().is_plain_in();
+    if !is_plain {
+        check_selectors(candidate.sa, || flow(packet))?;
+    }
+    if is_plain || candidate.sa.params().tunnel.ecn != Ecn::Off {
         let class = merged_traffic_class(candidate.traffic_class, inner.traffic_class)?;
         if class != inner.traffic_class {
             set_traffic_class(packet, inner.version, class);
@@ -324,13 +455,9 @@ fn open_transport<B: Buffer>(
     payload_len: usize,
     next_header: u8,
 ) -> Result<(), DropReason> {
-    let Candidate {
-        version,
-        udp,
-        header_len,
-        protocol_at,
-        ..
-    } = *candidate;
+    let Candidate { version, udp, .. } = *candidate;
+    let header_len = usize::from(candidate.header_len);
+    let protocol_at = usize::from(candidate.protocol_at);
     check_selectors(candidate.sa, || {
         let outer = IpHeader::base(packet.data()).ok()?;
         let upper = &packet.data()[text_at..text_at + payload_len];

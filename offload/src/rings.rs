@@ -2,7 +2,7 @@
 
 use core::sync::atomic::AtomicI64;
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use vesper_esp::Buffer;
 use vesper_sa::{Timestamp, VmId};
@@ -13,7 +13,7 @@ use crate::queue::{QueueId, QueueState};
 use crate::settings::{InterruptModeration, VmAddress, VmSettings};
 use crate::sriov::Function;
 use crate::transfer::{Completion, Received};
-use crate::unit::{OffloadHandle, Offloaded, PortId};
+use crate::unit::{OffloadHandle, PortId};
 
 /// Locks, whatever a panicking thread left behind: the adapter's own code does not panic while
 /// it holds a lock.
@@ -25,6 +25,11 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// handling costs.
 pub(crate) const fn weight_of(bytes: usize) -> i64 {
     bytes as i64 + 128
+}
+
+/// The share of a flow in one round: eight full packets for a weight of 100.
+pub(crate) const fn quantum(weight: u16) -> i64 {
+    weight as i64 * weight_of(1500) * 8 / 100
 }
 
 /// A frame that waits for its processor.
@@ -98,7 +103,7 @@ impl<B: Buffer> Queue<B> {
             id,
             owner,
             function,
-            weight: settings.vmq_weight.max(settings.iov_weight).max(1),
+            weight: settings.share(),
             ring,
             deficit: AtomicI64::new(0),
             inner: Mutex::new(QueueInner {
@@ -112,16 +117,6 @@ impl<B: Buffer> Queue<B> {
                 counters: QueueCounters::default(),
             }),
         }
-    }
-
-    /// Puts a frame into the ring; the frame if it is full.
-    pub(crate) fn enqueue(&self, waiting: Waiting<B>) -> Result<(), Waiting<B>> {
-        let mut inner = lock(&self.inner);
-        if inner.waiting.len() >= self.ring {
-            return Err(waiting);
-        }
-        inner.waiting.push_back(waiting);
-        Ok(())
     }
 }
 
@@ -170,8 +165,9 @@ impl<B: Buffer> QueueInner<B> {
 /// A frame that waits to be sent.
 #[derive(Debug)]
 pub(crate) struct Pending<B> {
-    /// `None` for a segment, whose large send is completed as a whole.
-    pub(crate) id: Option<u64>,
+    pub(crate) id: u64,
+    /// Of a large send, which is completed as a whole.
+    pub(crate) is_segment: bool,
     pub(crate) frame: Frame<B>,
     pub(crate) plan: Plan,
     pub(crate) segment_size: Option<u16>,
@@ -183,9 +179,10 @@ impl<B> Pending<B> {
     /// A segment of this large send.
     pub(crate) fn segment(&self, frame: Frame<B>) -> Self {
         Self {
-            id: None,
+            id: self.id,
+            is_segment: true,
             frame,
-            plan: self.plan.clone(),
+            plan: self.plan,
             segment_size: None,
             checksum: false,
             from: self.from,
@@ -194,11 +191,12 @@ impl<B> Pending<B> {
 }
 
 /// What is to be done about IPsec for a frame.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) enum Plan {
     Policy,
-    /// The association that the handle named when the frame was posted; it finishes with it.
-    Bound(Arc<Offloaded>),
+    /// The association that the handle named when the frame was posted. It is kept until the
+    /// frame has left the ring, even if it is deleted meanwhile.
+    Bound(OffloadHandle),
     Done,
 }
 
@@ -223,6 +221,21 @@ pub struct VmCounters {
     pub send_losses: Losses,
     /// Frames lost on their way in.
     pub receive_losses: Losses,
+}
+
+impl VmCounters {
+    /// Adds those of a batch.
+    pub(crate) fn merge(&mut self, batch: &Self) {
+        self.posted += batch.posted;
+        self.sent += batch.sent;
+        self.sent_bytes += batch.sent_bytes;
+        self.to_host += batch.to_host;
+        self.sealed += batch.sealed;
+        self.opened += batch.opened;
+        self.segments += batch.segments;
+        self.send_losses.merge(&batch.send_losses);
+        self.receive_losses.merge(&batch.receive_losses);
+    }
 }
 
 /// A machine as the adapter knows it.
@@ -271,27 +284,23 @@ impl<B> VmPort<B> {
             }),
         }
     }
-
-    /// How much of a processor it gets beside others.
-    pub(crate) fn weight(&self) -> u16 {
-        self.settings
-            .vmq_weight
-            .max(self.settings.iov_weight)
-            .max(1)
-    }
 }
 
 impl<B: Buffer> SendRing<B> {
     /// Ends a send that failed; the buffer comes back.
     pub(crate) fn fail(&mut self, pending: Pending<B>, error: SendError) {
         self.counters.send_losses.count(error.loss());
-        if let Some(id) = pending.id {
-            self.completions.push_back(Completion {
-                id,
-                result: Err(error),
-                buffer: Some(pending.frame.give_back()),
-            });
-        }
+        self.completions.push_back(Completion {
+            id: pending.id,
+            result: Err(error),
+            buffer: Some(pending.frame.give_back()),
+        });
+    }
+
+    /// Whether a frame in the ring is bound to an association.
+    pub(crate) fn binds(&self, handle: OffloadHandle) -> bool {
+        let mut pending = self.pending.iter();
+        pending.any(|pending| matches!(pending.plan, Plan::Bound(bound) if bound == handle))
     }
 }
 

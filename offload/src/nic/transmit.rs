@@ -5,45 +5,42 @@ use arrayvec::ArrayVec;
 
 use vesper_esp::aead::{Job, seal_batch};
 use vesper_esp::wire::{EncapsulationPorts, Located, flow, locate};
-use vesper_esp::{Buffer, Outbound, Verdict};
-use vesper_sa::{Action, Direction, Timestamp, VmId};
+use vesper_esp::{Buffer, Engine, Outbound, Verdict};
+use vesper_sa::{Action, Direction, Spd, Timestamp, VmId};
 
 use super::{BATCH, Config, Nic, Processor};
 use crate::capability::OffloadMode;
-use crate::ethernet::{Frame, VlanId, ethertype};
+use crate::ethernet::{Frame, MacAddress, VlanId, ethertype};
 use crate::fate::{Loss, SendError};
 use crate::fault::Faults;
+use crate::flow_key::FlowKey;
 use crate::nic::large_send::fill_checksum;
 use crate::queue::QueueId;
-use crate::rings::{Pending, Plan, SendRing, VmPort, lock};
+use crate::rings::{Pending, Plan, SendRing, VmCounters, VmPort, lock};
 use crate::sriov::Function;
 use crate::transfer::{Completion, HostWork, Received, ReceivedIpsec};
-use crate::unit::{Offloaded, Rewrite};
+use crate::unit::{OffloadHandle, Offloaded};
 
 /// What is done about IPsec for one frame of a batch.
-enum Step {
+#[derive(Clone, Copy)]
+enum Step<'a> {
     Clear,
-    /// Packet mode; the engine's verdict decides.
-    Seal {
-        vlan: Option<VlanId>,
-        rewrite: Option<Rewrite>,
-    },
-    /// Crypto mode, done.
-    Sealed,
+    /// Packet mode: the engine seals it.
+    Seal(&'a Offloaded),
+    /// Crypto mode: encrypted in place.
+    Encrypt,
     ToHost,
     Fail(SendError),
 }
 
 /// What policy, or the host, says about one frame.
+#[derive(Clone, Copy)]
 enum Choice<'a> {
     Clear,
     Associate(&'a Offloaded),
     ToHost,
     Fail(Loss),
 }
-
-/// The end of a send: its identifier, if it is to be completed, or the frame and why it failed.
-type Ended<B> = Result<Option<u64>, (Pending<B>, SendError)>;
 
 impl<B: Buffer> Nic<B> {
     /// Processes up to `most` frames of a machine's send ring, as far as its rate limit
@@ -81,9 +78,8 @@ impl<B: Buffer> Nic<B> {
         if count > 0 {
             match batch.first().and_then(|pending| pending.segment_size) {
                 Some(size) => self.send_large(config, port, processor, now, &mut batch, size),
-                None => self.send_batch(config, port, processor, now, &mut batch),
+                None => self.send_batch(config, port, processor, now, &mut batch, bytes),
             }
-            lock(&port.sends).counters.sent_bytes += bytes as u64;
             processor.account(port.vm, count, bytes);
         }
         processor.sending = batch;
@@ -100,10 +96,11 @@ impl<B: Buffer> Nic<B> {
         batch: &mut Vec<Pending<B>>,
         size: u16,
     ) {
-        let Some(mut large) = batch.pop() else {
+        let Some(large) = batch.pop() else {
             return;
         };
-        let may_cut = match choose(config, port.vm, &large.plan, &large.frame) {
+        let choice = Chooser::new(config, port.vm).choose(large.plan, &large.frame);
+        let may_cut = match choice {
             Choice::Clear => true,
             Choice::Associate(offloaded) if offloaded.offload.mode == OffloadMode::Crypto => false,
             Choice::Associate(_) if config.enabled.large_send => true,
@@ -120,24 +117,23 @@ impl<B: Buffer> Nic<B> {
         let Some(segments) = segments else {
             return lock(&port.sends).fail(large, SendError::Lost(Loss::LargeSend));
         };
+        let bytes = large.frame.payload.data().len();
         let mut segments: Vec<_> = segments
             .into_iter()
             .map(|frame| large.segment(frame))
             .collect();
-        lock(&port.sends).counters.segments += segments.len() as u64;
+        {
+            let mut sends = lock(&port.sends);
+            sends.counters.segments += segments.len() as u64;
+            sends.counters.sent_bytes += bytes as u64;
+        }
         while !segments.is_empty() {
             batch.extend(segments.drain(..segments.len().min(BATCH)));
-            self.send_batch(config, port, processor, now, batch);
+            self.send_batch(config, port, processor, now, batch, 0);
         }
         processor.recycled.push(large.frame.payload);
-        if let Some(id) = large.id.take() {
-            let completion = Completion {
-                id,
-                result: Ok(()),
-                buffer: None,
-            };
-            self.complete(config, &mut lock(&port.sends), completion, now);
-        }
+        let done = Completion::done(large.id);
+        self.complete(config, &mut lock(&port.sends), done, now);
     }
 
     /// Leaves a large send to the host, which cuts and protects it.
@@ -154,16 +150,11 @@ impl<B: Buffer> Nic<B> {
         self.leave_to_host(config, processor, frames, now);
         let mut sends = lock(&port.sends);
         sends.counters.to_host += 1;
-        if let Some(id) = large.id {
-            let completion = Completion {
-                id,
-                result: Ok(()),
-                buffer: None,
-            };
-            self.complete(config, &mut sends, completion, now);
-        }
+        self.complete(config, &mut sends, Completion::done(large.id), now);
     }
 
+    /// Does to a batch of frames whatever is to be done about IPsec, sends them, and completes
+    /// those that are no segments. `bytes` are theirs, as posted.
     fn send_batch(
         &self,
         config: &Config<B>,
@@ -171,92 +162,149 @@ impl<B: Buffer> Nic<B> {
         processor: &mut Processor<B>,
         now: Timestamp,
         batch: &mut Vec<Pending<B>>,
+        bytes: usize,
     ) {
-        let mut steps: ArrayVec<Step, BATCH> = ArrayVec::new();
-        let mut jobs: ArrayVec<Outbound<'_, &mut B>, BATCH> = ArrayVec::new();
+        let steps = self.protect(config, port.vm, &mut processor.engine, now, batch);
+        let mut counters = VmCounters {
+            sent_bytes: bytes as u64,
+            ..VmCounters::default()
+        };
+        let mut for_host: ArrayVec<Received<B>, BATCH> = ArrayVec::new();
+        let mut route = Route::default();
+        for (mut pending, step) in batch.drain(..).zip(steps) {
+            let mut error = None;
+            match step {
+                Step::Clear => {}
+                Step::Encrypt => {
+                    counters.sealed += 1;
+                    if config.faulty {
+                        self.spoil(pending.frame.payload.data_mut());
+                    }
+                }
+                Step::Seal(offloaded) => {
+                    counters.sealed += 1;
+                    let frame = &mut pending.frame;
+                    frame.vlan = offloaded.offload.vlan;
+                    if let Some(rewrite) = offloaded.offload.rewrite {
+                        frame.link.destination = rewrite.destination;
+                        frame.link.source = rewrite.source;
+                    }
+                    frame.set_ip_ethertype();
+                    if config.faulty {
+                        self.spoil(frame.payload.data_mut());
+                    }
+                }
+                Step::ToHost => {
+                    counters.to_host += 1;
+                    for_host.push(for_software(port.vm, pending.frame, None));
+                    if !pending.is_segment {
+                        processor.completed.push(Completion::done(pending.id));
+                    }
+                    continue;
+                }
+                Step::Fail(why) => error = Some(why),
+            }
+            let failed = match error {
+                Some(error) => Err((pending.frame, error)),
+                None => self
+                    .forward(config, port, processor, &mut route, pending.frame)
+                    .map_err(|frame| (frame, SendError::Lost(Loss::NoRoom))),
+            };
+            match failed {
+                Ok(()) => {
+                    counters.sent += 1;
+                    if !pending.is_segment {
+                        processor.completed.push(Completion::done(pending.id));
+                    }
+                }
+                Err((frame, error)) => {
+                    counters.send_losses.count(error.loss());
+                    match pending.is_segment {
+                        true => processor.recycled.push(frame.payload),
+                        false => processor.completed.push(Completion {
+                            id: pending.id,
+                            result: Err(error),
+                            buffer: Some(frame.give_back()),
+                        }),
+                    }
+                }
+            }
+        }
+        self.leave_to_host(config, processor, for_host, now);
+        let mut sends = lock(&port.sends);
+        sends.counters.merge(&counters);
+        if config.faulty {
+            for completion in processor.completed.drain(..) {
+                match completion.result {
+                    Ok(()) => self.complete(config, &mut sends, completion, now),
+                    Err(_) => sends.completions.push_back(completion),
+                }
+            }
+        } else {
+            sends.completions.extend(processor.completed.drain(..));
+        }
+    }
+
+    /// What is done about IPsec for each frame; it is done, except in what a step names.
+    fn protect<'a>(
+        &self,
+        config: &'a Config<B>,
+        owner: VmId,
+        engine: &mut Engine,
+        now: Timestamp,
+        batch: &mut [Pending<B>],
+    ) -> ArrayVec<Step<'a>, BATCH> {
+        let mut steps: ArrayVec<Step<'a>, BATCH> = ArrayVec::new();
+        let mut to_seal: ArrayVec<Outbound<'_, &mut B>, BATCH> = ArrayVec::new();
+        let mut to_encrypt: ArrayVec<Job<'_>, BATCH> = ArrayVec::new();
+        let mut chooser = Chooser::new(config, owner);
         for pending in batch.iter_mut() {
             if pending.checksum {
                 fill_checksum(pending.frame.payload.data_mut());
             }
-            let step = match choose(config, port.vm, &pending.plan, &pending.frame) {
+            steps.push(match chooser.choose(pending.plan, &pending.frame) {
                 Choice::Clear => Step::Clear,
                 Choice::ToHost => Step::ToHost,
                 Choice::Fail(loss) => Step::Fail(SendError::Lost(loss)),
-                Choice::Associate(offloaded) => match offloaded.offload.mode {
-                    OffloadMode::Crypto => {
-                        let packet = pending.frame.payload.data_mut();
-                        match seal_in_place(offloaded, packet, &self.ports) {
-                            true => Step::Sealed,
-                            false => Step::Fail(SendError::Lost(Loss::NotFramed)),
+                Choice::Associate(offloaded) => {
+                    let packet = &mut pending.frame.payload;
+                    match offloaded.offload.mode {
+                        OffloadMode::Crypto => {
+                            match to_encrypt_in_place(offloaded, packet.data_mut(), &self.ports) {
+                                Some(job) => {
+                                    to_encrypt.push(job);
+                                    Step::Encrypt
+                                }
+                                None => Step::Fail(SendError::Lost(Loss::NotFramed)),
+                            }
+                        }
+                        OffloadMode::Packet
+                            if !config.enabled.carries(offloaded.sa.mode(), packet.data()) =>
+                        {
+                            Step::Fail(SendError::Lost(Loss::NotOffloadable))
+                        }
+                        OffloadMode::Packet => {
+                            to_seal.push(Outbound::new(&offloaded.sa, packet));
+                            Step::Seal(offloaded)
                         }
                     }
-                    OffloadMode::Packet
-                        if !config
-                            .enabled
-                            .carries(offloaded.sa.mode(), pending.frame.payload.data()) =>
-                    {
-                        Step::Fail(SendError::Lost(Loss::NotOffloadable))
-                    }
-                    OffloadMode::Packet => {
-                        jobs.push(Outbound::new(&offloaded.sa, &mut pending.frame.payload));
-                        Step::Seal {
-                            vlan: offloaded.offload.vlan,
-                            rewrite: offloaded.offload.rewrite,
-                        }
-                    }
-                },
-            };
-            steps.push(step);
-        }
-        processor.engine.encapsulate(now, &mut jobs);
-        let verdicts: ArrayVec<Verdict, BATCH> = jobs.iter().map(|job| job.verdict).collect();
-        drop(jobs);
-
-        let mut verdicts = verdicts.into_iter();
-        let mut done: ArrayVec<(Pending<B>, Result<bool, SendError>), BATCH> = ArrayVec::new();
-        let (mut sealed, mut to_host) = (0, 0);
-        let mut for_host: ArrayVec<Received<B>, BATCH> = ArrayVec::new();
-        for (mut pending, step) in batch.drain(..).zip(steps) {
-            let result = match step {
-                Step::Clear => Ok(false),
-                Step::Sealed => Ok(true),
-                Step::Fail(error) => Err(error),
-                Step::ToHost => {
-                    to_host += 1;
-                    for_host.push(for_software(port.vm, pending.frame, None));
-                    if let Some(id) = pending.id {
-                        let completion = Completion {
-                            id,
-                            result: Ok(()),
-                            buffer: None,
-                        };
-                        self.complete(config, &mut lock(&port.sends), completion, now);
-                    }
-                    continue;
                 }
-                Step::Seal { vlan, rewrite } => match verdicts.next() {
-                    Some(Verdict::Sealed { .. }) => {
-                        pending.frame.vlan = vlan;
-                        if let Some(rewrite) = rewrite {
-                            pending.frame.link.destination = rewrite.destination;
-                            pending.frame.link.source = rewrite.source;
-                        }
-                        pending.frame.set_ip_ethertype();
-                        Ok(true)
-                    }
-                    Some(Verdict::TooBig { mtu }) => Err(SendError::TooBig { mtu }),
-                    Some(Verdict::Drop(reason)) => Err(SendError::Esp(reason)),
-                    _ => Err(SendError::Lost(Loss::NotFramed)),
-                },
-            };
-            sealed += u64::from(result == Ok(true));
-            done.push((pending, result));
+            });
         }
-        self.leave_to_host(config, processor, for_host, now);
-        self.emit_batch(config, port, processor, now, done);
-        let mut sends = lock(&port.sends);
-        sends.counters.sealed += sealed;
-        sends.counters.to_host += to_host;
+        seal_batch(&mut to_encrypt);
+        engine.encapsulate(now, &mut to_seal);
+        let sealing = steps
+            .iter_mut()
+            .filter(|step| matches!(step, Step::Seal(_)));
+        for (step, job) in sealing.zip(&to_seal) {
+            match job.verdict {
+                Verdict::Sealed { .. } => {}
+                Verdict::TooBig { mtu } => *step = Step::Fail(SendError::TooBig { mtu }),
+                Verdict::Drop(reason) => *step = Step::Fail(SendError::Esp(reason)),
+                _ => *step = Step::Fail(SendError::Lost(Loss::NotFramed)),
+            }
+        }
+        steps
     }
 
     /// Frames that the host's software has to protect come to it through the default queue.
@@ -282,70 +330,30 @@ impl<B: Buffer> Nic<B> {
         }
     }
 
-    /// The frames of a batch leave, and their sends are completed.
-    fn emit_batch(
-        &self,
-        config: &Config<B>,
-        port: &VmPort<B>,
-        processor: &mut Processor<B>,
-        now: Timestamp,
-        done: ArrayVec<(Pending<B>, Result<bool, SendError>), BATCH>,
-    ) {
-        let mut ended: ArrayVec<Ended<B>, BATCH> = ArrayVec::new();
-        for (mut pending, result) in done {
-            ended.push(match result {
-                Err(error) => Err((pending, error)),
-                Ok(sealed) => {
-                    if sealed && config.faulty {
-                        self.spoil(pending.frame.payload.data_mut());
-                    }
-                    let id = pending.id;
-                    match self.forward(config, port, processor, pending.frame) {
-                        Ok(()) => Ok(id),
-                        Err(frame) => {
-                            pending.frame = frame;
-                            Err((pending, SendError::Lost(Loss::NoRoom)))
-                        }
-                    }
-                }
-            });
-        }
-        let mut sends = lock(&port.sends);
-        for end in ended {
-            match end {
-                Ok(id) => {
-                    sends.counters.sent += 1;
-                    if let Some(id) = id {
-                        let completion = Completion {
-                            id,
-                            result: Ok(()),
-                            buffer: None,
-                        };
-                        self.complete(config, &mut sends, completion, now);
-                    }
-                }
-                Err((pending, error)) => sends.fail(pending, error),
-            }
-        }
-    }
-
     /// To a function of this adapter, if the destination is one and there is a NIC switch;
     /// else to the wire.
+    #[inline]
     fn forward(
         &self,
         config: &Config<B>,
         port: &VmPort<B>,
         processor: &mut Processor<B>,
+        route: &mut Route,
         frame: Frame<B>,
     ) -> Result<(), Frame<B>> {
         if config.switch.is_some() {
-            let destination = frame.link.destination;
-            if destination.is_group() {
+            let to = (frame.link.destination, frame.vlan);
+            if route.to != Some(to) {
+                let queue = config.filters.classify(to.0, to.1);
+                *route = Route {
+                    to: Some(to),
+                    is_local: queue.is_some_and(|queue| config.is_switched(queue)),
+                };
+            }
+            if to.0.is_group() {
                 self.replicate(config, &frame, Some(port.vm));
-            } else if let Some(queue) = config.filters.classify(destination, frame.vlan)
-                && config.is_switched(queue)
-            {
-                self.steer(config, frame);
+            } else if route.is_local {
+                self.steer(config, [frame]);
                 return Ok(());
             }
         }
@@ -435,55 +443,113 @@ impl<B: Buffer> Config<B> {
     }
 }
 
-/// What to do about IPsec for a frame.
-fn choose<'a, B: Buffer>(
+/// Where the NIC switch sends frames for an address: what it has found for the one before.
+#[derive(Default)]
+struct Route {
+    to: Option<(MacAddress, Option<VlanId>)>,
+    /// To a queue of this adapter.
+    is_local: bool,
+}
+
+/// Says what to do about IPsec for the frames of one machine's batch. What it has found for
+/// one frame it knows for the next one of the same flow: nothing changes meanwhile.
+struct Chooser<'a, B> {
     config: &'a Config<B>,
     owner: VmId,
-    plan: &'a Plan,
-    frame: &Frame<B>,
-) -> Choice<'a> {
-    match plan {
-        Plan::Done => return Choice::Clear,
-        Plan::Bound(offloaded) => return Choice::Associate(offloaded),
-        Plan::Policy => {}
+    policies: Option<&'a Spd>,
+    flow: Option<(FlowKey, Choice<'a>)>,
+    bound: Option<(OffloadHandle, Choice<'a>)>,
+}
+
+impl<'a, B: Buffer> Chooser<'a, B> {
+    fn new(config: &'a Config<B>, owner: VmId) -> Self {
+        Self {
+            config,
+            owner,
+            policies: config.unit.policies(owner),
+            flow: None,
+            bound: None,
+        }
     }
-    let Some(policies) = config.unit.policies(owner) else {
-        return Choice::Clear;
-    };
-    if !frame.is_ip() {
-        return match frame.link.ethertype {
-            ethertype::ARP => Choice::Clear,
-            _ => Choice::Fail(Loss::Policy),
-        };
-    }
-    let packet = frame.payload.data();
-    let Some(flow) = flow(packet) else {
-        return Choice::Fail(Loss::Malformed);
-    };
-    match policies.lookup(Direction::Outbound, &flow) {
-        Action::Bypass => Choice::Clear,
-        Action::Discard => Choice::Fail(Loss::Policy),
-        Action::Protect(protection) => {
-            let destination = protection.destination(&flow);
-            match config.unit.outbound(owner, protection.reqid, destination) {
-                Some(offloaded)
-                    if offloaded.offload.mode == OffloadMode::Packet
-                        && config.enabled.carries(offloaded.sa.mode(), packet) =>
-                {
-                    Choice::Associate(offloaded)
+
+    #[inline]
+    fn choose(&mut self, plan: Plan, frame: &Frame<B>) -> Choice<'a> {
+        match plan {
+            Plan::Done => Choice::Clear,
+            Plan::Bound(handle) => match self.bound {
+                Some((bound, choice)) if bound == handle => choice,
+                _ => {
+                    let found = self.config.unit.at_or_draining(handle);
+                    let choice = found.map_or(Choice::Fail(Loss::ForeignHandle), |offloaded| {
+                        Choice::Associate(offloaded)
+                    });
+                    self.bound = Some((handle, choice));
+                    choice
                 }
-                // Not offloaded, or in crypto mode, where the host makes the ESP packet.
-                _ => Choice::ToHost,
+            },
+            Plan::Policy => match self.policies {
+                Some(policies) => self.by_policy(policies, frame),
+                None => Choice::Clear,
+            },
+        }
+    }
+
+    #[inline]
+    fn by_policy(&mut self, policies: &Spd, frame: &Frame<B>) -> Choice<'a> {
+        if !frame.is_ip() {
+            return match frame.link.ethertype {
+                ethertype::ARP => Choice::Clear,
+                _ => Choice::Fail(Loss::Policy),
+            };
+        }
+        let packet = frame.payload.data();
+        let key = FlowKey::of(packet);
+        match (key, self.flow) {
+            (Some(key), Some((known, choice))) if key == known => choice,
+            _ => {
+                let choice = self.look_up(policies, packet);
+                self.flow = key.map(|key| (key, choice));
+                choice
             }
+        }
+    }
+
+    fn look_up(&self, policies: &Spd, packet: &[u8]) -> Choice<'a> {
+        let Some(flow) = flow(packet) else {
+            return Choice::Fail(Loss::Malformed);
+        };
+        let protection = match policies.lookup(Direction::Outbound, &flow) {
+            Action::Bypass => return Choice::Clear,
+            Action::Discard => return Choice::Fail(Loss::Policy),
+            Action::Protect(protection) => protection,
+        };
+        let destination = protection.destination(&flow);
+        let config = self.config;
+        let found = config
+            .unit
+            .outbound(self.owner, protection.reqid, destination);
+        match found {
+            Some(offloaded)
+                if offloaded.offload.mode == OffloadMode::Packet
+                    && config.enabled.carries(offloaded.sa.mode(), packet) =>
+            {
+                Choice::Associate(offloaded)
+            }
+            // Not offloaded, or in crypto mode, where the host makes the ESP packet.
+            _ => Choice::ToHost,
         }
     }
 }
 
-/// Crypto mode: encrypts the ESP packet that the host has made, if it is one of this
-/// association.
-fn seal_in_place(offloaded: &Offloaded, packet: &mut [u8], ports: &EncapsulationPorts) -> bool {
+/// Crypto mode: what there is to encrypt in the packet that the host has made, if it is an ESP
+/// packet of this association.
+fn to_encrypt_in_place<'a>(
+    offloaded: &'a Offloaded,
+    packet: &'a mut [u8],
+    ports: &EncapsulationPorts,
+) -> Option<Job<'a>> {
     let Located::Esp(esp) = locate(packet, ports) else {
-        return false;
+        return None;
     };
     let sa = &offloaded.sa;
     let suite = sa.context().cipher().suite();
@@ -492,19 +558,12 @@ fn seal_in_place(offloaded: &Offloaded, packet: &mut [u8], ports: &Encapsulation
         && esp.destination == sa.params().destination
         && sa.direction() == Direction::Outbound
         && text.is_some_and(|text| text >= 2 && text.is_multiple_of(suite.alignment));
-    let Some(bytes) = packet
-        .get_mut(esp.esp_at..esp.esp_at + esp.esp_len)
-        .filter(|_| is_framed)
-    else {
-        return false;
-    };
-    let mut jobs = [Job {
+    let bytes = packet.get_mut(esp.esp_at..esp.esp_at + esp.esp_len)?;
+    is_framed.then(|| Job {
         cipher: sa.context().cipher(),
         sequence: offloaded.infer(esp.sequence),
         esn: sa.esn(),
         esp: bytes,
         authentic: false,
-    }];
-    seal_batch(&mut jobs);
-    true
+    })
 }
