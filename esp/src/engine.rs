@@ -3,13 +3,13 @@
 use core::ptr;
 
 use arrayvec::ArrayVec;
-use vesper_sa::{Event, Events, Timestamp};
+use vesper_sa::{Event, Events, Mode, Timestamp};
 
 use crate::aead::{Job, open_batch, seal_batch};
 use crate::association::EspSa;
 use crate::buffer::Buffer;
-use crate::fate::{Counters, DropReason, Verdict};
-use crate::inbound::{self, Candidate, Gate, Inbound, InboundSas, Latest};
+use crate::fate::{Counters, DropReason, Opened, Verdict};
+use crate::inbound::{self, Candidate, Gate, Inbound, InboundSas};
 use crate::outbound::{self, Measured, Outbound, Path};
 use crate::wire::EncapsulationPorts;
 
@@ -230,62 +230,43 @@ impl Engine {
         sas: &impl InboundSas<'a>,
         chunk: &mut [Inbound<'a, B>],
     ) {
-        inbound::prefetch(chunk);
+        inbound::prefetch(chunk, sas);
         let mut candidates: ArrayVec<Candidate<'a>, CHUNK> = ArrayVec::new();
-        let mut latest = Latest::NONE;
+        let mut jobs: ArrayVec<Job<'_>, CHUNK> = ArrayVec::new();
+        let mut gate: Option<Gate<'a>> = None;
         for (entry, index) in chunk.iter_mut().zip(0..) {
-            match inbound::find(entry, index, &mut latest, sas, &self.ports) {
-                Ok(candidate) => candidates.push(candidate),
+            if gate.as_ref().is_none_or(|gate| !gate.is_for(entry.sa)) {
+                gate = entry.sa.map(Gate::of);
+            }
+            if let Some(gate) = &gate
+                && let Some(candidate) = inbound::admit_plain::<B, ADAPTER>(gate, entry, index)
+            {
+                jobs.push(gate.job(&candidate, entry.packet.data_mut()));
+                candidates.push(candidate);
+                continue;
+            }
+            let admitted = if ADAPTER {
+                inbound::admit_opened(entry, index, &self.ports)
+            } else {
+                inbound::admit(entry, index, sas, &self.ports, &mut self.scratch)
+            };
+            match admitted {
+                Ok(candidate) => {
+                    let gate = Gate::of(candidate.sa);
+                    jobs.push(gate.job(&candidate, entry.packet.data_mut()));
+                    candidates.push(candidate);
+                }
                 Err(verdict) => {
                     entry.verdict = verdict;
                     self.counters.count(verdict, 0);
                 }
             }
         }
-
-        // Packets of the same association that stand together are a run.
-        let mut jobs: ArrayVec<Job<'_>, CHUNK> = ArrayVec::new();
-        let mut entries = (0..).zip(chunk.iter_mut());
-        for run in candidates.chunk_by_mut(|a, b| ptr::eq(a.sa, b.sa)) {
-            let sa = run[0].sa;
-            let gate = Gate::of(sa);
-            let (cipher, esn) = (sa.context().cipher(), sa.esn());
-            for candidate in run {
-                let Some((_, entry)) = entries.find(|(index, _)| *index == candidate.index) else {
-                    break;
-                };
-                let outcome = if ADAPTER {
-                    gate.admit_opened(candidate, entry.sequence)
-                } else {
-                    gate.admit(candidate, &entry.packet, &mut self.scratch)
-                };
-                match outcome {
-                    Ok(sequence) => {
-                        entry.sequence = sequence;
-                        jobs.push(Job {
-                            cipher,
-                            sequence,
-                            esn,
-                            esp: candidate.esp_mut(entry.packet.data_mut()),
-                            authentic: ADAPTER,
-                        });
-                        candidate.sequence = sequence;
-                        candidate.authentic = Some(ADAPTER);
-                    }
-                    Err(reason) => {
-                        entry.sequence = candidate.sequence;
-                        entry.verdict = Verdict::Drop(reason);
-                        self.counters.count(entry.verdict, 0);
-                    }
-                }
-            }
-        }
         if !ADAPTER {
             open_batch(&mut jobs);
         }
-        let admitted = candidates.iter_mut().filter_map(|c| c.authentic.as_mut());
-        for (authentic, job) in admitted.zip(&jobs) {
-            *authentic = job.authentic;
+        for (candidate, job) in candidates.iter_mut().zip(&jobs) {
+            candidate.authentic = ADAPTER || job.authentic;
         }
         drop(jobs);
 
@@ -295,22 +276,27 @@ impl Engine {
             let (mut opened, mut bytes, mut failures) = (0, 0, 0);
             let mut commit = sa.commit(now);
             for candidate in run {
-                let Some(authentic) = candidate.authentic else {
-                    continue;
-                };
                 let entry = &mut chunk[usize::from(candidate.index)];
-                if authentic {
-                    entry.verdict = inbound::finish(candidate, &mut commit, &mut entry.packet);
-                } else {
+                if !candidate.authentic {
                     failures += 1;
                     entry.verdict = Verdict::Drop(DropReason::Icv);
-                }
-                if let Verdict::Opened(_) = entry.verdict {
-                    opened += 1;
-                    bytes += entry.packet.data().len() as u64;
-                } else {
                     self.counters.count(entry.verdict, 0);
+                    continue;
                 }
+                let plain = inbound::finish_plain(candidate, &mut commit, &mut entry.packet);
+                if let Some((next_header, len)) = plain {
+                    entry.verdict = Verdict::Opened(Opened {
+                        sequence: candidate.sequence,
+                        mode: Mode::Tunnel,
+                        next_header,
+                    });
+                    opened += 1;
+                    bytes += len as u64;
+                    continue;
+                }
+                entry.verdict = inbound::finish(candidate, &mut commit, &mut entry.packet);
+                let len = entry.packet.data().len();
+                self.counters.count(entry.verdict, len);
             }
             let events = commit.finish();
             self.counters.opened_packets += opened;
