@@ -272,12 +272,6 @@ pub(crate) struct Gate<'a> {
 }
 
 impl<'a> Gate<'a> {
-    /// Whether packets of that association pass here.
-    #[inline]
-    pub(crate) fn is_for(&self, sa: Option<&EspSa>) -> bool {
-        sa.is_some_and(|sa| ptr::eq(self.sa, sa))
-    }
-
     /// The work that an admitted packet is for the cipher.
     #[inline(always)]
     pub(crate) fn job<'p>(&self, candidate: &Candidate<'_>, packet: &'p mut [u8]) -> Job<'p>
