@@ -312,11 +312,6 @@ pub(super) struct WireForm {
 impl WireForm {
     /// Gives this form to the frame of an ESP packet.
     pub(super) fn apply<B: Buffer>(&self, frame: &mut Frame<B>) {
-        frame.vlan = self.vlan;
-        if let Some(rewrite) = self.rewrite {
-            frame.link.destination = rewrite.destination;
-            frame.link.source = rewrite.source;
-        }
-        frame.set_ip_ethertype();
+        frame.dress(self.vlan, self.rewrite.as_ref());
     }
 }
