@@ -12,7 +12,7 @@ pub(super) fn print(
     rows: impl IntoIterator<Item = Vec<String>>,
 ) -> io::Result<()> {
     let mut table = Table::new();
-    table.load_preset(NOTHING);
+    table.load_style(NOTHING);
     table.set_header(heading.iter().map(|name| name.trim_start_matches('>')));
     for row in rows {
         table.add_row(row);
