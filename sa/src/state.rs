@@ -8,6 +8,7 @@ use crate::event::Events;
 use crate::ident::{Direction, Spi, Timestamp, VmId};
 use crate::lifetime::{Birth, LiveLifetime, Usage};
 use crate::lock::SpinLock;
+use crate::mark::Marks;
 use crate::params::{Lifetime, Mode, SaParams};
 use crate::replay::ReplayWindow;
 use crate::sequence::SequenceBounds;
@@ -24,8 +25,8 @@ pub(crate) struct PacketState {
     flags: AtomicU32,
     /// Outbound the last number used, inbound the highest one received.
     pub(crate) sequence: AtomicU64,
-    /// Outbound: the last number that may be used before asking for the next stop; 0 once
-    /// nothing more may be sent.
+    /// The last number that may be used or accepted before asking for the next stop; 0 once
+    /// nothing more may be.
     pub(crate) stop: AtomicU64,
     packets: AtomicU64,
     bytes: AtomicU64,
@@ -38,6 +39,8 @@ pub(crate) struct PacketState {
     pub(crate) direction: Direction,
     pub(crate) mode: Mode,
     pub(crate) esn: bool,
+    /// An attempt at resynchronisation is due.
+    pub(crate) resync_due: AtomicBool,
 
     pub(crate) lifetime: LiveLifetime,
 
@@ -46,8 +49,6 @@ pub(crate) struct PacketState {
     born: Birth,
     /// Authentication failures since the last accepted packet or the last report.
     pub(crate) failures_in_a_row: AtomicU8,
-    /// An attempt at resynchronisation is due.
-    pub(crate) resync_due: AtomicBool,
     pub(crate) authentication_failures: AtomicU64,
     pub(crate) failures_reported: AtomicU64,
     pub(crate) replays: AtomicU64,
@@ -57,7 +58,7 @@ pub(crate) struct PacketState {
 /// The part of the state that only one direction has.
 #[derive(Debug)]
 pub(crate) enum PerDirection {
-    Inbound(ReplayWindow),
+    Inbound(ReplayWindow, Marks),
     Outbound(SequenceBounds),
 }
 
@@ -109,14 +110,16 @@ impl PacketState {
             direction: params.direction,
             mode: params.mode,
             esn: params.esn,
+            resync_due: AtomicBool::new(false),
             lifetime,
             per_direction: match params.direction {
-                Direction::Inbound => PerDirection::Inbound(ReplayWindow::new(params.replay)),
+                Direction::Inbound => {
+                    PerDirection::Inbound(ReplayWindow::new(params.replay), Marks::unmarked())
+                }
                 Direction::Outbound => PerDirection::Outbound(SequenceBounds::unleased(params.esn)),
             },
             born,
             failures_in_a_row: AtomicU8::new(0),
-            resync_due: AtomicBool::new(false),
             authentication_failures: AtomicU64::new(0),
             failures_reported: AtomicU64::new(0),
             replays: AtomicU64::new(0),
@@ -194,17 +197,18 @@ impl PacketState {
     }
 
     pub(crate) fn see_all(&self) {
-        if let PerDirection::Inbound(window) = &self.per_direction {
+        if let PerDirection::Inbound(window, _) = &self.per_direction {
             let _held = self.lock.acquire();
             window.mark_all();
         }
     }
 
+    /// The same lease or mark as another incarnation has.
     pub(crate) fn copy_lease(&self, from: &PacketState) {
-        if let (PerDirection::Outbound(to), PerDirection::Outbound(from)) =
-            (&self.per_direction, &from.per_direction)
-        {
-            to.copy_lease(from);
+        match (&self.per_direction, &from.per_direction) {
+            (PerDirection::Outbound(to), PerDirection::Outbound(from)) => to.copy_lease(from),
+            (PerDirection::Inbound(_, to), PerDirection::Inbound(_, from)) => to.copy(from),
+            _ => {}
         }
     }
 
@@ -257,12 +261,12 @@ mod tests {
 
     #[test]
     fn hot_words_share_cache_lines() {
-        assert!(offset_of!(PacketState, esn) < LINE);
+        assert!(offset_of!(PacketState, resync_due) < LINE);
         assert_eq!(offset_of!(PacketState, lifetime), LINE);
         assert_eq!(size_of::<LiveLifetime>(), LINE);
         assert_eq!(offset_of!(PacketState, per_direction), 2 * LINE);
         let size = size_of::<PacketState>();
         println!("per-packet state of an association with a window up to 1,024: {size} bytes");
-        assert!(size <= 320, "{size} bytes");
+        assert!(size <= 384, "{size} bytes");
     }
 }

@@ -9,6 +9,8 @@ use vesper_sa::WindowSize;
 use super::error::{Problem, nearest};
 use super::model::{Config, HostConfig, PortConfig, Sizes, VmConfig};
 use super::value::Located;
+use crate::port::MOST_TAP_QUEUES;
+use crate::port::vhost_user::MOST_QUEUE_PAIRS;
 
 /// Everything that does not fit.
 pub(super) fn check(config: &Config) -> Vec<Problem> {
@@ -68,10 +70,12 @@ fn check_host(host: &HostConfig, problems: &mut Vec<Problem>) {
         let message = format!("frame is {} bytes; use 1522 to 65600", host.frame);
         problem(problems, host.frame.at(), message);
     }
+    check_link(&host.uplink, *host.frame, problems);
     unique(host.vms.iter().map(|vm| &vm.name), "vm", problems);
     let mut addresses = BTreeMap::new();
     for vm in &host.vms {
         check_vm(vm, profile.as_ref(), problems);
+        check_link(&vm.port, *host.frame, problems);
         let place = (vm.mac.0, vm.vlan.map(|vlan| vlan.0));
         if let Some(other) = addresses.insert(place, &vm.name) {
             let message = format!("{} has the address {} already", other, vm.mac);
@@ -81,6 +85,30 @@ fn check_host(host: &HostConfig, problems: &mut Vec<Problem>) {
             let message = "a cable joins the uplinks of two hosts; a vm can not be behind it";
             problem(problems, vm.port.at(), message.to_owned());
         }
+    }
+}
+
+/// Queues and lengths of ports to the outside.
+fn check_link(port: &Located<PortConfig>, frame: u32, problems: &mut Vec<Problem>) {
+    let (queues, most, mtu) = match &**port {
+        PortConfig::VhostUser(config) => (config.queues, MOST_QUEUE_PAIRS, Some(config.mtu)),
+        PortConfig::Tap(config) => (config.queues, MOST_TAP_QUEUES, config.mtu),
+        _ => return,
+    };
+    if !(1..=most).contains(&queues) {
+        let message = format!("{queues} queues; use 1 to {most}");
+        problem(problems, port.at(), message);
+    }
+    // An Ethernet header and a tag come in front of the packet.
+    let longest = frame.saturating_sub(18);
+    if let Some(mtu) = mtu
+        && !(576..=longest).contains(&mtu.into())
+    {
+        let message = format!(
+            "mtu {mtu} with buffers for frames of {frame} bytes; use 576 to {longest}, or a \
+             larger `frame` of the host"
+        );
+        problem(problems, port.at(), message);
     }
 }
 

@@ -207,6 +207,67 @@ pub enum PortConfig {
     Loopback,
     /// Sends what is in a capture file, writes what it gets to another.
     Pcap(PcapConfig),
+    /// A virtual machine of QEMU, cloud-hypervisor or DPDK, over vhost-user.
+    VhostUser(VhostUserConfig),
+    /// A TAP interface, which is made if there is none of this name.
+    Tap(TapConfig),
+    /// An interface of the host, through a packet socket.
+    AfPacket(AfPacketConfig),
+}
+
+/// A vhost-user socket.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VhostUserConfig {
+    /// Its path.
+    pub socket: PathBuf,
+    /// Who makes it.
+    #[serde(default)]
+    pub mode: VhostUserMode,
+    /// Queue pairs that the machine may have, 1 to 64.
+    #[serde(default = "one_pair")]
+    pub queues: u16,
+    /// The longest IP packet, in bytes; give the machine the same (`host_mtu` of QEMU).
+    #[serde(default = "mtu")]
+    pub mtu: u16,
+    /// Who may connect, as `chmod` takes it.
+    #[serde(default = "permissions")]
+    pub permissions: u32,
+    /// Refuse memory that the hypervisor has not sealed against shrinking.
+    #[serde(default)]
+    pub sealed: bool,
+}
+
+/// Who makes a vhost-user socket.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum VhostUserMode {
+    /// vesperd does; the hypervisor connects.
+    #[default]
+    Server,
+    /// The hypervisor does; vesperd connects, again and again.
+    Client,
+}
+
+/// A TAP interface.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TapConfig {
+    /// Its name.
+    pub interface: String,
+    /// Queues, 1 to 16.
+    #[serde(default = "one_pair")]
+    pub queues: u16,
+    /// The MTU that it gets; by default it keeps its own.
+    pub mtu: Option<u16>,
+}
+
+/// An interface of the host.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AfPacketConfig {
+    /// Its name.
+    pub interface: String,
 }
 
 /// A cable to another host of this process.
@@ -393,6 +454,14 @@ const fn offload_limit() -> u32 {
 
 fn modes() -> Vec<OffloadModeConfig> {
     vec![OffloadModeConfig::Packet, OffloadModeConfig::Crypto]
+}
+
+const fn mtu() -> u16 {
+    1500
+}
+
+const fn permissions() -> u32 {
+    0o660
 }
 
 const fn yes() -> bool {

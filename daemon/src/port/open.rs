@@ -8,11 +8,14 @@ use std::path::PathBuf;
 use vesper_offload::MacAddress;
 
 use super::Port;
+use super::af_packet::AfPacket;
 use super::cable::Cable;
 use super::generator::Generator;
 use super::loopback::Loopback;
 use super::sink::Sink;
-use crate::config::PortConfig;
+use super::tap::Tap;
+use super::vhost_user::{Role, SocketError, VhostUser, VhostUserOptions};
+use crate::config::{PortConfig, VhostUserMode};
 
 /// Where a port is.
 #[derive(Clone, Copy, Debug)]
@@ -45,6 +48,24 @@ pub enum PortError {
         /// Why.
         error: io::Error,
     },
+    /// A vhost-user socket could not be made.
+    Socket(SocketError),
+    /// An interface could not be used.
+    Interface {
+        /// Which.
+        name: String,
+        /// Why.
+        error: io::Error,
+    },
+}
+
+impl PortError {
+    fn interface(name: &str, error: io::Error) -> Self {
+        Self::Interface {
+            name: name.to_owned(),
+            error,
+        }
+    }
 }
 
 impl Opener {
@@ -72,6 +93,29 @@ impl Opener {
                 Box::new(Loopback::new(place.mtu()).map_err(PortError::System)?)
             }
             PortConfig::Pcap(pcap) => super::pcap::open(pcap, place)?,
+            PortConfig::VhostUser(config) => {
+                let options = VhostUserOptions {
+                    socket: config.socket.clone(),
+                    role: match config.mode {
+                        VhostUserMode::Server => Role::Server {
+                            permissions: config.permissions,
+                        },
+                        VhostUserMode::Client => Role::Client,
+                    },
+                    queue_pairs: config.queues,
+                    mtu: config.mtu,
+                    sealed: config.sealed,
+                };
+                Box::new(VhostUser::open(&options).map_err(PortError::Socket)?)
+            }
+            PortConfig::Tap(config) => {
+                let opened = Tap::open(&config.interface, config.queues, config.mtu);
+                Box::new(opened.map_err(|error| PortError::interface(&config.interface, error))?)
+            }
+            PortConfig::AfPacket(config) => {
+                let opened = AfPacket::open(&config.interface, place.mac);
+                Box::new(opened.map_err(|error| PortError::interface(&config.interface, error))?)
+            }
         })
     }
 }
@@ -81,6 +125,19 @@ impl fmt::Display for PortError {
         match self {
             Self::System(error) => write!(f, "the system refuses a descriptor: {error}"),
             Self::File { path, error } => write!(f, "{}: {error}", path.display()),
+            Self::Socket(error) => error.fmt(f),
+            Self::Interface { name, error } => {
+                write!(f, "interface {name}: {error}")?;
+                match error.kind() {
+                    io::ErrorKind::PermissionDenied => f.write_str(
+                        "; vesperd needs CAP_NET_RAW for packet sockets and CAP_NET_ADMIN for TAP",
+                    ),
+                    io::ErrorKind::NotFound => {
+                        f.write_str("; `ip link` lists the interfaces that there are")
+                    }
+                    _ => Ok(()),
+                }
+            }
         }
     }
 }

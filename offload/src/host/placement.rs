@@ -9,7 +9,7 @@ use vesper_sa::{AddError, NotFound, SaHandle, Timestamp, VmId};
 
 use super::{Host, PlacedSa};
 use crate::capability::{OffloadMode, WhyNot};
-use crate::ethernet::VlanId;
+use crate::ethernet::{Frame, VlanId};
 use crate::nic::NicEvent;
 use crate::unit::{OffloadHandle, Rewrite, SaOffload};
 
@@ -307,4 +307,11 @@ impl<B: Buffer> Host<B> {
 pub(super) struct WireForm {
     pub(super) vlan: Option<VlanId>,
     pub(super) rewrite: Option<Rewrite>,
+}
+
+impl WireForm {
+    /// Gives this form to the frame of an ESP packet.
+    pub(super) fn apply<B: Buffer>(&self, frame: &mut Frame<B>) {
+        frame.dress(self.vlan, self.rewrite.as_ref());
+    }
 }

@@ -240,6 +240,12 @@ impl Keys {
         self.suite
     }
 
+    /// The encryption key followed by the salt, and the authentication key: secrets, for those
+    /// who have to recognise a key.
+    pub fn expose(&self) -> (&[u8], &[u8]) {
+        (&self.key, &self.auth_key)
+    }
+
     /// Expands the keys for this implementation.
     pub fn cipher(&self, implementation: Implementation) -> Result<Cipher, CipherError> {
         Cipher::with_implementation(self.suite, &self.key, &self.auth_key, implementation)
