@@ -397,7 +397,7 @@ impl Plane {
         Ok((found.node, self.node(found.node)?, Some(found)))
     }
 
-    fn check_quotas(&self, scope: Scope, specs: &[SaSpec]) -> Result<(), Refusal> {
+    pub(super) fn check_quotas(&self, scope: Scope, specs: &[SaSpec]) -> Result<(), Refusal> {
         let mut counts: HashMap<VmId, u32> = HashMap::new();
         for SaSpec { state, .. } in specs {
             let (host, vm) = (state.host.as_deref(), state.vm.as_deref());
