@@ -8,7 +8,7 @@ use crate::event::Events;
 use crate::ident::Timestamp;
 use crate::lifetime::{Budget, Usage};
 use crate::lock::Held;
-use crate::replay::{ReplayRefusal, ReplayWindow};
+use crate::replay::{ReplayRefusal, ReplayWindow, Ring};
 use crate::sequence::end_of_space;
 use crate::state::{Flags, PacketState, PerDirection};
 
@@ -123,6 +123,8 @@ pub struct Commit<'a> {
     /// `None`: nothing is accepted any more, for the reason in `refusal`.
     window: Option<&'a ReplayWindow>,
     refusal: InboundRefusal,
+    /// The bits of a window of usual size.
+    ring: Option<Ring<'a>>,
     /// The last number that there is.
     end: u64,
     budget: Budget,
@@ -159,15 +161,13 @@ impl Commit<'_> {
     #[inline]
     #[must_use]
     pub fn accept_next(&mut self, sequence: u64, bytes: u32) -> bool {
-        let Some(window) = self.window else {
+        let Some(ring) = self.ring else {
             return false;
         };
         let charged = self.budget.charge(self.usage, bytes);
         match charged {
-            Some(charged) if sequence == self.top + 1 && sequence <= self.end => {
-                if !window.mark_next(sequence) {
-                    return false;
-                }
+            Some(charged) if sequence == self.top.wrapping_add(1) && sequence <= self.end => {
+                ring.mark(sequence);
                 self.usage = charged;
                 self.top = sequence;
                 self.accepted = true;
@@ -197,7 +197,8 @@ impl Commit<'_> {
             .map_err(InboundRefusal::Replay)?;
         let Some(charged) = self.budget.charge(self.usage, bytes) else {
             self.events |= self.state.raise(Flags::DEAD, Events::HARD_EXPIRE);
-            (self.window, self.refusal) = (None, InboundRefusal::Expired);
+            (self.window, self.ring) = (None, None);
+            self.refusal = InboundRefusal::Expired;
             return Err(InboundRefusal::Expired);
         };
         self.usage = charged;
@@ -280,6 +281,7 @@ impl PacketState {
             now,
             window,
             refusal,
+            ring: window.and_then(ReplayWindow::ring),
             end: end_of_space(self.esn),
             budget: self.lifetime.hard.budget(),
             top: self.sequence.load(Ordering::Relaxed),
