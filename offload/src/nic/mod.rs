@@ -104,7 +104,7 @@ pub(crate) struct Processor<B> {
     pub(crate) cursor: usize,
     pub(crate) stalled_until: Timestamp,
     pub(crate) work: HashMap<VmId, Work, foldhash::fast::RandomState>,
-    pub(crate) waiting: Vec<crate::rings::Waiting<B>>,
+    pub(crate) waiting: VecDeque<crate::rings::Waiting<B>>,
     pub(crate) sending: VecDeque<crate::rings::Pending<B>>,
     /// Queues that are to be freed and on whose way nothing is any more.
     pub(crate) stopped: Vec<QueueId>,
@@ -383,7 +383,7 @@ impl<B: Buffer> Processor<B> {
             cursor: 0,
             stalled_until: Timestamp::ZERO,
             work: HashMap::default(),
-            waiting: Vec::with_capacity(BATCH),
+            waiting: VecDeque::with_capacity(BATCH),
             sending: VecDeque::with_capacity(BATCH),
             stopped: Vec::new(),
             wire: Vec::with_capacity(BATCH),
