@@ -22,7 +22,7 @@ use vesper_sa::{Event, Timestamp, VmId};
 use crate::capability::{Capabilities, WhyNot};
 use crate::fate::Losses;
 use crate::fault::{FaultCounters, FaultPlan, Faults};
-use crate::filter::Filters;
+use crate::filter::{Filters, ReceiveFilter};
 use crate::profile::Profile;
 use crate::queue::{QueueId, QueueState};
 use crate::rings::{Queue, VmPort, lock};
@@ -65,6 +65,8 @@ pub struct Nic<B> {
 pub(crate) struct Config<B> {
     pub(crate) enabled: Capabilities,
     pub(crate) vms: HashMap<VmId, VmEntry<B>, foldhash::fast::RandomState>,
+    /// Whose an address is, also where no filter says so.
+    pub(crate) addresses: HashMap<ReceiveFilter, VmId, foldhash::fast::RandomState>,
     /// By number.
     pub(crate) queues: Vec<Option<Arc<Queue<B>>>>,
     pub(crate) filters: Filters,
@@ -195,6 +197,7 @@ impl<B: Buffer> Nic<B> {
         let mut config = Config {
             enabled: profile.ipsec.clone(),
             vms: HashMap::default(),
+            addresses: HashMap::default(),
             queues: vec![Some(Arc::new(default_queue))],
             filters: Filters::new(profile.filters),
             unit: Unit::new(profile.ipsec.sa_capacity),

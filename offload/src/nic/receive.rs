@@ -46,7 +46,49 @@ impl<B: Buffer> Nic<B> {
                 .map_err(|(buffer, _)| self.lose(&config, None, buffer, Loss::Malformed))
                 .ok()
         });
-        self.steer(&config, frames);
+        match config.faulty {
+            false => self.steer(&config, frames),
+            true => {
+                let frames = self.spoil_received(&config, frames);
+                self.steer(&config, frames);
+            }
+        }
+    }
+
+    /// What planned faults do to received frames.
+    fn spoil_received(
+        &self,
+        config: &Config<B>,
+        frames: impl Iterator<Item = Frame<B>>,
+    ) -> Vec<Frame<B>> {
+        let mut spoiled: Vec<Frame<B>> = Vec::new();
+        for mut frame in frames {
+            let mut faults = lock(&self.faults);
+            let plan = faults.plan;
+            if faults.strikes(plan.lost_input) {
+                faults.counters.lost_input += 1;
+                drop(faults);
+                self.lose(config, None, frame.payload, Loss::Fault);
+                continue;
+            }
+            if faults.strikes(plan.corrupt_input) {
+                let at = faults.below(frame.payload.data().len().max(1));
+                let bit = faults.below(8);
+                if let Some(byte) = frame.payload.data_mut().get_mut(at) {
+                    *byte ^= 1 << bit;
+                    faults.counters.corrupt_input += 1;
+                }
+            }
+            if faults.strikes(plan.reordered_input)
+                && let Some(before) = spoiled.pop()
+            {
+                faults.counters.reordered_input += 1;
+                spoiled.extend([frame, before]);
+            } else {
+                spoiled.push(frame);
+            }
+        }
+        spoiled
     }
 
     /// Finds the queue of each frame and puts it there.

@@ -12,6 +12,7 @@ use super::{Config, Nic};
 use crate::capability::OffloadMode;
 use crate::ethernet::{Frame, MacAddress, VlanId};
 use crate::fate::Loss;
+use crate::filter::ReceiveFilter;
 use crate::queue::QueueId;
 use crate::rings::{Class, Queue, QueueInner, Waiting, lock};
 use crate::unit::Offloaded;
@@ -134,13 +135,19 @@ impl<'a, B: Buffer> Steering<'a, B> {
         match self.filtered {
             Some(found) if found.destination == destination && found.vlan == vlan => found,
             _ => {
+                let filter = ReceiveFilter {
+                    mac: destination,
+                    vlan,
+                };
                 let queue = self.config.filters.classify(destination, vlan);
                 let queue = queue.unwrap_or(QueueId::DEFAULT);
+                let owner = self.config.queue(queue).and_then(|queue| queue.owner);
                 let found = Filtered {
                     destination,
                     vlan,
                     queue,
-                    owner: self.config.queue(queue).and_then(|queue| queue.owner),
+                    // A machine without a filter has its associations all the same.
+                    owner: owner.or_else(|| self.config.addresses.get(&filter).copied()),
                 };
                 self.filtered = Some(found);
                 found
