@@ -138,20 +138,20 @@ impl<B: Buffer> Host<B> {
             .switch
             .forward(PortId::HOST, &frame.link, frame.vlan, now);
         match to {
-            Forward::To(port, _) => {
+            Forward::To(port, tag) => {
                 let vm = self.machine_at(port);
                 if vm.is_some() && is_esp(&frame) {
                     self.find(now, vm, frame, QueueId::DEFAULT, to_open);
                 } else {
-                    self.deliver_copy(port, &frame);
+                    self.deliver_copy(port, tag, &frame);
                     self.nic.recycle(frame.payload);
                 }
             }
             // To the host's own address, where tunnels end: nobody else is there.
             _ if is_esp(&frame) => self.find(now, None, frame, QueueId::DEFAULT, to_open),
             Forward::Flood(exits) => {
-                for (port, _) in exits {
-                    self.deliver_copy(port, &frame);
+                for (port, tag) in exits {
+                    self.deliver_copy(port, tag, &frame);
                 }
                 self.nic.recycle(frame.payload);
             }
@@ -308,7 +308,7 @@ impl<B: Buffer> Host<B> {
     /// by a copy.
     fn deliver(&mut self, vm: VmId, queue: QueueId, frame: Frame<B>) {
         if queue == QueueId::DEFAULT {
-            self.copy_to(vm, &frame);
+            self.copy_to(vm, None, &frame);
             return self.nic.recycle(frame.payload);
         }
         let untagged = Frame {
@@ -325,19 +325,20 @@ impl<B: Buffer> Host<B> {
         }
     }
 
-    /// Copies an unprotected frame to the machine at a port, if its policies let it in.
-    pub(super) fn deliver_copy(&mut self, port: PortId, frame: &Frame<B>) {
+    /// Copies an unprotected frame to the machine at a port, with this tag, if its policies let
+    /// it in.
+    pub(super) fn deliver_copy(&mut self, port: PortId, tag: Option<VlanId>, frame: &Frame<B>) {
         let Some(vm) = self.machine_at(port) else {
             return self.losses.count(Loss::NoDestination);
         };
         if !self.admits_clear(vm, frame) {
             return self.count(vm, |counters| counters.losses.count(Loss::Policy));
         }
-        self.copy_to(vm, frame);
+        self.copy_to(vm, tag, frame);
     }
 
     /// The copy that the synthetic path costs.
-    fn copy_to(&mut self, vm: VmId, frame: &Frame<B>) {
+    fn copy_to(&mut self, vm: VmId, tag: Option<VlanId>, frame: &Frame<B>) {
         let Some(machine) = self.machines.get_mut(&vm) else {
             return self.losses.count(Loss::NoDestination);
         };
@@ -352,7 +353,7 @@ impl<B: Buffer> Host<B> {
         let copy = Frame {
             payload: buffer,
             link: frame.link,
-            vlan: None,
+            vlan: tag,
         };
         match copy.close() {
             Ok(buffer) => {

@@ -386,8 +386,8 @@ impl<B: Buffer> Host<B> {
                 frame.vlan = tag;
                 true
             }
-            Forward::To(to, _) => {
-                self.deliver_copy(to, frame);
+            Forward::To(to, tag) => {
+                self.deliver_copy(to, tag, frame);
                 false
             }
             Forward::Flood(exits) => {
@@ -396,7 +396,7 @@ impl<B: Buffer> Host<B> {
                     if to == PortId::HOST {
                         (frame.vlan, uplink) = (tag, true);
                     } else {
-                        self.deliver_copy(to, frame);
+                        self.deliver_copy(to, tag, frame);
                     }
                 }
                 uplink
