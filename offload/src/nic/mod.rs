@@ -324,6 +324,11 @@ impl<B: Buffer> Nic<B> {
         lock(&self.faults).counters
     }
 
+    /// Whether there are events to take.
+    pub(crate) fn has_events(&self) -> bool {
+        !lock(&self.events).queue.is_empty()
+    }
+
     pub(crate) fn emit(&self, event: NicEvent) {
         let mut events = lock(&self.events);
         if events.queue.len() < EVENTS {
