@@ -500,6 +500,11 @@ fn disabled_capabilities_send_associations_to_software() {
     let lost = SoftwareReason::Lost(WhyNot::OffloadMode(OffloadMode::Packet));
     let expected = handles[0].map(|handle| (handle, lost.clone()));
     assert_eq!(bed.nodes[0].host.in_software(VM), expected);
+    let events = bed.nodes[0].host.take_events();
+    let told = events
+        .iter()
+        .filter(|event| **event == NicEvent::CapabilitiesChanged);
+    assert_eq!(told.count(), 1, "the change is told");
     // Crypto mode is left.
     assert_eq!(bed.nodes[0].host.restore(), 2);
     assert_eq!(bed.exchange(0, VM, 10), 10);
