@@ -17,6 +17,7 @@
 #![deny(unsafe_code)]
 
 pub mod config;
+pub mod neighbour;
 pub mod node;
 pub mod pair;
 pub mod port;
