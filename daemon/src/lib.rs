@@ -20,6 +20,7 @@ pub mod config;
 pub mod neighbour;
 pub mod node;
 pub mod pair;
+pub mod plane;
 pub mod port;
 pub mod store;
 pub mod vesperd;

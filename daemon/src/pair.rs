@@ -128,6 +128,10 @@ fn words(
 }
 
 fn key(line: &mut String, len: usize) -> io::Result<()> {
+    if len == 0 {
+        line.push_str("''");
+        return Ok(());
+    }
     let mut key = Zeroizing::new([0; 128]);
     let key = &mut key[..len];
     getrandom::fill(key).map_err(io::Error::other)?;

@@ -3,13 +3,13 @@
 use core::ptr;
 
 use arrayvec::ArrayVec;
-use vesper_sa::{Event, Events, Timestamp};
+use vesper_sa::{Event, Events, Mode, Timestamp};
 
 use crate::aead::{Job, open_batch, seal_batch};
 use crate::association::EspSa;
 use crate::buffer::Buffer;
-use crate::fate::{Counters, DropReason, Verdict};
-use crate::inbound::{self, Candidate, Gate, Inbound, InboundSas, Latest};
+use crate::fate::{Counters, DropReason, Opened, Verdict};
+use crate::inbound::{self, Candidate, Gate, Inbound, InboundSas};
 use crate::outbound::{self, Measured, Outbound, Path};
 use crate::wire::EncapsulationPorts;
 
@@ -126,21 +126,8 @@ impl Engine {
         let mut measured: ArrayVec<Option<Measured>, CHUNK> = ArrayVec::new();
         for run in chunk.chunk_by_mut(|a, b| ptr::eq(a.sa, b.sa)) {
             runs.push(run.len());
-            let path = Path::of(run[0].sa);
-            for entry in run {
-                if let Some(plain) = path.measure_plain(entry.content, &mut entry.packet) {
-                    measured.push(Some(plain));
-                    continue;
-                }
-                let outcome = path.measure(entry.content, &mut entry.packet);
-                measured.push(outcome.ok());
-                if let Err(verdict) = outcome {
-                    entry.verdict = verdict;
-                    self.counters.count(verdict, 0);
-                }
-            }
+            self.measure(run, &mut measured);
         }
-
         let (mut rest, mut rest_measured) = (&mut *chunk, &mut measured[..]);
         for &len in &runs {
             let (run, measured);
@@ -148,7 +135,6 @@ impl Engine {
             (measured, rest_measured) = rest_measured.split_at_mut(len);
             self.number(now, run, measured);
         }
-
         let mut jobs: ArrayVec<Job<'_>, CHUNK> = ArrayVec::new();
         let mut with_checksum = false;
         let (mut rest, mut rest_measured) = (&mut *chunk, &measured[..]);
@@ -156,23 +142,8 @@ impl Engine {
             let (run, measured);
             (run, rest) = rest.split_at_mut(len);
             (measured, rest_measured) = rest_measured.split_at(len);
-            let sa = run[0].sa;
-            let path = Path::of(sa);
-            let context = sa.context();
-            with_checksum |= context.has_udp_checksum();
-            for (entry, measured) in run.iter_mut().zip(measured) {
-                let (Verdict::Sealed { sequence }, Some(measured)) = (entry.verdict, measured)
-                else {
-                    continue;
-                };
-                jobs.push(Job {
-                    cipher: context.cipher(),
-                    sequence,
-                    esn: sa.esn(),
-                    esp: path.write(entry.packet.data_mut(), measured, sequence),
-                    authentic: false,
-                });
-            }
+            with_checksum |= run[0].sa.context().has_udp_checksum();
+            write(run, measured, &mut jobs);
         }
         if !ADAPTER {
             seal_batch(&mut jobs);
@@ -188,8 +159,31 @@ impl Engine {
         }
     }
 
+    /// Makes room for what the packets of a run will become.
+    #[inline(always)]
+    fn measure<B: Buffer>(
+        &mut self,
+        run: &mut [Outbound<'_, B>],
+        measured: &mut ArrayVec<Option<Measured>, CHUNK>,
+    ) {
+        let path = Path::of(run[0].sa);
+        for entry in run {
+            if let Some(plain) = path.measure_plain(entry.content, &mut entry.packet) {
+                measured.push(Some(plain));
+                continue;
+            }
+            let outcome = path.measure(entry.content, &mut entry.packet);
+            measured.push(outcome.ok());
+            if let Err(verdict) = outcome {
+                entry.verdict = verdict;
+                self.counters.count(verdict, 0);
+            }
+        }
+    }
+
     /// Reserves sequence numbers for the packets of a run that have been measured, and leaves
     /// them in their verdicts.
+    #[inline(always)]
     fn number<B: Buffer>(
         &mut self,
         now: Timestamp,
@@ -230,96 +224,111 @@ impl Engine {
         sas: &impl InboundSas<'a>,
         chunk: &mut [Inbound<'a, B>],
     ) {
-        inbound::prefetch(chunk);
+        inbound::prefetch(chunk, sas);
         let mut candidates: ArrayVec<Candidate<'a>, CHUNK> = ArrayVec::new();
-        let mut latest = Latest::NONE;
-        for (entry, index) in chunk.iter_mut().zip(0..) {
-            match inbound::find(entry, index, &mut latest, sas, &self.ports) {
-                Ok(candidate) => candidates.push(candidate),
+        let mut jobs: ArrayVec<Job<'_>, CHUNK> = ArrayVec::new();
+        let mut first = 0;
+        for run in chunk.chunk_by_mut(|a, b| same(a.sa, b.sa)) {
+            let len = run.len();
+            self.admit::<B, ADAPTER>(sas, run, first, &mut candidates, &mut jobs);
+            first += len;
+        }
+        if !ADAPTER {
+            open_batch(&mut jobs);
+        }
+        for (candidate, job) in candidates.iter_mut().zip(&jobs) {
+            candidate.authentic = ADAPTER || job.authentic;
+        }
+        drop(jobs);
+
+        for run in candidates.chunk_by(|a, b| ptr::eq(a.sa, b.sa)) {
+            self.finish(now, run, chunk);
+        }
+    }
+
+    /// Admits the packets of a run, all with the same association or all without one, to the
+    /// cryptography; `first` is the place of the first in the chunk.
+    #[inline(always)]
+    fn admit<'a, 'c, B: Buffer, const ADAPTER: bool>(
+        &mut self,
+        sas: &impl InboundSas<'a>,
+        run: &'c mut [Inbound<'a, B>],
+        first: usize,
+        candidates: &mut ArrayVec<Candidate<'a>, CHUNK>,
+        jobs: &mut ArrayVec<Job<'c>, CHUNK>,
+    ) where
+        'a: 'c,
+    {
+        let gate = run[0].sa.map(Gate::of);
+        for (entry, index) in run.iter_mut().zip(first..) {
+            if let Some(gate) = &gate
+                && let Some(candidate) =
+                    inbound::admit_plain::<B, ADAPTER>(gate, entry, index as u8)
+            {
+                jobs.push(gate.job(&candidate, entry.packet.data_mut()));
+                candidates.push(candidate);
+                continue;
+            }
+            let admitted = if ADAPTER {
+                inbound::admit_opened(entry, index as u8, &self.ports)
+            } else {
+                inbound::admit(entry, index as u8, sas, &self.ports, &mut self.scratch)
+            };
+            match admitted {
+                Ok(candidate) => {
+                    let gate = Gate::of(candidate.sa);
+                    jobs.push(gate.job(&candidate, entry.packet.data_mut()));
+                    candidates.push(candidate);
+                }
                 Err(verdict) => {
                     entry.verdict = verdict;
                     self.counters.count(verdict, 0);
                 }
             }
         }
+    }
 
-        // Packets of the same association that stand together are a run.
-        let mut jobs: ArrayVec<Job<'_>, CHUNK> = ArrayVec::new();
-        let mut entries = (0..).zip(chunk.iter_mut());
-        for run in candidates.chunk_by_mut(|a, b| ptr::eq(a.sa, b.sa)) {
-            let sa = run[0].sa;
-            let gate = Gate::of(sa);
-            let (cipher, esn) = (sa.context().cipher(), sa.esn());
-            for candidate in run {
-                let Some((_, entry)) = entries.find(|(index, _)| *index == candidate.index) else {
-                    break;
-                };
-                let outcome = if ADAPTER {
-                    gate.admit_opened(candidate, entry.sequence)
-                } else {
-                    gate.admit(candidate, &entry.packet, &mut self.scratch)
-                };
-                match outcome {
-                    Ok(sequence) => {
-                        entry.sequence = sequence;
-                        jobs.push(Job {
-                            cipher,
-                            sequence,
-                            esn,
-                            esp: candidate.esp_mut(entry.packet.data_mut()),
-                            authentic: ADAPTER,
-                        });
-                        candidate.sequence = sequence;
-                        candidate.authentic = Some(ADAPTER);
-                    }
-                    Err(reason) => {
-                        entry.sequence = candidate.sequence;
-                        entry.verdict = Verdict::Drop(reason);
-                        self.counters.count(entry.verdict, 0);
-                    }
-                }
+    /// Decides about the packets of a run after the cryptography, and leaves the inner ones.
+    #[inline(always)]
+    fn finish<'a, B: Buffer>(
+        &mut self,
+        now: Timestamp,
+        run: &[Candidate<'a>],
+        chunk: &mut [Inbound<'a, B>],
+    ) {
+        let sa = run[0].sa;
+        let (mut opened, mut bytes, mut failures) = (0, 0, 0);
+        let mut commit = sa.commit(now);
+        for candidate in run {
+            let entry = &mut chunk[usize::from(candidate.index)];
+            if !candidate.authentic {
+                failures += 1;
+                entry.verdict = Verdict::Drop(DropReason::Icv);
+                continue;
             }
-        }
-        if !ADAPTER {
-            open_batch(&mut jobs);
-        }
-        let admitted = candidates.iter_mut().filter_map(|c| c.authentic.as_mut());
-        for (authentic, job) in admitted.zip(&jobs) {
-            *authentic = job.authentic;
-        }
-        drop(jobs);
-
-        // One commit per run.
-        for run in candidates.chunk_by(|a, b| ptr::eq(a.sa, b.sa)) {
-            let sa = run[0].sa;
-            let (mut opened, mut bytes, mut failures) = (0, 0, 0);
-            let mut commit = sa.commit(now);
-            for candidate in run {
-                let Some(authentic) = candidate.authentic else {
-                    continue;
-                };
-                let entry = &mut chunk[usize::from(candidate.index)];
-                if authentic {
-                    entry.verdict = inbound::finish(candidate, &mut commit, &mut entry.packet);
-                } else {
-                    failures += 1;
-                    entry.verdict = Verdict::Drop(DropReason::Icv);
-                }
-                if let Verdict::Opened(_) = entry.verdict {
-                    opened += 1;
-                    bytes += entry.packet.data().len() as u64;
-                } else {
-                    self.counters.count(entry.verdict, 0);
-                }
+            let plain = inbound::finish_plain(candidate, &mut commit, &mut entry.packet);
+            if let Some((next_header, len)) = plain {
+                entry.verdict = Verdict::Opened(Opened {
+                    sequence: candidate.sequence,
+                    mode: Mode::Tunnel,
+                    next_header,
+                });
+                opened += 1;
+                bytes += len as u64;
+                continue;
             }
-            let events = commit.finish();
-            self.counters.opened_packets += opened;
-            self.counters.opened_bytes += bytes;
+            entry.verdict = inbound::finish(candidate, &mut commit, &mut entry.packet);
+            let len = entry.packet.data().len();
+            self.counters.count(entry.verdict, len);
+        }
+        let events = commit.finish();
+        self.counters.opened_packets += opened;
+        self.counters.opened_bytes += bytes;
+        self.emit(sa, events);
+        for _ in 0..failures {
+            self.counters.count(Verdict::Drop(DropReason::Icv), 0);
+            let events = sa.authentication_failed(now);
             self.emit(sa, events);
-            for _ in 0..failures {
-                let events = sa.authentication_failed(now);
-                self.emit(sa, events);
-            }
         }
     }
 
@@ -339,5 +348,40 @@ impl Engine {
                 self.counters.lost_events += 1;
             }
         }
+    }
+}
+
+/// Writes all but ciphertext and ICV of the packets of a run that have numbers.
+#[inline(always)]
+fn write<'a, 'c, B: Buffer>(
+    run: &'c mut [Outbound<'a, B>],
+    measured: &[Option<Measured>],
+    jobs: &mut ArrayVec<Job<'c>, CHUNK>,
+) where
+    'a: 'c,
+{
+    let sa = run[0].sa;
+    let path = Path::of(sa);
+    let (cipher, esn) = (sa.context().cipher(), sa.esn());
+    for (entry, measured) in run.iter_mut().zip(measured) {
+        let (Verdict::Sealed { sequence }, Some(measured)) = (entry.verdict, measured) else {
+            continue;
+        };
+        jobs.push(Job {
+            cipher,
+            sequence,
+            esn,
+            esp: path.write(entry.packet.data_mut(), measured, sequence),
+            authentic: false,
+        });
+    }
+}
+
+/// Whether both are the same association, or none.
+#[inline]
+fn same(a: Option<&EspSa>, b: Option<&EspSa>) -> bool {
+    match (a, b) {
+        (Some(a), Some(b)) => ptr::eq(a, b),
+        (a, b) => a.is_none() && b.is_none(),
     }
 }

@@ -180,7 +180,7 @@ impl<'a> Path<'a> {
             protocol_at: 0,
             front: front as u8,
             padding: padding as u8,
-            next_header: inner_protocol(ip.version),
+            next_header: ip.version.protocol(),
             traffic_class: ip.traffic_class,
             dont_fragment: ip.dont_fragment,
             decrement: false,
@@ -268,13 +268,6 @@ const fn longest(version: IpVersion) -> usize {
 
 const MALFORMED: Verdict = Verdict::Drop(DropReason::OutMalformed);
 
-const fn inner_protocol(version: IpVersion) -> u8 {
-    match version {
-        IpVersion::V4 => protocol::IPV4,
-        IpVersion::V6 => protocol::IPV6,
-    }
-}
-
 fn measure_tunnel<B: Buffer>(sa: &EspSa, packet: &mut B) -> Result<Measured, Verdict> {
     let ip = Brief::parse(packet.data()).map_err(|_| MALFORMED)?;
     let decrement = sa.params().tunnel.decrement_hop_limit;
@@ -290,7 +283,7 @@ fn measure_tunnel<B: Buffer>(sa: &EspSa, packet: &mut B) -> Result<Measured, Ver
         protocol_at: 0,
         front: sa.context().framing().front_len() as u8,
         padding: 0,
-        next_header: inner_protocol(ip.version),
+        next_header: ip.version.protocol(),
         traffic_class: ip.traffic_class,
         dont_fragment: ip.dont_fragment,
         decrement,

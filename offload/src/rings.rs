@@ -124,6 +124,7 @@ impl<B: Buffer> QueueInner<B> {
     /// Hands a frame over to whoever owns the queue, in exchange for a posted buffer, which is
     /// returned; the default queue needs none, nor does a frame that is in a posted buffer
     /// already.
+    #[inline]
     pub(crate) fn deliver(
         &mut self,
         queue: &Queue<B>,
@@ -223,21 +224,6 @@ pub struct VmCounters {
     pub receive_losses: Losses,
 }
 
-impl VmCounters {
-    /// Adds those of a batch.
-    pub(crate) fn merge(&mut self, batch: &Self) {
-        self.posted += batch.posted;
-        self.sent += batch.sent;
-        self.sent_bytes += batch.sent_bytes;
-        self.to_host += batch.to_host;
-        self.sealed += batch.sealed;
-        self.opened += batch.opened;
-        self.segments += batch.segments;
-        self.send_losses.merge(&batch.send_losses);
-        self.receive_losses.merge(&batch.receive_losses);
-    }
-}
-
 /// A machine as the adapter knows it.
 #[derive(Debug)]
 pub(crate) struct VmPort<B> {
@@ -253,6 +239,8 @@ pub(crate) struct VmPort<B> {
 #[derive(Debug)]
 pub(crate) struct SendRing<B> {
     pub(crate) pending: VecDeque<Pending<B>>,
+    /// How many of them are large sends.
+    pub(crate) large: usize,
     pub(crate) completions: VecDeque<Completion<B>>,
     /// Completions that a fault has delayed.
     pub(crate) late: Vec<(Timestamp, Completion<B>)>,
@@ -277,6 +265,7 @@ impl<B> VmPort<B> {
             deficit: AtomicI64::new(0),
             sends: Mutex::new(SendRing {
                 pending: VecDeque::new(),
+                large: 0,
                 completions: VecDeque::new(),
                 late: Vec::new(),
                 limiter: RateLimiter::new(settings.rate_limit),
@@ -295,6 +284,68 @@ impl<B: Buffer> SendRing<B> {
             result: Err(error),
             buffer: Some(pending.frame.give_back()),
         });
+    }
+
+    /// Ends a send that failed on its way out. The buffer of a segment is free.
+    #[cold]
+    pub(crate) fn fail_frame(
+        &mut self,
+        id: u64,
+        is_segment: bool,
+        frame: Frame<B>,
+        error: SendError,
+        free: &mut Vec<B>,
+    ) {
+        self.counters.send_losses.count(error.loss());
+        if is_segment {
+            return free.push(frame.payload);
+        }
+        self.completions.push_back(Completion {
+            id,
+            result: Err(error),
+            buffer: Some(frame.give_back()),
+        });
+    }
+
+    /// Takes up to `most` frames off the ring, as far as the rate limit allows. A large send is
+    /// a batch of its own.
+    pub(crate) fn take_batch(
+        &mut self,
+        now: Timestamp,
+        most: usize,
+        batch: &mut VecDeque<Pending<B>>,
+    ) {
+        let is_large = |pending: &Pending<B>| pending.segment_size.is_some();
+        while batch.len() < most {
+            let Some(next) = self.pending.front() else {
+                break;
+            };
+            let alone = is_large(next) || batch.back().is_some_and(is_large);
+            if alone && !batch.is_empty() {
+                break;
+            }
+            let len = next.frame.payload.data().len();
+            if !self.limiter.admit(now, len) {
+                break;
+            }
+            if let Some(next) = self.pending.pop_front() {
+                self.large -= usize::from(is_large(&next));
+                batch.push_back(next);
+            }
+        }
+    }
+
+    /// Takes everything off the ring.
+    pub(crate) fn take_all(&mut self) -> VecDeque<Pending<B>> {
+        self.large = 0;
+        core::mem::take(&mut self.pending)
+    }
+
+    /// Puts a frame onto the ring.
+    #[inline]
+    pub(crate) fn push(&mut self, pending: Pending<B>) {
+        self.large += usize::from(pending.segment_size.is_some());
+        self.pending.push_back(pending);
     }
 
     /// Whether a frame in the ring is bound to an association.
@@ -321,6 +372,11 @@ impl RateLimiter {
     /// A limit of `rate` bits a second; 0 is none.
     pub const fn new(rate: u64) -> Self {
         Self { rate, due: 0 }
+    }
+
+    /// Whether there is no limit.
+    pub const fn is_unlimited(&self) -> bool {
+        self.rate == 0
     }
 
     /// Charges a packet of this many bytes, or says that it has to wait.

@@ -64,7 +64,8 @@ pub enum StartError {
 }
 
 impl Nodes {
-    /// Starts everything that the configuration names, machines included.
+    /// Starts everything that the configuration names, machines included. Nothing is taken from
+    /// machines until [`release`](Self::release): first it has to be known what to protect.
     pub fn start(config: &Config) -> Result<Self, StartError> {
         let clock = Clock::start();
         let mut opener = Opener::new();
@@ -123,9 +124,14 @@ impl Nodes {
         Ok(())
     }
 
+    /// Begins to take frames from machines.
+    pub fn release(&self) -> Result<(), Stopped> {
+        self.handles().try_for_each(NodeHandle::release)
+    }
+
     /// Stops to take frames from machines; those that are on their way go on.
-    pub fn drain(&self) -> Result<(), Stopped> {
-        self.handles().try_for_each(NodeHandle::drain)
+    pub fn hold(&self) -> Result<(), Stopped> {
+        self.handles().try_for_each(NodeHandle::hold)
     }
 
     /// Ends the workers. What is still on its way is lost.

@@ -39,7 +39,8 @@ pub(super) struct Driver {
     /// On its way to the uplink.
     wire: Vec<PacketBuf>,
     recycled: Vec<PacketBuf>,
-    is_draining: bool,
+    /// Nothing is taken from machines.
+    is_held: bool,
     /// Frames of machines that were removed, which nobody can have any more.
     abandoned: u64,
     board: Arc<Board>,
@@ -68,7 +69,7 @@ impl Driver {
             arrived: Vec::with_capacity(WIRE_BURST),
             wire: Vec::with_capacity(BUDGET * 2),
             recycled: Vec::with_capacity(BUDGET * 2),
-            is_draining: false,
+            is_held: true,
             abandoned: 0,
             board,
         }
@@ -94,7 +95,7 @@ impl Driver {
         // What the uplink does not take holds the machines up, not the buffers.
         if self.wire.is_empty() {
             for machine in &mut self.machines {
-                moved += machine.take(now, &mut self.host, &mut self.pool, self.is_draining);
+                moved += machine.take(now, &mut self.host, &mut self.pool, self.is_held);
             }
         }
         for &processor in &self.processors {
@@ -122,7 +123,7 @@ impl Driver {
     /// whether there is something to do.
     pub(super) fn prepare_sleep(&mut self, sleeping: bool) -> bool {
         let mut ready = self.uplink.prepare_sleep(sleeping);
-        let takes = self.wire.is_empty() && !self.is_draining;
+        let takes = self.wire.is_empty() && !self.is_held;
         for machine in &mut self.machines {
             let has_something = machine.port.prepare_sleep(sleeping);
             ready |= has_something && takes && !machine.has_backlog();
@@ -185,8 +186,8 @@ impl Driver {
         Ok(())
     }
 
-    pub(super) fn drain(&mut self) {
-        self.is_draining = true;
+    pub(super) fn hold(&mut self, is_held: bool) {
+        self.is_held = is_held;
     }
 
     /// Shows where everything stands; false if somebody is just looking.

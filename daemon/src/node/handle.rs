@@ -13,10 +13,12 @@ use super::machine::{Attach, AttachError};
 use super::waker::Waker;
 use crate::port::Port;
 
+type Ask<T> = Box<dyn FnOnce(&mut T, Timestamp) + Send>;
+
 /// What a worker is asked to do between two batches.
 enum Command {
-    Host(Box<dyn FnOnce(&mut Host<PacketBuf>, Timestamp) + Send>),
-    Driver(Box<dyn FnOnce(&mut Driver, Timestamp) + Send>),
+    Host(Ask<Host<PacketBuf>>),
+    Driver(Ask<Driver>),
 }
 
 /// A running node, as control requests see it. Cheap to clone.
@@ -106,9 +108,14 @@ impl NodeHandle {
         self.drive(move |driver, _| driver.replace_port(vm, port))
     }
 
+    /// Begins to take frames from machines.
+    pub fn release(&self) -> Result<(), Stopped> {
+        self.drive(|driver, _| driver.hold(false))
+    }
+
     /// Stops to take frames from machines; those that are on their way go on.
-    pub fn drain(&self) -> Result<(), Stopped> {
-        self.drive(|driver, _| driver.drain())
+    pub fn hold(&self) -> Result<(), Stopped> {
+        self.drive(|driver, _| driver.hold(true))
     }
 
     pub(super) fn drive<R: Send + 'static>(

@@ -114,10 +114,10 @@ impl Machine {
         now: Timestamp,
         host: &mut Host<PacketBuf>,
         pool: &mut Pool,
-        is_draining: bool,
+        is_held: bool,
     ) -> usize {
         let mut moved = 0;
-        if !is_draining && !self.has_backlog() {
+        if !is_held && !self.has_backlog() {
             moved = self.port.receive(now, pool, BURST, &mut self.incoming);
         }
         if self.function.is_some() {

@@ -216,9 +216,11 @@ impl Worker {
     fn show(&self, start: Timestamp, now: Timestamp) -> bool {
         let elapsed = now.since(start).as_nanos() as u64;
         self.shared.elapsed.store(elapsed, Ordering::Relaxed);
-        self.drivers
-            .iter()
-            .fold(true, |all, driver| driver.publish(now) && all)
+        let mut all = true;
+        for driver in &self.drivers {
+            all &= driver.publish(now);
+        }
+        all
     }
 }
 

@@ -349,7 +349,7 @@ mod tests {
         for incoming in &frames {
             let data = incoming.frame.data();
             let packet = SlicedPacket::from_ethernet(data).unwrap();
-            let Some(NetSlice::Ipv4(ip)) = packet.net else {
+            let Some(NetSlice::Ipv4(ip)) = &packet.net else {
                 panic!("{packet:?}");
             };
             let header = ip.header().to_header();

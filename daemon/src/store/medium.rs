@@ -5,6 +5,7 @@ use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::UNIX_EPOCH;
 
 use redb::{Builder, Database, DatabaseError};
 use sha2::{Digest, Sha256};
@@ -90,7 +91,13 @@ impl Medium for Files {
 
     fn file(&self) -> Result<u64, StoreError> {
         let metadata = fs::metadata(&self.store).map_err(|error| file_error(&self.store, error))?;
-        Ok(metadata.ino())
+        // A file that takes the place of a deleted one may get its inode, but was made later.
+        let made = metadata.created().ok();
+        let made = made.and_then(|made| made.duration_since(UNIX_EPOCH).ok());
+        let made = made.unwrap_or_default().as_nanos();
+        let hash = Sha256::digest(format!("{} {made}", metadata.ino()));
+        let (first, _) = hash.split_first_chunk().expect("32 bytes have 8");
+        Ok(u64::from_be_bytes(*first))
     }
 
     fn machine(&self) -> [u8; 16] {

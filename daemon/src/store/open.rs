@@ -168,7 +168,7 @@ fn judge(
         return lost(Loss::OtherMachine, "the machine ids differ".to_owned());
     }
     if state.file != 0 && file != state.file {
-        let detail = format!("the anchor knows inode {}, this is {file}", state.file);
+        let detail = "inode or time of creation differ".to_owned();
         return lost(Loss::StoreCopied, detail);
     }
     if head.generation < state.generation {

@@ -66,7 +66,8 @@ pub enum Alarm {
     },
 }
 
-/// The thread that renews leases and raises marks. Ends when the last handle is dropped.
+/// A handle of the thread that renews leases and raises marks, which ends when the last handle is
+/// dropped.
 #[derive(Clone, Debug)]
 pub struct Refill {
     orders: Sender<Order>,
@@ -355,10 +356,6 @@ impl Worker {
                 return Err(error);
             }
         };
-        if self.failing {
-            self.failing = false;
-            (self.alarm)(Alarm::Mended);
-        }
         let mut refused = Vec::new();
         for ((name, _), granted) in needs.into_iter().zip(granted) {
             let Some(state) = self.watched.get_mut(&name) else {
@@ -374,6 +371,10 @@ impl Worker {
                 });
                 refused.push((name, error));
             }
+        }
+        if self.failing {
+            self.failing = false;
+            (self.alarm)(Alarm::Mended);
         }
         Ok(refused)
     }

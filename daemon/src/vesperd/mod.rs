@@ -90,13 +90,14 @@ fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn std::error::Error>> {
     for vm in pair::keys(&config)? {
         install::pair(&nodes, &config, &vm)?;
     }
+    nodes.release()?;
 
     let begin = Instant::now();
     let start = nodes.statistics();
     watch(arguments, &nodes, begin, &ended)?;
     let end = nodes.statistics();
     let summary = Summary::new(&start, &end, begin.elapsed());
-    nodes.drain()?;
+    nodes.hold()?;
     let settled = drained(&nodes);
     let statistics = if settled {
         nodes.stop()

@@ -1,6 +1,6 @@
 //! Where in an IP packet the ESP packet lies.
 
-use core::net::{IpAddr, Ipv4Addr};
+use core::net::IpAddr;
 
 use arrayvec::ArrayVec;
 
@@ -86,7 +86,6 @@ impl Default for EncapsulationPorts {
 /// An ESP packet right behind an IPv4 header without options.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct PlainLocation {
-    pub(crate) destination: u32,
     pub(crate) spi: u32,
     pub(crate) sequence: u32,
     /// Bytes from the SPI to the end of the ICV.
@@ -107,7 +106,7 @@ pub fn locate(packet: &[u8], ports: &EncapsulationPorts) -> Located {
     match locate_plain(packet) {
         Some(plain) => Located::Esp(EspLocation {
             version: IpVersion::V4,
-            destination: IpAddr::V4(Ipv4Addr::from_bits(plain.destination)),
+            destination: IpAddr::from([packet[16], packet[17], packet[18], packet[19]]),
             traffic_class: plain.traffic_class,
             udp: false,
             header_len: PlainLocation::HEADER_LEN,
@@ -119,6 +118,17 @@ pub fn locate(packet: &[u8], ports: &EncapsulationPorts) -> Located {
         }),
         None => locate_any(packet, ports),
     }
+}
+
+/// Destination and SPI of most ESP packets, as they are in the packet; `None` asks for a
+/// closer look.
+#[inline]
+pub(crate) fn plain_key(packet: &[u8]) -> Option<[u8; 8]> {
+    let start = packet.first_chunk::<24>()?;
+    let is_plain =
+        start[0] == 0x45 && start[9] == protocol::ESP && start[6] & 0x3f == 0 && start[7] == 0;
+    let [.., a, b, c, d, e, f, g, h] = *start;
+    is_plain.then_some([a, b, c, d, e, f, g, h])
 }
 
 /// [`locate`] for most packets; `None` asks for a closer look.
@@ -136,7 +146,6 @@ pub(crate) fn locate_plain(packet: &[u8]) -> Option<PlainLocation> {
     let number =
         |at: usize| u32::from_be_bytes([start[at], start[at + 1], start[at + 2], start[at + 3]]);
     is_plain.then(|| PlainLocation {
-        destination: number(16),
         spi: number(20),
         sequence: number(24),
         esp_len: total_len as u32 - 20,

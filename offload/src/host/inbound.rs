@@ -236,11 +236,8 @@ impl<B: Buffer> Host<B> {
                 continue;
             };
             self.count(owner, |counters| counters.opened += 1);
-            if let Some(rewrite) = self.wire_form(owner, packet.handle).rewrite {
-                frame.link.destination = rewrite.destination;
-                frame.link.source = rewrite.source;
-            }
-            frame.set_ip_ethertype();
+            let rewrite = self.wire_form(owner, packet.handle).rewrite;
+            frame.dress(frame.vlan, rewrite.as_ref());
             self.deliver(owner, packet.queue, frame);
         }
     }

@@ -229,8 +229,7 @@ impl<B: Buffer> Nic<B> {
         }
         for entry in config.vms.values() {
             let mut sends = lock(&entry.port.sends);
-            let pending: Vec<_> = sends.pending.drain(..).collect();
-            for pending in pending {
+            for pending in sends.take_all() {
                 sends.fail(pending, SendError::Lost(Loss::Reset));
             }
         }

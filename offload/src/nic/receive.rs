@@ -374,11 +374,7 @@ fn finish_decrypted(offloaded: &Offloaded, info: &mut CryptoInfo, job: Option<&J
 
 /// Packet mode: the frame around what was opened.
 fn finish_opened<B: Buffer>(offload: &SaOffload, frame: &mut Frame<B>) -> ReceivedIpsec {
-    if let Some(rewrite) = offload.rewrite {
-        frame.link.destination = rewrite.destination;
-        frame.link.source = rewrite.source;
-    }
-    frame.set_ip_ethertype();
+    frame.dress(frame.vlan, offload.rewrite.as_ref());
     let checksum = match offload.inner_checksum {
         true => checksum_is_right(frame.payload.data()),
         false => None,

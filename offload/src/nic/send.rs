@@ -62,7 +62,7 @@ pub(crate) struct Opened<B> {
 }
 
 impl<B: Buffer> Opened<B> {
-    #[inline]
+    #[inline(always)]
     fn of(send: Send<B>) -> Result<Self, Completion<B>> {
         match Frame::open(send.frame) {
             Ok(frame) => Ok(Self {
@@ -161,7 +161,7 @@ impl<B: Buffer> Nic<B> {
         };
         for send in frames.drain(..accepted) {
             match open(send).and_then(|send| admission.admit(from, send)) {
-                Ok(pending) => sends.pending.push_back(pending),
+                Ok(pending) => sends.push(pending),
                 Err(refused) => {
                     if let Err(error) = refused.result {
                         sends.counters.send_losses.count(error.loss());
@@ -185,7 +185,7 @@ struct Admission<'a, B> {
 }
 
 impl<B: Buffer> Admission<'_, B> {
-    #[inline]
+    #[inline(always)]
     fn admit(&mut self, from: Function, send: Opened<B>) -> Result<Pending<B>, Completion<B>> {
         let mut frame = send.frame;
         if self.is_function

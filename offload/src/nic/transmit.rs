@@ -1,12 +1,14 @@
 //! Sending: from a machine's ring through the IPsec unit to the wire, or to a function of this
 //! adapter.
 
+use std::collections::VecDeque;
+
 use arrayvec::ArrayVec;
 
 use vesper_esp::aead::{Job, seal_batch};
 use vesper_esp::wire::{EncapsulationPorts, Located, flow, locate};
 use vesper_esp::{Buffer, Engine, Outbound, Verdict};
-use vesper_sa::{Action, Direction, Spd, Timestamp, VmId};
+use vesper_sa::{Action, Direction, Mode, Spd, Timestamp, VmId};
 
 use super::{BATCH, Config, Nic, Processor};
 use crate::capability::OffloadMode;
@@ -16,7 +18,7 @@ use crate::fault::Faults;
 use crate::flow_key::FlowKey;
 use crate::nic::large_send::fill_checksum;
 use crate::queue::QueueId;
-use crate::rings::{Pending, Plan, SendRing, VmCounters, VmPort, lock};
+use crate::rings::{Pending, Plan, SendRing, VmPort, lock};
 use crate::sriov::Function;
 use crate::transfer::{Completion, HostWork, Received, ReceivedIpsec};
 use crate::unit::{OffloadHandle, Offloaded};
@@ -25,21 +27,40 @@ use crate::unit::{OffloadHandle, Offloaded};
 #[derive(Clone, Copy)]
 enum Step<'a> {
     Clear,
-    /// Packet mode: the engine seals it.
+    /// Packet mode: the engine has sealed it.
     Seal(&'a Offloaded),
     /// Crypto mode: encrypted in place.
     Encrypt,
     ToHost,
-    Fail(SendError),
+    /// The next one of the batch's errors.
+    Fail,
+}
+
+/// The steps of a batch, and why some failed, in their order.
+struct Protected<'a> {
+    steps: ArrayVec<Step<'a>, BATCH>,
+    errors: ArrayVec<SendError, BATCH>,
 }
 
 /// What policy, or the host, says about one frame.
 #[derive(Clone, Copy)]
 enum Choice<'a> {
     Clear,
-    Associate(&'a Offloaded),
+    /// The adapter makes ESP of it.
+    Packet(&'a Offloaded),
+    /// It is ESP, to be encrypted.
+    Crypto(&'a Offloaded),
     ToHost,
     Fail(Loss),
+}
+
+impl<'a> Choice<'a> {
+    fn of(offloaded: &'a Offloaded) -> Self {
+        match offloaded.offload.mode {
+            OffloadMode::Packet => Self::Packet(offloaded),
+            OffloadMode::Crypto => Self::Crypto(offloaded),
+        }
+    }
 }
 
 impl<B: Buffer> Nic<B> {
@@ -54,29 +75,23 @@ impl<B: Buffer> Nic<B> {
         most: usize,
     ) -> (usize, usize) {
         let mut batch = core::mem::take(&mut processor.sending);
-        let mut bytes = 0;
+        let most = most.min(BATCH);
         {
             let mut sends = lock(&port.sends);
-            while batch.len() < most.min(BATCH) {
-                let is_large = |pending: &Pending<B>| pending.segment_size.is_some();
-                let Some(next) = sends.pending.front() else {
-                    break;
-                };
-                // A large send is a batch of its own.
-                if !batch.is_empty() && (is_large(next) || batch.last().is_some_and(is_large)) {
-                    break;
-                }
-                let len = next.frame.payload.data().len();
-                if !sends.limiter.admit(now, len) {
-                    break;
-                }
-                bytes += len;
-                batch.extend(sends.pending.pop_front());
+            let sends = &mut *sends;
+            if sends.large == 0 && sends.limiter.is_unlimited() && sends.pending.len() <= most {
+                core::mem::swap(&mut sends.pending, &mut batch);
+            } else {
+                sends.take_batch(now, most, &mut batch);
             }
         }
+        let bytes = batch
+            .iter()
+            .map(|pending| pending.frame.payload.data().len())
+            .sum();
         let count = batch.len();
         if count > 0 {
-            match batch.first().and_then(|pending| pending.segment_size) {
+            match batch.front().and_then(|pending| pending.segment_size) {
                 Some(size) => self.send_large(config, port, processor, now, &mut batch, size),
                 None => self.send_batch(config, port, processor, now, &mut batch, bytes),
             }
@@ -93,20 +108,20 @@ impl<B: Buffer> Nic<B> {
         port: &VmPort<B>,
         processor: &mut Processor<B>,
         now: Timestamp,
-        batch: &mut Vec<Pending<B>>,
+        batch: &mut VecDeque<Pending<B>>,
         size: u16,
     ) {
-        let Some(large) = batch.pop() else {
+        let Some(large) = batch.pop_front() else {
             return;
         };
         let choice = Chooser::new(config, port.vm).choose(large.plan, &large.frame);
         let may_cut = match choice {
             Choice::Clear => true,
-            Choice::Associate(offloaded) if offloaded.offload.mode == OffloadMode::Crypto => false,
-            Choice::Associate(_) if config.enabled.large_send => true,
-            Choice::Associate(_) if matches!(large.plan, Plan::Bound(_)) => false,
+            Choice::Crypto(_) => false,
+            Choice::Packet(_) if config.enabled.large_send => true,
+            Choice::Packet(_) if matches!(large.plan, Plan::Bound(_)) => false,
             // Whole, so that the host cuts it before it protects it.
-            Choice::Associate(_) | Choice::ToHost => {
+            Choice::Packet(_) | Choice::ToHost => {
                 return self.send_by_host(config, port, processor, now, large);
             }
             Choice::Fail(loss) => {
@@ -161,87 +176,105 @@ impl<B: Buffer> Nic<B> {
         port: &VmPort<B>,
         processor: &mut Processor<B>,
         now: Timestamp,
-        batch: &mut Vec<Pending<B>>,
+        batch: &mut VecDeque<Pending<B>>,
         bytes: usize,
     ) {
-        let steps = self.protect(config, port.vm, &mut processor.engine, now, batch);
-        let mut counters = VmCounters {
-            sent_bytes: bytes as u64,
-            ..VmCounters::default()
-        };
+        let Protected { steps, errors } = self.protect(
+            config,
+            port.vm,
+            &mut processor.engine,
+            now,
+            batch.make_contiguous(),
+        );
+        let mut errors = errors.into_iter();
         let mut for_host: ArrayVec<Received<B>, BATCH> = ArrayVec::new();
+        let mut local: ArrayVec<Frame<B>, BATCH> = ArrayVec::new();
         let mut route = Route::default();
-        for (mut pending, step) in batch.drain(..).zip(steps) {
-            let mut error = None;
-            match step {
-                Step::Clear => {}
-                Step::Encrypt => {
-                    counters.sealed += 1;
-                    if config.faulty {
-                        self.spoil(pending.frame.payload.data_mut());
-                    }
-                }
+        let mut sends = lock(&port.sends);
+        let mut sealed = 0;
+        sends.counters.sent_bytes += bytes as u64;
+        for (pending, step) in batch.drain(..).zip(&steps) {
+            let Pending {
+                id,
+                is_segment,
+                mut frame,
+                ..
+            } = pending;
+            match *step {
                 Step::Seal(offloaded) => {
-                    counters.sealed += 1;
-                    let frame = &mut pending.frame;
-                    frame.vlan = offloaded.offload.vlan;
-                    if let Some(rewrite) = offloaded.offload.rewrite {
-                        frame.link.destination = rewrite.destination;
-                        frame.link.source = rewrite.source;
-                    }
-                    frame.set_ip_ethertype();
+                    frame.dress(offloaded.offload.vlan, offloaded.offload.rewrite.as_ref());
+                    sealed += 1;
                     if config.faulty {
                         self.spoil(frame.payload.data_mut());
                     }
                 }
+                Step::Encrypt => {
+                    sealed += 1;
+                    if config.faulty {
+                        self.spoil(frame.payload.data_mut());
+                    }
+                }
+                Step::Clear => {}
                 Step::ToHost => {
-                    counters.to_host += 1;
-                    for_host.push(for_software(port.vm, pending.frame, None));
-                    if !pending.is_segment {
-                        processor.completed.push(Completion::done(pending.id));
+                    sends.counters.to_host += 1;
+                    for_host.push(for_software(port.vm, frame, None));
+                    if !is_segment {
+                        self.complete(config, &mut sends, Completion::done(id), now);
                     }
                     continue;
                 }
-                Step::Fail(why) => error = Some(why),
+                Step::Fail => {
+                    let error = errors.next().unwrap_or(SendError::Lost(Loss::NotFramed));
+                    sends.fail_frame(id, is_segment, frame, error, &mut processor.recycled);
+                    continue;
+                }
             }
-            let failed = match error {
-                Some(error) => Err((pending.frame, error)),
-                None => self
-                    .forward(config, port, processor, &mut route, pending.frame)
-                    .map_err(|frame| (frame, SendError::Lost(Loss::NoRoom))),
-            };
-            match failed {
-                Ok(()) => {
-                    counters.sent += 1;
-                    if !pending.is_segment {
-                        processor.completed.push(Completion::done(pending.id));
+            if config.switch.is_some() && route.is_local(config, &frame) {
+                local.push(frame);
+            } else {
+                match frame.close() {
+                    Ok(buffer) => processor.wire.push(buffer),
+                    Err(frame) => {
+                        let error = SendError::Lost(Loss::NoRoom);
+                        sends.fail_frame(id, is_segment, frame, error, &mut processor.recycled);
+                        continue;
                     }
                 }
-                Err((frame, error)) => {
-                    counters.send_losses.count(error.loss());
-                    match pending.is_segment {
-                        true => processor.recycled.push(frame.payload),
-                        false => processor.completed.push(Completion {
-                            id: pending.id,
-                            result: Err(error),
-                            buffer: Some(frame.give_back()),
-                        }),
-                    }
-                }
+            }
+            sends.counters.sent += 1;
+            if !is_segment {
+                self.complete(config, &mut sends, Completion::done(id), now);
             }
         }
+        sends.counters.sealed += sealed;
+        drop(sends);
         self.leave_to_host(config, processor, for_host, now);
-        let mut sends = lock(&port.sends);
-        sends.counters.merge(&counters);
-        if config.faulty {
-            for completion in processor.completed.drain(..) {
-                match completion.result {
-                    Ok(()) => self.complete(config, &mut sends, completion, now),
-                    Err(_) => sends.completions.push_back(completion),
+        if !local.is_empty() {
+            self.send_locally(config, port, processor, local);
+        }
+    }
+
+    /// The NIC switch: frames for functions of this adapter, and for groups.
+    fn send_locally(
+        &self,
+        config: &Config<B>,
+        port: &VmPort<B>,
+        processor: &mut Processor<B>,
+        frames: ArrayVec<Frame<B>, BATCH>,
+    ) {
+        for frame in frames {
+            if !frame.link.destination.is_group() {
+                self.steer(config, [frame]);
+                continue;
+            }
+            self.replicate(config, &frame, Some(port.vm));
+            match frame.close() {
+                Ok(buffer) => processor.wire.push(buffer),
+                Err(frame) => {
+                    processor.recycled.push(frame.payload);
+                    lock(&port.sends).counters.send_losses.count(Loss::NoRoom);
                 }
             }
-        } else {
-            sends.completions.extend(processor.completed.drain(..));
         }
     }
 
@@ -253,58 +286,74 @@ impl<B: Buffer> Nic<B> {
         engine: &mut Engine,
         now: Timestamp,
         batch: &mut [Pending<B>],
-    ) -> ArrayVec<Step<'a>, BATCH> {
+    ) -> Protected<'a> {
         let mut steps: ArrayVec<Step<'a>, BATCH> = ArrayVec::new();
+        let mut failures: ArrayVec<(usize, SendError), BATCH> = ArrayVec::new();
         let mut to_seal: ArrayVec<Outbound<'_, &mut B>, BATCH> = ArrayVec::new();
         let mut to_encrypt: ArrayVec<Job<'_>, BATCH> = ArrayVec::new();
         let mut chooser = Chooser::new(config, owner);
-        for pending in batch.iter_mut() {
+        for (index, pending) in batch.iter_mut().enumerate() {
             if pending.checksum {
                 fill_checksum(pending.frame.payload.data_mut());
             }
-            steps.push(match chooser.choose(pending.plan, &pending.frame) {
-                Choice::Clear => Step::Clear,
-                Choice::ToHost => Step::ToHost,
-                Choice::Fail(loss) => Step::Fail(SendError::Lost(loss)),
-                Choice::Associate(offloaded) => {
-                    let packet = &mut pending.frame.payload;
-                    match offloaded.offload.mode {
-                        OffloadMode::Crypto => {
-                            match to_encrypt_in_place(offloaded, packet.data_mut(), &self.ports) {
-                                Some(job) => {
-                                    to_encrypt.push(job);
-                                    Step::Encrypt
-                                }
-                                None => Step::Fail(SendError::Lost(Loss::NotFramed)),
-                            }
+            let choice = chooser.choose(pending.plan, &pending.frame);
+            let packet = &mut pending.frame.payload;
+            let step = match choice {
+                Choice::Packet(offloaded) => {
+                    let mode = offloaded.sa.mode();
+                    if mode == Mode::Tunnel || config.enabled.carries(mode, packet.data()) {
+                        to_seal.push(Outbound::new(&offloaded.sa, packet));
+                        Step::Seal(offloaded)
+                    } else {
+                        failures.push((index, SendError::Lost(Loss::NotOffloadable)));
+                        Step::Fail
+                    }
+                }
+                Choice::Crypto(offloaded) => {
+                    match to_encrypt_in_place(offloaded, packet.data_mut(), &self.ports) {
+                        Some(job) => {
+                            to_encrypt.push(job);
+                            Step::Encrypt
                         }
-                        OffloadMode::Packet
-                            if !config.enabled.carries(offloaded.sa.mode(), packet.data()) =>
-                        {
-                            Step::Fail(SendError::Lost(Loss::NotOffloadable))
-                        }
-                        OffloadMode::Packet => {
-                            to_seal.push(Outbound::new(&offloaded.sa, packet));
-                            Step::Seal(offloaded)
+                        None => {
+                            failures.push((index, SendError::Lost(Loss::NotFramed)));
+                            Step::Fail
                         }
                     }
                 }
-            });
+                Choice::Clear => Step::Clear,
+                Choice::ToHost => Step::ToHost,
+                Choice::Fail(loss) => {
+                    failures.push((index, SendError::Lost(loss)));
+                    Step::Fail
+                }
+            };
+            steps.push(step);
         }
-        seal_batch(&mut to_encrypt);
+        if !to_encrypt.is_empty() {
+            seal_batch(&mut to_encrypt);
+        }
         engine.encapsulate(now, &mut to_seal);
-        let sealing = steps
-            .iter_mut()
-            .filter(|step| matches!(step, Step::Seal(_)));
-        for (step, job) in sealing.zip(&to_seal) {
-            match job.verdict {
-                Verdict::Sealed { .. } => {}
-                Verdict::TooBig { mtu } => *step = Step::Fail(SendError::TooBig { mtu }),
-                Verdict::Drop(reason) => *step = Step::Fail(SendError::Esp(reason)),
-                _ => *step = Step::Fail(SendError::Lost(Loss::NotFramed)),
+        let is_sealed = |job: &Outbound<'_, _>| matches!(job.verdict, Verdict::Sealed { .. });
+        if !to_seal.iter().all(is_sealed) {
+            let sealing = steps.iter_mut().enumerate();
+            let sealing = sealing.filter(|(_, step)| matches!(step, Step::Seal(_)));
+            for ((index, step), job) in sealing.zip(&to_seal) {
+                let error = match job.verdict {
+                    Verdict::Sealed { .. } => continue,
+                    Verdict::TooBig { mtu } => SendError::TooBig { mtu },
+                    Verdict::Drop(reason) => SendError::Esp(reason),
+                    _ => SendError::Lost(Loss::NotFramed),
+                };
+                *step = Step::Fail;
+                failures.push((index, error));
             }
+            failures.sort_unstable_by_key(|(index, _)| *index);
         }
-        steps
+        Protected {
+            steps,
+            errors: failures.into_iter().map(|(_, error)| error).collect(),
+        }
     }
 
     /// Frames that the host's software has to protect come to it through the default queue.
@@ -330,38 +379,8 @@ impl<B: Buffer> Nic<B> {
         }
     }
 
-    /// To a function of this adapter, if the destination is one and there is a NIC switch;
-    /// else to the wire.
-    #[inline]
-    fn forward(
-        &self,
-        config: &Config<B>,
-        port: &VmPort<B>,
-        processor: &mut Processor<B>,
-        route: &mut Route,
-        frame: Frame<B>,
-    ) -> Result<(), Frame<B>> {
-        if config.switch.is_some() {
-            let to = (frame.link.destination, frame.vlan);
-            if route.to != Some(to) {
-                let queue = config.filters.classify(to.0, to.1);
-                *route = Route {
-                    to: Some(to),
-                    is_local: queue.is_some_and(|queue| config.is_switched(queue)),
-                };
-            }
-            if to.0.is_group() {
-                self.replicate(config, &frame, Some(port.vm));
-            } else if route.is_local {
-                self.steer(config, [frame]);
-                return Ok(());
-            }
-        }
-        processor.wire.push(frame.close()?);
-        Ok(())
-    }
-
     /// The end of a send that went well, with what a fault makes of it.
+    #[inline]
     fn complete(
         &self,
         config: &Config<B>,
@@ -369,10 +388,19 @@ impl<B: Buffer> Nic<B> {
         completion: Completion<B>,
         now: Timestamp,
     ) {
-        if !config.faulty {
+        if config.faulty {
+            self.complete_faultily(sends, completion, now);
+        } else {
             sends.completions.push_back(completion);
-            return;
         }
+    }
+
+    fn complete_faultily(
+        &self,
+        sends: &mut SendRing<B>,
+        completion: Completion<B>,
+        now: Timestamp,
+    ) {
         let mut faults = lock(&self.faults);
         let plan = faults.plan;
         if faults.strikes(plan.lost_completion) {
@@ -443,12 +471,26 @@ impl<B: Buffer> Config<B> {
     }
 }
 
-/// Where the NIC switch sends frames for an address: what it has found for the one before.
+/// Whether the NIC switch has something to do with frames for an address: what it has found
+/// for the one before.
 #[derive(Default)]
 struct Route {
     to: Option<(MacAddress, Option<VlanId>)>,
-    /// To a queue of this adapter.
     is_local: bool,
+}
+
+impl Route {
+    /// Whether a frame goes to a function of this adapter, or to a group.
+    #[inline]
+    fn is_local<B: Buffer>(&mut self, config: &Config<B>, frame: &Frame<B>) -> bool {
+        let to = (frame.link.destination, frame.vlan);
+        if self.to != Some(to) {
+            let queue = config.filters.classify(to.0, to.1);
+            self.to = Some(to);
+            self.is_local = to.0.is_group() || queue.is_some_and(|queue| config.is_switched(queue));
+        }
+        self.is_local
+    }
 }
 
 /// Says what to do about IPsec for the frames of one machine's batch. What it has found for
@@ -472,7 +514,7 @@ impl<'a, B: Buffer> Chooser<'a, B> {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn choose(&mut self, plan: Plan, frame: &Frame<B>) -> Choice<'a> {
         match plan {
             Plan::Done => Choice::Clear,
@@ -481,7 +523,7 @@ impl<'a, B: Buffer> Chooser<'a, B> {
                 _ => {
                     let found = self.config.unit.at_or_draining(handle);
                     let choice = found.map_or(Choice::Fail(Loss::ForeignHandle), |offloaded| {
-                        Choice::Associate(offloaded)
+                        Choice::of(offloaded)
                     });
                     self.bound = Some((handle, choice));
                     choice
@@ -494,7 +536,7 @@ impl<'a, B: Buffer> Chooser<'a, B> {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn by_policy(&mut self, policies: &Spd, frame: &Frame<B>) -> Choice<'a> {
         if !frame.is_ip() {
             return match frame.link.ethertype {
@@ -514,6 +556,7 @@ impl<'a, B: Buffer> Chooser<'a, B> {
         }
     }
 
+    #[inline(never)]
     fn look_up(&self, policies: &Spd, packet: &[u8]) -> Choice<'a> {
         let Some(flow) = flow(packet) else {
             return Choice::Fail(Loss::Malformed);
@@ -533,7 +576,7 @@ impl<'a, B: Buffer> Chooser<'a, B> {
                 if offloaded.offload.mode == OffloadMode::Packet
                     && config.enabled.carries(offloaded.sa.mode(), packet) =>
             {
-                Choice::Associate(offloaded)
+                Choice::Packet(offloaded)
             }
             // Not offloaded, or in crypto mode, where the host makes the ESP packet.
             _ => Choice::ToHost,
