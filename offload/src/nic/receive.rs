@@ -258,10 +258,10 @@ impl<B: Buffer> Nic<B> {
         for step in &mut steps {
             match step {
                 Step::Opened(offloaded) => {
-                    if !opened
-                        .next()
-                        .is_some_and(|job| matches!(job.verdict, Verdict::Opened(_)))
-                    {
+                    let job = opened.next();
+                    let authentic =
+                        job.is_some_and(|job| matches!(job.verdict, Verdict::Opened(_)));
+                    if !authentic {
                         *step = Step::Failed(offloaded.sa.owner());
                     }
                 }

@@ -24,8 +24,11 @@ pub(super) struct Steering<'a, B> {
     config: &'a Config<B>,
     filtered: Option<Filtered>,
     association: Option<(ReceiveKey, Option<Found<'a>>)>,
-    queue: Option<(QueueId, &'a Queue<B>, MutexGuard<'a, QueueInner<B>>)>,
+    queue: Option<(QueueId, Held<'a, B>)>,
 }
+
+/// A queue and its lock.
+type Held<'a, B> = (&'a Queue<B>, MutexGuard<'a, QueueInner<B>>);
 
 /// An association, and the queue that its packets go to: that of the filter is the same for
 /// all packets with the same receiver.
@@ -113,10 +116,10 @@ impl<'a, B: Buffer> Steering<'a, B> {
     /// receive.
     #[inline]
     pub(super) fn enqueue(&mut self, id: QueueId, frame: Frame<B>, class: Class) {
-        if !matches!(self.queue, Some((open, ..)) if open == id) {
+        if !matches!(self.queue, Some((open, _)) if open == id) {
             self.open(id);
         }
-        let Some((_, queue, inner)) = &mut self.queue else {
+        let Some((_, (queue, inner))) = &mut self.queue else {
             return self.nic.lose(self.config, None, frame.payload, Loss::Gone);
         };
         if inner.waiting.len() < queue.ring {
@@ -180,7 +183,7 @@ impl<'a, B: Buffer> Steering<'a, B> {
                 .default_queue()
                 .map(|queue| (queue, lock(&queue.inner))),
         };
-        self.queue = open.map(|(queue, inner)| (id, &**queue, inner));
+        self.queue = open.map(|(queue, inner)| (id, (&**queue, inner)));
     }
 }
 
