@@ -169,7 +169,7 @@ impl Commit<'_> {
         };
         let charged = self.budget.charge(self.usage, bytes);
         match charged {
-            Some(charged) if sequence == self.top + 1 && sequence <= self.end => {
+            Some(charged) if sequence == self.top + 1 && sequence <= self.stop => {
                 if !window.mark_next(sequence) {
                     return false;
                 }

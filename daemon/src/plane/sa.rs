@@ -501,7 +501,7 @@ fn rewrite(
     vm: Option<&VmRecord>,
 ) -> Option<Rewrite> {
     let vm = vm.filter(|_| mode == Mode::Tunnel)?;
-    let gateway = node.spec.gateway.unwrap_or(MacAddress::default());
+    let gateway = node.spec.gateway.unwrap_or_default();
     Some(match direction {
         Direction::Outbound => Rewrite {
             destination: gateway,

@@ -28,7 +28,7 @@ impl State {
     pub fn words_with_keys(&self) -> Zeroizing<String> {
         // Room for all of it, so that no part of a key is left behind when the text grows.
         let mut out = Zeroizing::new(String::with_capacity(2048));
-        let _ = self.write(&mut *out, true);
+        let _ = self.write(&mut out, true);
         out
     }
 
