@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 use vesper_esp::{EspSa, association};
-use vesper_offload::{MacAddress, OffloadMode, OffloadWish, Placement, Rewrite, SaOffload};
+use vesper_offload::{OffloadMode, OffloadWish, Placement, Rewrite, SaOffload};
 use vesper_sa::{
     Direction, Lifetime, Mode, SaParams, SaUpdate, Scope as ReceiveScope, Timestamp, VmId,
 };
