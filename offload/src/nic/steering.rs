@@ -13,6 +13,7 @@ use crate::capability::OffloadMode;
 use crate::ethernet::{Frame, MacAddress, VlanId};
 use crate::fate::Loss;
 use crate::filter::ReceiveFilter;
+use crate::flow_key::{FlowKey, mix};
 use crate::queue::QueueId;
 use crate::rings::{Class, Queue, QueueInner, Waiting, lock};
 use crate::unit::Offloaded;
@@ -42,6 +43,8 @@ struct Filtered {
     vlan: Option<VlanId>,
     queue: QueueId,
     owner: Option<VmId>,
+    /// The queue has others beside it.
+    is_spread: bool,
 }
 
 impl<'a, B: Buffer> Steering<'a, B> {
@@ -64,11 +67,22 @@ impl<'a, B: Buffer> Steering<'a, B> {
     /// association, the owner of that.
     #[inline]
     pub(super) fn find(&mut self, frame: &Frame<B>) -> Result<(QueueId, Class), VmId> {
-        let Filtered { queue, owner, .. } = self.filter(frame);
+        let Filtered {
+            queue: first,
+            owner,
+            is_spread,
+            ..
+        } = self.filter(frame);
         if !frame.is_ip() {
-            return Ok((queue, Class::Clear));
+            return Ok((first, Class::Clear));
         }
         let packet = frame.payload.data();
+        let queue = match is_spread {
+            true => self
+                .config
+                .spread(first, FlowKey::of(packet).map_or(0, FlowKey::hash)),
+            false => first,
+        };
         let (destination, spi) = match peek(packet) {
             Some(found) => found,
             None => match locate(packet, &self.nic.ports) {
@@ -88,10 +102,14 @@ impl<'a, B: Buffer> Steering<'a, B> {
         let found = match self.association {
             Some((known, found)) if known == key => found,
             _ => {
-                let found = self.config.unit.inbound(&key).map(|offloaded| Found {
-                    offloaded,
+                let found = self.config.unit.inbound(&key).map(|offloaded| {
                     // An association that ends at the host names the machine.
-                    queue: owner.map_or_else(|| self.queue_of_owner(offloaded), |_| queue),
+                    let first = owner.map_or_else(|| self.queue_of_owner(offloaded), |_| first);
+                    // All packets of an association go one way: its window stays in one cache.
+                    Found {
+                        offloaded,
+                        queue: self.config.spread(first, mix(u64::from(spi.get()))),
+                    }
                 });
                 self.association = Some((key, found));
                 found
@@ -141,13 +159,16 @@ impl<'a, B: Buffer> Steering<'a, B> {
                 };
                 let queue = self.config.filters.classify(destination, vlan);
                 let queue = queue.unwrap_or(QueueId::DEFAULT);
-                let owner = self.config.queue(queue).and_then(|queue| queue.owner);
+                let found = self.config.queue(queue);
+                let owner = found.and_then(|queue| queue.owner);
+                let is_spread = found.is_some_and(|queue| !queue.followers.is_empty());
                 let found = Filtered {
                     destination,
                     vlan,
                     queue,
                     // A machine without a filter has its associations all the same.
                     owner: owner.or_else(|| self.config.addresses.get(&filter).copied()),
+                    is_spread,
                 };
                 self.filtered = Some(found);
                 found
@@ -181,6 +202,18 @@ impl<'a, B: Buffer> Steering<'a, B> {
                 .map(|queue| (queue, lock(&queue.inner))),
         };
         self.queue = open.map(|(queue, inner)| (id, &**queue, inner));
+    }
+}
+
+impl<B: Buffer> Config<B> {
+    /// Which of the queues of a port gets what has this hash.
+    fn spread(&self, first: QueueId, hash: u32) -> QueueId {
+        let followers = self.queue(first).map_or(&[][..], |queue| &queue.followers);
+        let place = hash as usize % (followers.len() + 1);
+        match place.checked_sub(1).and_then(|place| followers.get(place)) {
+            Some(follower) => *follower,
+            None => first,
+        }
     }
 }
 
