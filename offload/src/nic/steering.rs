@@ -25,7 +25,14 @@ pub(super) struct Steering<'a, B> {
     config: &'a Config<B>,
     filtered: Option<Filtered>,
     association: Option<(ReceiveKey, Option<Found<'a>>)>,
-    queue: Option<(QueueId, &'a Queue<B>, MutexGuard<'a, QueueInner<B>>)>,
+    open: Option<OpenQueue<'a, B>>,
+}
+
+/// A queue that is locked, and the name that it was asked for by.
+struct OpenQueue<'a, B> {
+    id: QueueId,
+    queue: &'a Queue<B>,
+    inner: MutexGuard<'a, QueueInner<B>>,
 }
 
 /// An association, and the queue that its packets go to: that of the filter is the same for
@@ -54,18 +61,18 @@ impl<'a, B: Buffer> Steering<'a, B> {
             config,
             filtered: None,
             association: None,
-            queue: None,
+            open: None,
         }
     }
 
     /// Unlocks the queue that is held.
     pub(super) fn let_go(&mut self) {
-        self.queue = None;
+        self.open = None;
     }
 
     /// The queue of a unicast frame, and what the frame is; if it is on the wrong VLAN for its
     /// association, the owner of that.
-    #[inline]
+    #[inline(always)]
     pub(super) fn find(&mut self, frame: &Frame<B>) -> Result<(QueueId, Class), VmId> {
         let Filtered {
             queue: first,
@@ -129,12 +136,12 @@ impl<'a, B: Buffer> Steering<'a, B> {
 
     /// Puts a frame into the ring of a queue, of the default queue if that one does not
     /// receive.
-    #[inline]
+    #[inline(always)]
     pub(super) fn enqueue(&mut self, id: QueueId, frame: Frame<B>, class: Class) {
-        if !matches!(self.queue, Some((open, ..)) if open == id) {
+        if self.open.as_ref().is_none_or(|open| open.id != id) {
             self.open(id);
         }
-        let Some((_, queue, inner)) = &mut self.queue else {
+        let Some(OpenQueue { queue, inner, .. }) = &mut self.open else {
             return self.nic.lose(self.config, None, frame.payload, Loss::Gone);
         };
         if inner.waiting.len() < queue.ring {
@@ -190,18 +197,22 @@ impl<'a, B: Buffer> Steering<'a, B> {
 
     /// Locks a queue in place of the one that is held.
     fn open(&mut self, id: QueueId) {
-        self.queue = None;
+        self.open = None;
         let config = self.config;
-        let wanted = config.queue(id).map(|queue| (queue, lock(&queue.inner)));
-        let receiving =
-            wanted.filter(|(_, inner)| id == QueueId::DEFAULT || inner.state.receives());
-        let open = match receiving {
+        let wanted = config.queue(id).map(|queue| OpenQueue {
+            id,
+            queue,
+            inner: lock(&queue.inner),
+        });
+        let receiving = wanted.filter(|open| id == QueueId::DEFAULT || open.inner.state.receives());
+        self.open = match receiving {
             Some(open) => Some(open),
-            None => config
-                .default_queue()
-                .map(|queue| (queue, lock(&queue.inner))),
+            None => config.default_queue().map(|queue| OpenQueue {
+                id,
+                queue,
+                inner: lock(&queue.inner),
+            }),
         };
-        self.queue = open.map(|(queue, inner)| (id, &**queue, inner));
     }
 }
 
