@@ -74,6 +74,10 @@ pub(crate) struct Queue<B> {
     pub(crate) function: Function,
     pub(crate) weight: u16,
     pub(crate) ring: usize,
+    /// Which of the queues of its port it is.
+    pub(crate) rank: usize,
+    /// Of the first queue of a port the others, among which its frames are spread.
+    pub(crate) followers: Box<[QueueId]>,
     pub(crate) deficit: AtomicI64,
     /// Its processor has to look inside.
     pub(crate) attention: AtomicBool,
@@ -107,6 +111,8 @@ impl<B: Buffer> Queue<B> {
             function,
             weight: settings.share(),
             ring,
+            rank: 0,
+            followers: Box::default(),
             deficit: AtomicI64::new(0),
             attention: AtomicBool::new(false),
             inner: Mutex::new(QueueInner {

@@ -40,7 +40,9 @@ impl<B: Buffer> Host<B> {
             };
             // A function's queue is its machine's business.
             let path = owner.and_then(|owner| self.data_path(owner));
-            if matches!(path, Some(DataPath::Function { queue, .. }) if queue == id) {
+            if matches!(path, Some(DataPath::Function { queue, .. })
+                if self.nic.is_queue_of(queue, id))
+            {
                 continue;
             }
             while moved < budget {

@@ -118,8 +118,9 @@ impl<B: Buffer> Nic<B> {
         if let Some(vf) = entry.function {
             return Err(RemoveVmError::HasFunction(vf));
         }
-        if let Some(queue) = entry.queue {
-            return Err(RemoveVmError::HasQueue(queue));
+        let mut queues = config.queues.iter().flatten();
+        if let Some(queue) = queues.find(|queue| queue.owner == Some(vm)) {
+            return Err(RemoveVmError::HasQueue(queue.id));
         }
         let port = Arc::clone(&entry.port);
         config.vms.remove(&vm);

@@ -361,7 +361,8 @@ impl<B: Buffer> Config<B> {
         self.queue(QueueId::DEFAULT)
     }
 
-    /// Who is served by which processor: a machine's queue and its sends by the same one.
+    /// Who is served by which processor: a machine's queue and its sends by the same one, the
+    /// other queues of its port by the next ones.
     pub(crate) fn rebuild_flows(&mut self, processors: usize) {
         let mut flows: Vec<Vec<Flow<B>>> = (0..processors).map(|_| Vec::new()).collect();
         let mut vms: Vec<_> = self.vms.values().collect();
@@ -372,10 +373,8 @@ impl<B: Buffer> Config<B> {
             }
         }
         for queue in self.queues.iter().flatten() {
-            let processor = queue
-                .owner
-                .and_then(|owner| self.vms.get(&owner))
-                .map_or(0, |entry| entry.processor);
+            let owner = queue.owner.and_then(|owner| self.vms.get(&owner));
+            let processor = owner.map_or(0, |entry| (entry.processor + queue.rank) % processors);
             if let Some(flows) = flows.get_mut(processor) {
                 flows.push(Flow::Receive(Arc::clone(queue)));
             }

@@ -258,12 +258,11 @@ impl<B: Buffer> Nic<B> {
         for step in &mut steps {
             match step {
                 Step::Opened(offloaded) => {
-                    let job = opened.next();
-                    let authentic =
-                        job.is_some_and(|job| matches!(job.verdict, Verdict::Opened(_)));
-                    if !authentic {
-                        *step = Step::Failed(offloaded.sa.owner());
-                    }
+                    let verdict = opened.next().map(|job| job.verdict);
+                    *step = match verdict {
+                        Some(Verdict::Opened(_)) => *step,
+                        _ => Step::Failed(offloaded.sa.owner()),
+                    };
                 }
                 // Without a job its syntax is wrong.
                 Step::Decrypted(offloaded, info) if info.status == CryptoStatus::Success => {

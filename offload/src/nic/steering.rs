@@ -13,6 +13,7 @@ use crate::capability::OffloadMode;
 use crate::ethernet::{Frame, MacAddress, VlanId};
 use crate::fate::Loss;
 use crate::filter::ReceiveFilter;
+use crate::flow_key::{FlowKey, mix};
 use crate::queue::QueueId;
 use crate::rings::{Class, Queue, QueueInner, Waiting, lock};
 use crate::unit::Offloaded;
@@ -24,11 +25,15 @@ pub(super) struct Steering<'a, B> {
     config: &'a Config<B>,
     filtered: Option<Filtered>,
     association: Option<(ReceiveKey, Option<Found<'a>>)>,
-    queue: Option<(QueueId, Held<'a, B>)>,
+    open: Option<OpenQueue<'a, B>>,
 }
 
-/// A queue and its lock.
-type Held<'a, B> = (&'a Queue<B>, MutexGuard<'a, QueueInner<B>>);
+/// A queue that is locked, and the name that it was asked for by.
+struct OpenQueue<'a, B> {
+    id: QueueId,
+    queue: &'a Queue<B>,
+    inner: MutexGuard<'a, QueueInner<B>>,
+}
 
 /// An association, and the queue that its packets go to: that of the filter is the same for
 /// all packets with the same receiver.
@@ -45,6 +50,8 @@ struct Filtered {
     vlan: Option<VlanId>,
     queue: QueueId,
     owner: Option<VmId>,
+    /// The queue has others beside it.
+    is_spread: bool,
 }
 
 impl<'a, B: Buffer> Steering<'a, B> {
@@ -54,24 +61,35 @@ impl<'a, B: Buffer> Steering<'a, B> {
             config,
             filtered: None,
             association: None,
-            queue: None,
+            open: None,
         }
     }
 
     /// Unlocks the queue that is held.
     pub(super) fn let_go(&mut self) {
-        self.queue = None;
+        self.open = None;
     }
 
     /// The queue of a unicast frame, and what the frame is; if it is on the wrong VLAN for its
     /// association, the owner of that.
-    #[inline]
+    #[inline(always)]
     pub(super) fn find(&mut self, frame: &Frame<B>) -> Result<(QueueId, Class), VmId> {
-        let Filtered { queue, owner, .. } = self.filter(frame);
+        let Filtered {
+            queue: first,
+            owner,
+            is_spread,
+            ..
+        } = self.filter(frame);
         if !frame.is_ip() {
-            return Ok((queue, Class::Clear));
+            return Ok((first, Class::Clear));
         }
         let packet = frame.payload.data();
+        let queue = match is_spread {
+            true => self
+                .config
+                .spread(first, FlowKey::of(packet).map_or(0, FlowKey::hash)),
+            false => first,
+        };
         let (destination, spi) = match peek(packet) {
             Some(found) => found,
             None => match locate(packet, &self.nic.ports) {
@@ -91,10 +109,14 @@ impl<'a, B: Buffer> Steering<'a, B> {
         let found = match self.association {
             Some((known, found)) if known == key => found,
             _ => {
-                let found = self.config.unit.inbound(&key).map(|offloaded| Found {
-                    offloaded,
+                let found = self.config.unit.inbound(&key).map(|offloaded| {
                     // An association that ends at the host names the machine.
-                    queue: owner.map_or_else(|| self.queue_of_owner(offloaded), |_| queue),
+                    let first = owner.map_or_else(|| self.queue_of_owner(offloaded), |_| first);
+                    // All packets of an association go one way: its window stays in one cache.
+                    Found {
+                        offloaded,
+                        queue: self.config.spread(first, mix(u64::from(spi.get()))),
+                    }
                 });
                 self.association = Some((key, found));
                 found
@@ -114,12 +136,12 @@ impl<'a, B: Buffer> Steering<'a, B> {
 
     /// Puts a frame into the ring of a queue, of the default queue if that one does not
     /// receive.
-    #[inline]
+    #[inline(always)]
     pub(super) fn enqueue(&mut self, id: QueueId, frame: Frame<B>, class: Class) {
-        if !matches!(self.queue, Some((open, _)) if open == id) {
+        if self.open.as_ref().is_none_or(|open| open.id != id) {
             self.open(id);
         }
-        let Some((_, (queue, inner))) = &mut self.queue else {
+        let Some(OpenQueue { queue, inner, .. }) = &mut self.open else {
             return self.nic.lose(self.config, None, frame.payload, Loss::Gone);
         };
         if inner.waiting.len() < queue.ring {
@@ -144,13 +166,16 @@ impl<'a, B: Buffer> Steering<'a, B> {
                 };
                 let queue = self.config.filters.classify(destination, vlan);
                 let queue = queue.unwrap_or(QueueId::DEFAULT);
-                let owner = self.config.queue(queue).and_then(|queue| queue.owner);
+                let found = self.config.queue(queue);
+                let owner = found.and_then(|queue| queue.owner);
+                let is_spread = found.is_some_and(|queue| !queue.followers.is_empty());
                 let found = Filtered {
                     destination,
                     vlan,
                     queue,
                     // A machine without a filter has its associations all the same.
                     owner: owner.or_else(|| self.config.addresses.get(&filter).copied()),
+                    is_spread,
                 };
                 self.filtered = Some(found);
                 found
@@ -172,18 +197,34 @@ impl<'a, B: Buffer> Steering<'a, B> {
 
     /// Locks a queue in place of the one that is held.
     fn open(&mut self, id: QueueId) {
-        self.queue = None;
+        self.open = None;
         let config = self.config;
-        let wanted = config.queue(id).map(|queue| (queue, lock(&queue.inner)));
-        let receiving =
-            wanted.filter(|(_, inner)| id == QueueId::DEFAULT || inner.state.receives());
-        let open = match receiving {
+        let wanted = config.queue(id).map(|queue| OpenQueue {
+            id,
+            queue,
+            inner: lock(&queue.inner),
+        });
+        let receiving = wanted.filter(|open| id == QueueId::DEFAULT || open.inner.state.receives());
+        self.open = match receiving {
             Some(open) => Some(open),
-            None => config
-                .default_queue()
-                .map(|queue| (queue, lock(&queue.inner))),
+            None => config.default_queue().map(|queue| OpenQueue {
+                id,
+                queue,
+                inner: lock(&queue.inner),
+            }),
         };
-        self.queue = open.map(|(queue, inner)| (id, (&**queue, inner)));
+    }
+}
+
+impl<B: Buffer> Config<B> {
+    /// Which of the queues of a port gets what has this hash.
+    fn spread(&self, first: QueueId, hash: u32) -> QueueId {
+        let followers = self.queue(first).map_or(&[][..], |queue| &queue.followers);
+        let place = hash as usize % (followers.len() + 1);
+        match place.checked_sub(1).and_then(|place| followers.get(place)) {
+            Some(follower) => *follower,
+            None => first,
+        }
     }
 }
 
