@@ -7,6 +7,7 @@ use vesper_esp::Suite;
 use vesper_esp::aead::Implementation;
 
 use crate::case::{Direction, Size};
+use crate::nic;
 
 /// What is measured when `--suite` is not given.
 const SUITES: [&str; 3] = ["aes128gcm16", "aes256gcm16", "chacha20poly1305"];
@@ -25,6 +26,8 @@ pub(crate) enum Command {
     Esp(Selection),
     /// Cipher and ICV alone
     Aead(Selection),
+    /// What offload saves: host, adapter and machine on every path of a packet
+    Nic(nic::Selection),
     /// What this core can do at all, from the throughput of its instructions
     Limit(Place),
 }
@@ -101,7 +104,7 @@ impl Selection {
     }
 }
 
-fn suite(name: &str) -> Result<&'static Suite, String> {
+pub(crate) fn suite(name: &str) -> Result<&'static Suite, String> {
     let known = Suite::ALL.iter().map(|suite| suite.name);
     Suite::by_name(name).ok_or_else(|| unknown("suite", known))
 }
@@ -128,7 +131,7 @@ fn unknown<'a>(what: &str, known: impl Iterator<Item = &'a str>) -> String {
 
 /// The smallest inner packet has an IPv4 and a UDP header, the largest fits an IP packet
 /// with all that ESP adds.
-fn size(text: &str) -> Result<Size, String> {
+pub(crate) fn size(text: &str) -> Result<Size, String> {
     match text.parse() {
         Ok(bytes @ 28..=16_000) => Ok(Size::Bytes(bytes)),
         _ if text == "imix" => Ok(Size::Imix),

@@ -23,6 +23,8 @@ mod lanes;
 #[cfg(target_arch = "x86_64")]
 mod limit;
 #[cfg(target_arch = "x86_64")]
+mod nic;
+#[cfg(target_arch = "x86_64")]
 mod peers;
 #[cfg(target_arch = "x86_64")]
 mod report;

@@ -17,6 +17,7 @@ use crate::contest::{self, Contestant, Fault};
 use crate::esp::engines;
 use crate::lanes::Cores;
 use crate::limit::Limit;
+use crate::nic;
 use crate::peers::{self, PeersError};
 use crate::report::{self, Machine, Row};
 
@@ -28,6 +29,7 @@ pub(crate) fn main() -> ExitCode {
     let done = match &cli.command {
         Command::Aead(selection) => measure(Level::Aead, selection),
         Command::Esp(selection) => measure(Level::Esp, selection),
+        Command::Nic(selection) => offload(selection),
         Command::Limit(place) => limit(place),
     };
     match done {
@@ -110,6 +112,32 @@ fn limit(place: &Place) -> Result<(), RunError> {
     let limit = Limit::measure(cores.clock());
     let machine = Machine::here(cores.clock().hertz(&cores.clock().probe()));
     Ok(writeln!(io::stdout(), "{machine}\n\n{limit}")?)
+}
+
+fn offload(selection: &nic::Selection) -> Result<(), RunError> {
+    let cores = claim(selection.threads(), &selection.place)?;
+    let machine = Machine::here(cores.clock().hertz(&cores.clock().probe()));
+    let mut out = io::stdout();
+    writeln!(out, "{machine}")?;
+    let progress = progress_bar(1);
+    let measured = nic::measure(selection, &cores, |what| {
+        progress.set_message(what.to_owned())
+    });
+    progress.finish_and_clear();
+    let (figures, pairs) = measured.map_err(RunError::Fault)?;
+    writeln!(out, "\n{}", nic::table(&figures, &pairs))?;
+    writeln!(
+        out,
+        "* too few undisturbed repetitions: the machine was busy\n"
+    )?;
+    for line in nic::verdicts(&figures, &pairs) {
+        writeln!(out, "{line}")?;
+    }
+    if let Some(path) = &selection.csv {
+        nic::csv(path, &figures, &pairs)
+            .map_err(|error| RunError::File(path.clone(), error.into()))?;
+    }
+    Ok(())
 }
 
 fn measure(level: Level, selection: &Selection) -> Result<(), RunError> {

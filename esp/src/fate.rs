@@ -88,6 +88,8 @@ drop_reasons! {
     Deleted, "deleted", "XfrmInStateInvalid", "association was deleted";
     /// The sequence number was seen before, is left of the window, or is 0.
     Replay, "replay", "XfrmInStateSeqError", "replayed or too old";
+    /// Authentic, but its sequence number is above the durable mark of the association.
+    Mark, "mark", "XfrmInStateSeqError", "sequence number not marked durably";
     /// The integrity check value is wrong.
     Icv, "icv", "XfrmInStateProtoError", "integrity check failed";
     /// Authentic, but the padding is longer than the packet or not 1, 2, 3...

@@ -470,6 +470,7 @@ pub(crate) const fn refused(refusal: InboundRefusal) -> DropReason {
     match refusal {
         InboundRefusal::Replay(_) => DropReason::Replay,
         InboundRefusal::Expired => DropReason::Expired,
+        InboundRefusal::AboveMark => DropReason::Mark,
         InboundRefusal::Deleted => DropReason::Deleted,
     }
 }

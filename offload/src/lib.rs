@@ -62,6 +62,7 @@ mod ethernet;
 mod fate;
 mod fault;
 mod filter;
+mod flow_key;
 mod host;
 mod nic;
 mod profile;
@@ -81,8 +82,8 @@ pub use fate::{Loss, Losses, SendError};
 pub use fault::{Fault, FaultCounters, FaultPlan, PerMillion};
 pub use filter::{FilterError, FilterId, ReceiveFilter};
 pub use host::{
-    DataPath, Host, MachineCounters, MachineError, OffloadWish, Outstanding, OutstandingCounters,
-    Placement, SoftwareReason, Ticket,
+    AdapterWork, DataPath, Host, MachineCounters, MachineError, OffloadWish, Outstanding,
+    OutstandingCounters, Placement, SoftwareReason,
 };
 pub use nic::{
     BATCH, Nic, NicEvent, NicUsage, Posted, QueueError, QueueStatus, RemoveVmError, SendRefusal,
@@ -98,7 +99,7 @@ pub use sriov::{
     Function, NicSwitchParams, NicSwitchState, SriovError, VPortId, VfEvent, VfId, VfState,
     WrongVfState,
 };
-pub use transfer::{Completion, HostWork, Received, ReceivedIpsec, Send, SendIpsec};
+pub use transfer::{Completion, HostSend, HostWork, Received, ReceivedIpsec, Send, SendIpsec};
 pub use unit::{AddSaError, OffloadHandle, PortId, Rewrite, SaOffload, UpdateSaError};
 pub use vswitch::{Forward, PortVlan, SwitchLimits, SwitchPort, VirtualSwitch};
 

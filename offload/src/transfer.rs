@@ -49,6 +49,31 @@ impl<B> Send<B> {
     }
 }
 
+/// A frame that a machine sends on the synthetic path, with what its driver leaves to others.
+///
+/// Whoever is the last to see the packet in clear does it: the adapter where it protects the
+/// packet itself and can cut, else the host.
+#[derive(Clone, Debug)]
+pub struct HostSend<B> {
+    /// The whole Ethernet frame, with room around it for what protection adds.
+    pub frame: B,
+    /// Large send: cut a TCP packet into segments with at most this many bytes of payload.
+    pub segment_size: Option<u16>,
+    /// Compute the TCP or UDP checksum of the packet; segments have theirs in any case.
+    pub checksum: bool,
+}
+
+impl<B> HostSend<B> {
+    /// A frame that is complete.
+    pub const fn new(frame: B) -> Self {
+        Self {
+            frame,
+            segment_size: None,
+            checksum: false,
+        }
+    }
+}
+
 /// The end of a send. Every accepted [`Send`] has one, unless a fault loses it.
 #[derive(Clone, Debug)]
 pub struct Completion<B> {
@@ -58,6 +83,17 @@ pub struct Completion<B> {
     pub result: Result<(), SendError>,
     /// The frame, if the send failed; else it is on its way.
     pub buffer: Option<B>,
+}
+
+impl<B> Completion<B> {
+    /// Of a frame that is on its way.
+    pub(crate) const fn done(id: u64) -> Self {
+        Self {
+            id,
+            result: Ok(()),
+            buffer: None,
+        }
+    }
 }
 
 /// A received frame, as it is indicated.
@@ -93,7 +129,10 @@ pub enum ReceivedIpsec {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum HostWork {
     /// Protect and send a packet of the owner's virtual function.
-    Protect,
+    Protect {
+        /// It is a large send, not yet cut.
+        segment_size: Option<u16>,
+    },
     /// Open a packet for the owner, and deliver it.
     Open,
 }

@@ -9,11 +9,12 @@ use crate::event::{Event, Events, SaIdentity};
 use crate::ident::{Direction, Spi, Timestamp, VmId};
 use crate::inbound::{Commit, Precheck};
 use crate::lease::{Lease, LeaseError, LeaseHolder, LeaseRequest, LeaseStore};
+use crate::lifetime::Usage;
 use crate::outbound::Reservation;
 use crate::params::{Mode, SaParams};
 use crate::replay::ReplayRefusal;
 use crate::sequence::end_of_space;
-use crate::snapshot::{RestoreError, SaSnapshot};
+use crate::snapshot::{Past, RestoreError, SaSnapshot};
 use crate::state::{Flags, PacketState};
 use crate::update::{SaUpdate, UpdateError};
 
@@ -145,6 +146,17 @@ impl<C> Sa<C> {
     /// have received any of them before, as after a crash.
     pub fn with_all_seen(self) -> Self {
         self.state.see_all();
+        self
+    }
+
+    /// Charges what the association had carried before a crash to its lifetime.
+    pub fn with_past(mut self, past: Past, now: Timestamp) -> Self {
+        let usage = Usage {
+            packets: past.packets,
+            bytes: past.bytes,
+        };
+        self.state = PacketState::new(&self.params, now, past.age);
+        self.state.restore_usage(usage, now, 0);
         self
     }
 
@@ -382,6 +394,25 @@ impl<C> Sa<C> {
         })?;
         self.set_lease(lease)?;
         Ok(lease)
+    }
+
+    /// Inbound: from now on no number above `mark` is accepted. Without a mark any number is.
+    /// Returns the mark that is in force, which is never below the highest number accepted.
+    ///
+    /// Whoever makes every higher mark durable before it sets it (and a lower one after) can
+    /// restore the association after a crash so that it accepts nothing twice: with the durable
+    /// mark as `sequence` of its parameters, and [`with_all_seen`](Self::with_all_seen). To be
+    /// called before the association is first used, and on every [`Events::LEASE_LOW`], which
+    /// comes when half of the way to the mark is gone, or when an authentic packet was refused
+    /// because of it.
+    pub fn set_mark(&self, mark: u64) -> Result<u64, LeaseError> {
+        self.state.set_mark(mark)
+    }
+
+    /// Inbound: the highest number accepted, or refused because of the mark alone. The next
+    /// mark should be above it.
+    pub fn highest_wanted(&self) -> u64 {
+        self.state.highest_wanted()
     }
 
     /// Ends the association: from now on nothing is reserved or accepted.

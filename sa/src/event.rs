@@ -51,7 +51,9 @@ pub enum Event {
     SequenceHigh(SaIdentity),
     /// The sequence numbers are used up (RFC 4303 section 3.3.3).
     SequenceOverflow(SaIdentity),
-    /// Half of the leased sequence numbers are used: renew the lease.
+    /// Half of the granted sequence numbers are used, or one was needed that is not granted:
+    /// renew the lease of an outbound association ([`Sa::renew_lease`](crate::Sa::renew_lease)),
+    /// raise the mark of an inbound one ([`Sa::set_mark`](crate::Sa::set_mark)).
     LeaseLow(SaIdentity),
     /// Several packets in a row failed authentication.
     AuthenticationFailures(SaIdentity),

@@ -6,6 +6,7 @@ use core::time::Duration;
 
 use crate::event::Events;
 use crate::ident::Timestamp;
+use crate::lease::LeaseError;
 use crate::lifetime::{Budget, Usage};
 use crate::lock::Held;
 use crate::replay::{ReplayRefusal, ReplayWindow, Ring};
@@ -19,6 +20,9 @@ pub enum InboundRefusal {
     Replay(ReplayRefusal),
     /// A hard limit is reached.
     Expired,
+    /// Its sequence number is above the [mark](crate::Sa::set_mark): were it accepted, it could be
+    /// accepted again after a crash.
+    AboveMark,
     /// The association was deleted.
     Deleted,
 }
@@ -30,6 +34,7 @@ impl fmt::Display for InboundRefusal {
             Self::Expired => {
                 f.write_str("a hard lifetime limit is reached; replace the association")
             }
+            Self::AboveMark => f.write_str("the sequence number is above the durable mark"),
             Self::Deleted => f.write_str("the association was deleted"),
         }
     }
@@ -39,7 +44,7 @@ impl core::error::Error for InboundRefusal {
     fn source(&self) -> Option<&(dyn core::error::Error + 'static)> {
         match self {
             Self::Replay(refusal) => Some(refusal),
-            Self::Expired | Self::Deleted => None,
+            Self::Expired | Self::AboveMark | Self::Deleted => None,
         }
     }
 }
@@ -125,8 +130,8 @@ pub struct Commit<'a> {
     refusal: InboundRefusal,
     /// The bits of the window.
     ring: Option<Ring<'a>>,
-    /// The last number that there is.
-    end: u64,
+    /// The last number that may be accepted before asking for the next stop.
+    stop: u64,
     budget: Budget,
     /// The highest number received.
     top: u64,
@@ -152,7 +157,7 @@ impl Commit<'_> {
         // Most packets come in order and far from any limit.
         if let (Some(ring), Some(charged)) = (self.ring, self.budget.charge(self.usage, bytes))
             && sequence == self.top.wrapping_add(1)
-            && sequence <= self.end
+            && sequence <= self.stop
         {
             ring.mark(sequence);
             self.usage = charged;
@@ -183,8 +188,8 @@ impl Commit<'_> {
 
     fn decide(&mut self, sequence: u64, bytes: u32) -> Result<(), InboundRefusal> {
         let window = self.window.ok_or(self.refusal)?;
-        if sequence > self.end {
-            return Err(InboundRefusal::Replay(ReplayRefusal::Beyond));
+        if sequence > self.stop {
+            self.pass_stop(sequence)?;
         }
         window
             .judge(self.top, sequence)
@@ -201,11 +206,34 @@ impl Commit<'_> {
         Ok(())
     }
 
+    /// Whether a number beyond the last stop may be accepted, and up to where the next ones
+    /// may without asking.
+    #[cold]
+    fn pass_stop(&mut self, sequence: u64) -> Result<(), InboundRefusal> {
+        let end = end_of_space(self.state.esn);
+        let PerDirection::Inbound(_, marks) = &self.state.per_direction else {
+            return Err(InboundRefusal::Replay(ReplayRefusal::Outbound));
+        };
+        if sequence > end {
+            return Err(InboundRefusal::Replay(ReplayRefusal::Beyond));
+        }
+        let stop = marks.stop_after(sequence);
+        if stop != Some(marks.low()) {
+            self.events |= self.state.raise(Flags::LEASE_LOW, Events::LEASE_LOW);
+        }
+        let stop = stop.ok_or(InboundRefusal::AboveMark)?;
+        self.state.stop.store(stop, Ordering::Relaxed);
+        self.stop = stop.min(end);
+        Ok(())
+    }
+
     #[cold]
     fn count(&self, refusal: InboundRefusal) {
         match refusal {
             InboundRefusal::Replay(_) => self.state.count_replay(),
-            InboundRefusal::Expired | InboundRefusal::Deleted => self.state.count_refused(1),
+            InboundRefusal::Expired | InboundRefusal::AboveMark | InboundRefusal::Deleted => {
+                self.state.count_refused(1);
+            }
         }
     }
 }
@@ -246,7 +274,7 @@ impl PacketState {
     #[inline]
     fn window(&self) -> Option<&ReplayWindow> {
         match &self.per_direction {
-            PerDirection::Inbound(window) => Some(window),
+            PerDirection::Inbound(window, _) => Some(window),
             PerDirection::Outbound(_) => None,
         }
     }
@@ -276,13 +304,37 @@ impl PacketState {
             window,
             refusal,
             ring: window.and_then(ReplayWindow::ring),
-            end: end_of_space(self.esn),
+            stop: self
+                .stop
+                .load(Ordering::Relaxed)
+                .min(end_of_space(self.esn)),
             budget: self.lifetime.hard.budget(),
             top: self.sequence.load(Ordering::Relaxed),
             usage: self.usage(),
             accepted: false,
             events,
             _held: held,
+        }
+    }
+
+    /// Sets the mark and returns it.
+    pub(crate) fn set_mark(&self, mark: u64) -> Result<u64, LeaseError> {
+        let PerDirection::Inbound(_, marks) = &self.per_direction else {
+            return Err(LeaseError::Outbound);
+        };
+        let _held = self.lock.acquire();
+        let mark = marks.set(mark, self.sequence.load(Ordering::Relaxed));
+        self.stop.store(0, Ordering::Relaxed);
+        self.clear(Flags::LEASE_LOW);
+        Ok(mark)
+    }
+
+    /// The highest number that a mark should cover.
+    pub(crate) fn highest_wanted(&self) -> u64 {
+        let sequence = self.sequence.load(Ordering::Relaxed);
+        match &self.per_direction {
+            PerDirection::Inbound(_, marks) => marks.wanted().max(sequence),
+            PerDirection::Outbound(_) => sequence,
         }
     }
 
@@ -311,7 +363,7 @@ impl PacketState {
         let due = self.resync_due.load(Ordering::Relaxed)
             && self.resync_due.swap(false, Ordering::Relaxed);
         let tried = match &self.per_direction {
-            PerDirection::Inbound(window) if due => window
+            PerDirection::Inbound(window, _) if due => window
                 .infer(self.sequence.load(Ordering::Relaxed), low)
                 .ok(),
             _ => None,

@@ -99,6 +99,8 @@ pub enum LeaseError {
     Empty,
     /// The association is inbound; it needs no sequence numbers.
     Inbound,
+    /// The association is outbound; it has no mark.
+    Outbound,
     /// The lease begins with numbers that the association may have used.
     Overlap {
         /// The first number of the lease.
@@ -140,6 +142,7 @@ impl fmt::Display for LeaseError {
             Self::Inbound => {
                 f.write_str("the association is inbound and needs no sequence numbers")
             }
+            Self::Outbound => f.write_str("the association is outbound and has no mark"),
             Self::Overlap { first, used } => write!(
                 f,
                 "the lease begins with sequence number {first} but {used} is used already"

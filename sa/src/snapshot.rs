@@ -36,6 +36,17 @@ pub struct SaSnapshot {
     received: Vec<u64>,
 }
 
+/// What an association had carried before its host crashed, as far as anybody knows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Past {
+    /// Packets, at most.
+    pub packets: u64,
+    /// Bytes that the cipher was applied to, at most.
+    pub bytes: u64,
+    /// Time since the association was added.
+    pub age: Duration,
+}
+
 /// Why bytes are not a snapshot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SnapshotError {
@@ -128,6 +139,14 @@ impl SaSnapshot {
     /// How old the association was.
     pub fn age(&self) -> Duration {
         self.age
+    }
+
+    /// The same state after a pause in which the association carried nothing.
+    #[must_use]
+    pub fn aged(mut self, pause: Duration) -> Self {
+        self.age = self.age.saturating_add(pause);
+        self.idle = self.idle.saturating_add(pause);
+        self
     }
 
     /// The snapshot as bytes: a header of 80 bytes in network byte order, then the window.
@@ -249,7 +268,7 @@ impl PacketState {
     pub(crate) fn snapshot(&self, now: Timestamp) -> SaSnapshot {
         let sequence = self.sequence.load(Ordering::Relaxed);
         let (window, received) = match &self.per_direction {
-            PerDirection::Inbound(window) => (window.size(), received(window, sequence)),
+            PerDirection::Inbound(window, _) => (window.size(), received(window, sequence)),
             PerDirection::Outbound(_) => (0, Vec::new()),
         };
         let age = self.age(now);
@@ -282,7 +301,7 @@ impl PacketState {
         self.replays.store(snapshot.replays, Ordering::Relaxed);
         self.authentication_failures
             .store(snapshot.authentication_failures, Ordering::Relaxed);
-        if let PerDirection::Inbound(window) = &self.per_direction {
+        if let PerDirection::Inbound(window, _) = &self.per_direction {
             let top = snapshot.sequence;
             for back in 0..u64::from(window.size()).min(top) {
                 let word = snapshot.received.get((back / 64) as usize);

@@ -8,6 +8,7 @@ use crate::event::Events;
 use crate::ident::{Direction, Spi, Timestamp, VmId};
 use crate::lifetime::{Birth, LiveLifetime, Usage};
 use crate::lock::SpinLock;
+use crate::mark::Marks;
 use crate::params::{Lifetime, Mode, SaParams};
 use crate::replay::ReplayWindow;
 use crate::sequence::SequenceBounds;
@@ -24,8 +25,8 @@ pub(crate) struct PacketState {
     flags: AtomicU32,
     /// Outbound the last number used, inbound the highest one received.
     pub(crate) sequence: AtomicU64,
-    /// Outbound: the last number that may be used before asking for the next stop; 0 once
-    /// nothing more may be sent.
+    /// The last number that may be used or accepted before asking for the next stop; 0 once
+    /// nothing more may be.
     pub(crate) stop: AtomicU64,
     packets: AtomicU64,
     bytes: AtomicU64,
@@ -57,7 +58,7 @@ pub(crate) struct PacketState {
 /// The part of the state that only one direction has.
 #[derive(Debug)]
 pub(crate) enum PerDirection {
-    Inbound(ReplayWindow),
+    Inbound(ReplayWindow, Marks),
     Outbound(SequenceBounds),
 }
 
@@ -112,7 +113,9 @@ impl PacketState {
             resync_due: AtomicBool::new(false),
             lifetime,
             per_direction: match params.direction {
-                Direction::Inbound => PerDirection::Inbound(ReplayWindow::new(params.replay)),
+                Direction::Inbound => {
+                    PerDirection::Inbound(ReplayWindow::new(params.replay), Marks::unmarked())
+                }
                 Direction::Outbound => PerDirection::Outbound(SequenceBounds::unleased(params.esn)),
             },
             born,
@@ -194,17 +197,18 @@ impl PacketState {
     }
 
     pub(crate) fn see_all(&self) {
-        if let PerDirection::Inbound(window) = &self.per_direction {
+        if let PerDirection::Inbound(window, _) = &self.per_direction {
             let _held = self.lock.acquire();
             window.mark_all();
         }
     }
 
+    /// The same lease or mark as another incarnation has.
     pub(crate) fn copy_lease(&self, from: &PacketState) {
-        if let (PerDirection::Outbound(to), PerDirection::Outbound(from)) =
-            (&self.per_direction, &from.per_direction)
-        {
-            to.copy_lease(from);
+        match (&self.per_direction, &from.per_direction) {
+            (PerDirection::Outbound(to), PerDirection::Outbound(from)) => to.copy_lease(from),
+            (PerDirection::Inbound(_, to), PerDirection::Inbound(_, from)) => to.copy(from),
+            _ => {}
         }
     }
 
@@ -263,6 +267,6 @@ mod tests {
         assert_eq!(offset_of!(PacketState, per_direction), 2 * LINE);
         let size = size_of::<PacketState>();
         println!("per-packet state of an association with a window up to 1,024: {size} bytes");
-        assert!(size <= 320, "{size} bytes");
+        assert!(size <= 384, "{size} bytes");
     }
 }

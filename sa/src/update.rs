@@ -94,7 +94,7 @@ impl PacketState {
             return Ok(());
         }
         match &self.per_direction {
-            PerDirection::Inbound(window) => window.advance(current, sequence),
+            PerDirection::Inbound(window, _) => window.advance(current, sequence),
             PerDirection::Outbound(bounds) => {
                 if !bounds.covers(sequence) {
                     return Err(UpdateError::OutsideLease { requested: high });

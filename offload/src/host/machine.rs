@@ -13,6 +13,7 @@ use crate::nic::RemoveVmError;
 use crate::queue::QueueId;
 use crate::settings::{Admission, Fallback, SettingsError, VmAddress, VmSettings};
 use crate::sriov::{SriovError, VfId};
+use crate::transfer::HostSend;
 use crate::unit::PortId;
 use crate::vswitch::{PortVlan, SwitchPort};
 
@@ -70,6 +71,8 @@ pub enum MachineError {
     Sriov(SriovError),
     /// It still has something of the adapter.
     Remove(RemoveVmError),
+    /// A trunk, of a machine that does not receive through the software switch.
+    Trunk(VmId),
 }
 
 impl fmt::Display for MachineError {
@@ -79,6 +82,11 @@ impl fmt::Display for MachineError {
             Self::Unknown(vm) => write!(f, "{vm} does not exist"),
             Self::Sriov(error) => error.fmt(f),
             Self::Remove(error) => error.fmt(f),
+            Self::Trunk(vm) => write!(
+                f,
+                "{vm} has a queue or a function, whose filter is one VLAN; for a trunk set \
+                 vmq_weight and iov_weight to 0"
+            ),
         }
     }
 }
@@ -136,6 +144,8 @@ impl<B: Buffer> Host<B> {
             },
         );
         self.switch.set_address(address.mac, address.vlan, port);
+        self.ports.insert(port, vm);
+        self.order.push(vm);
         self.machines.insert(
             vm,
             Machine {
@@ -185,6 +195,23 @@ impl<B: Buffer> Host<B> {
         Ok(queue)
     }
 
+    /// Sets which VLANs the port of a machine carries. With a trunk the machine itself sees and
+    /// sets the tags, which only the software switch can serve: not for machines with a queue
+    /// or a function.
+    pub fn set_port_vlan(&mut self, vm: VmId, vlan: PortVlan) -> Result<(), MachineError> {
+        let machine = self.machine(vm)?;
+        if machine.path != DataPath::Synthetic && matches!(vlan, PortVlan::Trunk { .. }) {
+            return Err(MachineError::Trunk(vm));
+        }
+        let port = SwitchPort {
+            vlan,
+            isolated: false,
+            guard: (!machine.settings.trusted).then_some(machine.address.mac),
+        };
+        self.switch.set_port(machine.port, port);
+        Ok(())
+    }
+
     /// Removes a machine without a virtual function. A machine with a queue is removed in two
     /// steps: the first call frees the queue and says so; when the adapter has run and reported
     /// [`QueueFreed`](crate::NicEvent::QueueFreed), the second one succeeds.
@@ -199,6 +226,8 @@ impl<B: Buffer> Host<B> {
         self.nic.remove_vm(vm).map_err(MachineError::Remove)?;
         if let Some(machine) = self.machines.remove(&vm) {
             self.switch.remove_port(machine.port);
+            self.ports.remove(&machine.port);
+            self.order.retain(|other| *other != vm);
             let Machine {
                 sends,
                 unsent,
@@ -206,8 +235,9 @@ impl<B: Buffer> Host<B> {
                 ready,
                 ..
             } = machine;
-            let unsent = unsent.into_iter().map(|send| send.frame);
-            for buffer in sends.into_iter().chain(unsent).chain(posted).chain(ready) {
+            let sends = sends.into_iter().map(|send| send.frame);
+            let unsent = unsent.into_iter().map(|send| send.frame.payload);
+            for buffer in sends.chain(unsent).chain(posted).chain(ready) {
                 self.nic.recycle(buffer);
             }
         }
@@ -297,13 +327,33 @@ impl<B: Buffer> Host<B> {
     }
 
     /// The machine sends Ethernet frames on the synthetic path; what does not fit stays in
-    /// `frames`.
+    /// `frames`. Returns how many were taken.
     pub fn send(&mut self, vm: VmId, frames: &mut Vec<B>) -> Result<usize, MachineError> {
+        self.take_sends(vm, frames, HostSend::new)
+    }
+
+    /// Like [`send`](Self::send), for frames that are to be cut or want checksums. Where the
+    /// host has to cut, it takes from the buffers of
+    /// [`Nic::post_segment_buffers`](crate::Nic::post_segment_buffers).
+    pub fn send_frames(
+        &mut self,
+        vm: VmId,
+        frames: &mut Vec<HostSend<B>>,
+    ) -> Result<usize, MachineError> {
+        self.take_sends(vm, frames, |send| send)
+    }
+
+    fn take_sends<F>(
+        &mut self,
+        vm: VmId,
+        frames: &mut Vec<F>,
+        to_send: impl FnMut(F) -> HostSend<B>,
+    ) -> Result<usize, MachineError> {
         let machine = self.machines.get_mut(&vm);
         let machine = machine.ok_or(MachineError::Unknown(vm))?;
         let room = RING.saturating_sub(machine.sends.len()).min(frames.len());
         machine.counters.sent += room as u64;
-        machine.sends.extend(frames.drain(..room));
+        machine.sends.extend(frames.drain(..room).map(to_send));
         Ok(room)
     }
 

@@ -10,22 +10,27 @@ mod placement;
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 
-use vesper_esp::{Buffer, Counters, Engine, EspContext};
+use vesper_esp::{Buffer, Counters, Engine, EspContext, Reassembler, ReassemblyLimits};
 use vesper_sa::{Event, SaHandle, Sad, Spd, Timestamp, VmId};
 
 use crate::fate::{Loss, Losses};
-use crate::nic::{Nic, NicEvent};
+use crate::nic::{Nic, NicEvent, Opened};
 use crate::settings::{Admission, VmAddress, VmSettings};
-use crate::transfer::Send;
+use crate::transfer::HostSend;
 use crate::unit::{OffloadHandle, PortId};
 use crate::vswitch::{SwitchLimits, VirtualSwitch};
 
+use outbound::Scratch;
+
 pub use machine::{DataPath, MachineCounters, MachineError};
-pub use outstanding::{Outstanding, OutstandingCounters, Ticket};
+pub use outstanding::{AdapterWork, Outstanding, OutstandingCounters};
 pub use placement::{OffloadWish, Placement, SoftwareReason};
 
 /// How many events are kept until somebody takes them.
 const EVENTS: usize = 4096;
+
+/// Keys are what the host itself has given out.
+type Table<K, V> = HashMap<K, V, foldhash::fast::RandomState>;
 
 /// The host's side of an adapter, driven by one thread: what a hypervisor's root partition
 /// does. Machines with a virtual function go past it in both directions.
@@ -34,19 +39,25 @@ pub struct Host<B> {
     nic: Arc<Nic<B>>,
     engine: Engine,
     sad: Sad<EspContext>,
-    policies: HashMap<VmId, Arc<Spd>>,
+    /// Where fragments of ESP packets become whole.
+    reassembler: Reassembler,
+    policies: Table<VmId, Arc<Spd>>,
     switch: VirtualSwitch,
     machines: BTreeMap<VmId, Machine<B>>,
-    placements: HashMap<(VmId, SaHandle), PlacedSa>,
+    /// Who is at each port of the software switch.
+    ports: Table<PortId, VmId>,
+    placements: Table<(VmId, SaHandle), PlacedSa>,
     /// What the adapter's handles stand for.
-    offloaded: HashMap<OffloadHandle, (VmId, SaHandle)>,
+    offloaded: Table<OffloadHandle, (VmId, SaHandle)>,
     /// Those in crypto mode with ESN, of whose numbers the adapter has to be told.
     followed: BTreeSet<(VmId, SaHandle)>,
     events: Vec<NicEvent>,
     /// Frames of which the owner is not known.
     losses: Losses,
-    /// The machine whose turn is next.
+    /// The machines in the order of their turns, and whose turn was the last.
+    order: Vec<VmId>,
     turn: usize,
+    scratch: Scratch<B>,
 }
 
 #[derive(Debug)]
@@ -56,9 +67,9 @@ struct Machine<B> {
     settings: VmSettings,
     path: DataPath,
     /// Sent by the machine, not yet switched.
-    sends: VecDeque<B>,
+    sends: VecDeque<HostSend<B>>,
     /// Switched and protected, not yet taken by the adapter.
-    unsent: Vec<Send<B>>,
+    unsent: Vec<Opened<B>>,
     deficit: i64,
     posted: VecDeque<B>,
     ready: VecDeque<B>,
@@ -81,15 +92,19 @@ impl<B: Buffer> Host<B> {
             nic,
             engine: Engine::default(),
             sad: Sad::new(),
-            policies: HashMap::new(),
+            reassembler: Reassembler::new(ReassemblyLimits::default()),
+            policies: Table::default(),
             switch: VirtualSwitch::new(limits),
             machines: BTreeMap::new(),
-            placements: HashMap::new(),
-            offloaded: HashMap::new(),
+            ports: Table::default(),
+            placements: Table::default(),
+            offloaded: Table::default(),
             followed: BTreeSet::new(),
             events: Vec::new(),
             losses: Losses::default(),
+            order: Vec::new(),
             turn: 0,
+            scratch: Scratch::default(),
         }
     }
 
@@ -128,6 +143,16 @@ impl<B: Buffer> Host<B> {
     /// What the software fallback has done.
     pub fn esp_counters(&self) -> &Counters {
         self.engine.counters()
+    }
+
+    /// Bounds what fragments of ESP packets may occupy; those that are under way are dropped.
+    pub fn set_reassembly_limits(&mut self, limits: ReassemblyLimits) {
+        self.reassembler = Reassembler::new(limits);
+    }
+
+    /// Fragments of ESP packets on their way to becoming whole.
+    pub fn reassembler(&self) -> &Reassembler {
+        &self.reassembler
     }
 
     /// Received frames that were lost before it was known for whom they are.

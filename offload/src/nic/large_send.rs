@@ -1,12 +1,11 @@
 //! Large send and checksums: what an adapter does to TCP and UDP inside of what it protects.
 
-use std::sync::Arc;
-
 use vesper_esp::Buffer;
 use vesper_esp::wire::{Checksum, IpHeader, IpVersion, protocol};
 
 use crate::ethernet::{Frame, fill};
-use crate::rings::{Pending, Plan};
+use crate::nic::Nic;
+use crate::rings::lock;
 
 /// Flags of a TCP header that only the last segment keeps: FIN and PSH.
 const LAST_ONLY: u8 = 0x09;
@@ -14,15 +13,28 @@ const LAST_ONLY: u8 = 0x09;
 /// The flag that only the first segment keeps: CWR (RFC 3168 section 6.1.2).
 const FIRST_ONLY: u8 = 0x80;
 
+impl<B: Buffer> Nic<B> {
+    /// Posts buffers for large sends to be cut into; all of the memory of a buffer is its data.
+    pub fn post_segment_buffers(&self, buffers: impl IntoIterator<Item = B>) {
+        lock(&self.segment_buffers).extend(buffers);
+    }
+
+    /// Whether large sends that the adapter protects are cut by it.
+    pub(crate) fn cuts(&self) -> bool {
+        self.read().enabled.large_send
+    }
+
+    /// Cuts a large send into the buffers that were posted for that.
+    pub(crate) fn cut(&self, large: &Frame<B>, size: u16) -> Option<Vec<Frame<B>>> {
+        cut(large, size, &mut lock(&self.segment_buffers))
+    }
+}
+
 /// Cuts a TCP packet into segments of at most `size` bytes of payload, each in a buffer out of
 /// `buffers`. `None`, and nothing happened, if it is no whole TCP packet or there are too few
 /// buffers, or too small ones.
-pub(crate) fn cut<B: Buffer>(
-    large: &Pending<B>,
-    size: u16,
-    buffers: &mut Vec<B>,
-) -> Option<Vec<Pending<B>>> {
-    let packet = large.frame.payload.data();
+fn cut<B: Buffer>(large: &Frame<B>, size: u16, buffers: &mut Vec<B>) -> Option<Vec<Frame<B>>> {
+    let packet = large.payload.data();
     let ip = IpHeader::parse(packet).ok()?;
     if ip.protocol != protocol::TCP || ip.fragment.is_some() || size == 0 {
         return None;
@@ -70,21 +82,10 @@ pub(crate) fn cut<B: Buffer>(
             tcp[13] &= !FIRST_ONLY;
         }
         fill_checksum(data);
-        Pending {
-            id: None,
-            frame: Frame {
-                payload: buffer,
-                link: large.frame.link,
-                vlan: large.frame.vlan,
-            },
-            plan: match &large.plan {
-                Plan::Policy => Plan::Policy,
-                Plan::Bound(offloaded) => Plan::Bound(Arc::clone(offloaded)),
-                Plan::Done => Plan::Done,
-            },
-            segment_size: None,
-            checksum: false,
-            from: large.from,
+        Frame {
+            payload: buffer,
+            link: large.link,
+            vlan: large.vlan,
         }
     });
     Some(segments.collect())
@@ -148,7 +149,6 @@ fn upper_sum(packet: &[u8], upper_at: usize, end: usize, is_udp: bool) -> u16 {
 mod tests {
     use super::*;
     use crate::ethernet::Link;
-    use crate::sriov::Function;
     use etherparse::{IpHeaders, PacketBuilder, TcpHeader};
     use vesper_esp::PacketBuf;
 
@@ -171,18 +171,11 @@ mod tests {
         packet
     }
 
-    fn pending(packet: &[u8]) -> Pending<PacketBuf> {
-        Pending {
-            id: Some(1),
-            frame: Frame {
-                payload: PacketBuf::from_packet(packet),
-                link: Link::default(),
-                vlan: None,
-            },
-            plan: Plan::Policy,
-            segment_size: Some(1000),
-            checksum: false,
-            from: Function::Physical,
+    fn frame_of(packet: &[u8]) -> Frame<PacketBuf> {
+        Frame {
+            payload: PacketBuf::from_packet(packet),
+            link: Link::default(),
+            vlan: None,
         }
     }
 
@@ -195,13 +188,13 @@ mod tests {
     fn segments_carry_the_stream_on() {
         let payload: Vec<u8> = (0..3500).map(|byte| byte as u8).collect();
         for v6 in [false, true] {
-            let large = pending(&tcp(&payload, v6));
+            let large = frame_of(&tcp(&payload, v6));
             let mut pool = buffers(5);
             let segments = cut(&large, 1000, &mut pool).unwrap();
             assert_eq!((segments.len(), pool.len()), (4, 1));
             let mut stream = Vec::new();
             for (index, segment) in segments.iter().enumerate() {
-                let data = segment.frame.payload.data();
+                let data = segment.payload.data();
                 assert_eq!(checksum_is_right(data), Some(true));
                 let (ip, upper) = IpHeaders::from_slice(data).unwrap();
                 if let IpHeaders::Ipv4(header, _) = &ip {
@@ -222,7 +215,7 @@ mod tests {
 
     #[test]
     fn what_can_not_be_cut_is_refused_whole() {
-        let large = pending(&tcp(&[1; 3500], false));
+        let large = frame_of(&tcp(&[1; 3500], false));
         assert!(cut(&large, 1000, &mut buffers(3)).is_none());
         assert!(cut(&large, 0, &mut buffers(9)).is_none());
         let mut small = vec![PacketBuf::with_room(&[0; 1000], 0, 0); 4];
@@ -233,7 +226,7 @@ mod tests {
             .udp(1, 2)
             .write(&mut udp, &[0; 100])
             .unwrap();
-        assert!(cut(&pending(&udp), 10, &mut buffers(100)).is_none());
+        assert!(cut(&frame_of(&udp), 10, &mut buffers(100)).is_none());
     }
 
     #[test]

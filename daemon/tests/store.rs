@@ -1,0 +1,502 @@
+//! The store in order: what was kept comes back, and what must not be used is not.
+
+mod bed;
+
+use std::fs;
+use std::ops::Deref;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::thread::JoinHandle;
+
+use bed::{NODE, NOW, open, put, resume, stored, watched, words};
+use vesper_daemon::store::{
+    Alarm, Change, Files, Kek, Loss, Origin, Refill, RefillSettings, Standing, Store, StoreError,
+};
+use vesper_esp::EspSa;
+use vesper_sa::{Direction, OutboundRefusal};
+
+const OUT: Direction = Direction::Outbound;
+const IN: Direction = Direction::Inbound;
+
+/// A refill thread that has ended, with its hold on the store, when this is dropped.
+struct Thread(Option<Refill>, Option<JoinHandle<()>>);
+
+impl Deref for Thread {
+    type Target = Refill;
+
+    fn deref(&self) -> &Refill {
+        self.0.as_ref().unwrap()
+    }
+}
+
+impl Drop for Thread {
+    fn drop(&mut self) {
+        drop(self.0.take());
+        self.1.take().unwrap().join().unwrap();
+    }
+}
+
+fn refill(store: &Store) -> Thread {
+    let settings = RefillSettings::default();
+    let (refill, thread) = Refill::start(store.clone(), settings, |alarm| {
+        panic!("{alarm:?}");
+    })
+    .unwrap();
+    Thread(Some(refill), Some(thread))
+}
+
+/// Sends one packet: its number.
+fn send(sa: &EspSa) -> Result<u64, OutboundRefusal> {
+    let granted = sa.reserve(NOW, [100].into_iter());
+    granted.refused.map_or(Ok(granted.first), Err)
+}
+
+fn accept(sa: &EspSa, sequence: u64) -> bool {
+    let mut commit = sa.commit(NOW);
+    let outcome = commit.accept(sequence, 100);
+    commit.finish();
+    outcome.is_ok()
+}
+
+fn after(standing: &Standing) -> u64 {
+    match standing {
+        Standing::After { sequence, .. } => *sequence,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn what_was_kept_comes_back() {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, recovered) = open(directory.path());
+    assert_eq!((recovered.loss, recovered.epoch), (None, 1));
+    let policies = vec!["src 10.0.0.0/8 dst 10.1.0.0/16 dir out".to_owned()];
+    let changes = [
+        Change::PutSa(stored(&store, &words(1, OUT, 1))),
+        Change::PutSa(stored(&store, &words(2, IN, 2))),
+        Change::PutPolicies {
+            node: NODE.to_owned(),
+            vm: "web".to_owned(),
+            words: policies.clone(),
+        },
+        Change::PutVm {
+            node: NODE.to_owned(),
+            vm: "web".to_owned(),
+            settings: "{}".to_owned(),
+        },
+        Change::PutSetting {
+            name: "log".to_owned(),
+            value: "json".to_owned(),
+        },
+    ];
+    assert_eq!(
+        store.apply(&changes).unwrap(),
+        [Standing::Fresh, Standing::Fresh]
+    );
+    drop(store);
+
+    let (store, recovered) = open(directory.path());
+    assert_eq!((recovered.loss, recovered.epoch), (None, 2));
+    let mut kept: Vec<&str> = recovered.sas.iter().map(|sa| &**sa.sa.words).collect();
+    kept.sort_unstable_by_key(|words| words.contains("dir in"));
+    assert_eq!(kept, [&words(1, OUT, 1), &words(2, IN, 2)]);
+    assert_eq!(
+        recovered.policies,
+        [(NODE.to_owned(), "web".to_owned(), policies)]
+    );
+    assert_eq!(recovered.vms[0].2, "{}");
+    assert_eq!(recovered.settings[0].1, "json");
+    // All or nothing: the second change is wrong.
+    let name = stored(&store, &words(1, OUT, 1)).name;
+    let unknown = stored(&store, &words(3, OUT, 3)).name;
+    let refused = store.apply(&[Change::DeleteSa(name), Change::DeleteSa(unknown)]);
+    assert!(matches!(refused, Err(StoreError::NotFound)));
+    drop(store);
+    assert_eq!(open(directory.path()).1.sas.len(), 2);
+}
+
+#[test]
+fn no_key_is_in_the_files() {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, _) = open(directory.path());
+    put(&store, &words(1, OUT, 0xc0de_cafe)).unwrap();
+    drop(store);
+    let key = bed::key_text(0xc0de_cafe);
+    for file in ["store.redb", "store.anchor"] {
+        let bytes = fs::read(directory.path().join(file)).unwrap();
+        for needle in [&key.as_bytes()[..16], &[0xc0, 0xde, 0xca, 0xfe]] {
+            assert!(!bytes.windows(needle.len()).any(|window| window == needle));
+        }
+        let mode = fs::metadata(directory.path().join(file))
+            .unwrap()
+            .permissions();
+        assert_eq!(mode.mode() & 0o777, 0o600, "{file}");
+    }
+}
+
+#[test]
+fn numbers_go_on_after_a_crash_and_after_deletion() {
+    let directory = tempfile::tempdir().unwrap();
+    let out = words(1, OUT, 1);
+    let inbound = words(2, IN, 2);
+    let (store, _) = open(directory.path());
+    let thread = refill(&store);
+    let sender = resume(&out, &put(&store, &out).unwrap()).unwrap();
+    let receiver = resume(&inbound, &put(&store, &inbound).unwrap()).unwrap();
+    thread
+        .watch(vec![watched(&sender), watched(&receiver)])
+        .unwrap();
+    assert_eq!(send(&sender), Ok(1));
+    assert!(accept(&receiver, 7));
+    // Nothing is told to the store: it is as after a crash.
+    drop((thread, store));
+    let (store, recovered) = open(directory.path());
+    let standing = |direction| {
+        let found = recovered
+            .sas
+            .iter()
+            .find(|sa| sa.sa.name.sa.direction == direction);
+        &found.unwrap().standing
+    };
+    let granted = after(standing(OUT));
+    let mark = after(standing(IN));
+    assert_eq!(granted, 1 << 14);
+    assert!((7..=7 + 4096).contains(&mark), "{mark}");
+    let thread = refill(&store);
+    let sender = resume(&out, standing(OUT)).unwrap();
+    let receiver = resume(&inbound, standing(IN)).unwrap();
+    thread
+        .watch(vec![watched(&sender), watched(&receiver)])
+        .unwrap();
+    assert_eq!(send(&sender), Ok(granted + 1));
+    for old in [1, 7, 8, mark] {
+        assert!(!accept(&receiver, old), "{old}");
+    }
+    assert!(accept(&receiver, mark + 1));
+
+    // Deleted and added again, also under another name: the key remembers.
+    let name = stored(&store, &out).name;
+    store.apply(&[Change::DeleteSa(name)]).unwrap();
+    let again = put(&store, &words(9, OUT, 1)).unwrap();
+    assert!(after(&again) > granted + 1, "{again:?}");
+    assert_eq!(put(&store, &words(1, OUT, 5)).unwrap(), Standing::Fresh);
+    // Words that say more than the store knows are believed.
+    let later = format!("{} replay-oseq-hi 1", words(1, OUT, 5));
+    assert_eq!(put(&store, &later).unwrap(), Standing::Fresh);
+    assert_eq!(after(&put(&store, &words(1, OUT, 5)).unwrap()), 1 << 32);
+}
+
+#[test]
+fn a_stop_in_order_leaves_no_gap() {
+    let directory = tempfile::tempdir().unwrap();
+    let out = words(1, OUT, 1);
+    let inbound = words(2, IN, 2);
+    {
+        let (store, _) = open(directory.path());
+        let thread = refill(&store);
+        let sender = resume(&out, &put(&store, &out).unwrap()).unwrap();
+        let receiver = resume(&inbound, &put(&store, &inbound).unwrap()).unwrap();
+        thread
+            .watch(vec![watched(&sender), watched(&receiver)])
+            .unwrap();
+        assert_eq!(send(&sender), Ok(1));
+        assert!(accept(&receiver, 5));
+        assert!(accept(&receiver, 7));
+        thread.finish(NOW).unwrap();
+        assert_eq!(send(&sender), Err(OutboundRefusal::Deleted));
+        assert!(!accept(&receiver, 8));
+    }
+    let (store, recovered) = open(directory.path());
+    let thread = refill(&store);
+    for found in &recovered.sas {
+        assert!(matches!(found.standing, Standing::Restored(_)));
+        let sa = resume(&found.sa.words, &found.standing).unwrap();
+        thread.watch(vec![watched(&sa)]).unwrap();
+        assert_eq!(sa.statistics().bytes % 100, 0);
+        if sa.direction() == OUT {
+            assert_eq!(send(&sa), Ok(2));
+        } else {
+            assert!(!accept(&sa, 5));
+            assert!(accept(&sa, 6), "never received");
+            assert!(!accept(&sa, 7));
+            assert!(accept(&sa, 8));
+        }
+    }
+    // The snapshots are used up: after a crash they would be wrong.
+    drop((thread, store));
+    for found in open(directory.path()).1.sas {
+        assert!(after(&found.standing) >= 2);
+    }
+}
+
+#[test]
+fn a_second_daemon_is_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let kek = Kek::random().unwrap();
+    let files = Files::in_directory(directory.path());
+    let (store, _) = Store::open(files.clone(), &kek).unwrap();
+    assert!(matches!(
+        Store::open(files.clone(), &kek),
+        Err(StoreError::InUse { .. })
+    ));
+    // With an anchor of its own it does not get further.
+    let other = Files {
+        anchor: directory.path().join("other"),
+        ..files.clone()
+    };
+    assert!(matches!(
+        Store::open(other, &kek),
+        Err(StoreError::InUse { .. })
+    ));
+    drop(store);
+    let wrong = Kek::random().unwrap();
+    assert!(matches!(
+        Store::open(files.clone(), &wrong),
+        Err(StoreError::WrongKey)
+    ));
+    assert!(Store::open(files, &kek).unwrap().1.loss.is_none());
+}
+
+/// What is done to the files of a daemon that does not run, and what the next one must say.
+#[test]
+fn a_store_without_memory_wants_new_keys() {
+    type Harm = fn(&Path, &Path);
+    let harms: [(Loss, Harm); 8] = [
+        (Loss::StoreMissing, |now, _| {
+            fs::remove_file(now.join("store.redb")).unwrap();
+        }),
+        (Loss::StoreDamaged, |now, _| {
+            let mut bytes = fs::read(now.join("store.redb")).unwrap();
+            for byte in &mut bytes[5000..] {
+                *byte ^= 0x55;
+            }
+            fs::write(now.join("store.redb"), bytes).unwrap();
+        }),
+        (Loss::StoreDamaged, |now, _| {
+            fs::write(now.join("store.redb"), b"not a database").unwrap();
+        }),
+        (Loss::StoreOlder, |now, backup| {
+            // Into the same file, as `cp` does.
+            fs::write(
+                now.join("store.redb"),
+                fs::read(backup.join("store.redb")).unwrap(),
+            )
+            .unwrap();
+        }),
+        (Loss::StoreCopied, |now, backup| {
+            // Both put back, as by a restored backup.
+            for file in ["store.redb", "store.anchor"] {
+                fs::remove_file(now.join(file)).unwrap();
+                fs::copy(backup.join(file), now.join(file)).unwrap();
+            }
+        }),
+        (Loss::AnchorMissing, |now, _| {
+            fs::remove_file(now.join("store.anchor")).unwrap();
+        }),
+        (Loss::AnchorDamaged, |now, _| {
+            fs::write(now.join("store.anchor"), [1; 1024]).unwrap();
+        }),
+        (Loss::AnchorOlder, |now, backup| {
+            fs::write(
+                now.join("store.anchor"),
+                fs::read(backup.join("store.anchor")).unwrap(),
+            )
+            .unwrap();
+        }),
+    ];
+    let out = words(1, OUT, 1);
+    let inbound = words(2, IN, 2);
+    for (loss, harm) in harms {
+        let directory = tempfile::tempdir().unwrap();
+        let backup = tempfile::tempdir().unwrap();
+        let now = directory.path();
+        let (store, _) = open(now);
+        put(&store, &out).unwrap();
+        put(&store, &inbound).unwrap();
+        drop(store);
+        for file in ["store.redb", "store.anchor"] {
+            fs::copy(now.join(file), backup.path().join(file)).unwrap();
+        }
+        let (store, _) = open(now);
+        let thread = refill(&store);
+        let sender = resume(&out, &put(&store, &out).unwrap()).unwrap();
+        thread.watch(vec![watched(&sender)]).unwrap();
+        send(&sender).unwrap();
+        drop((thread, store));
+
+        harm(now, backup.path());
+        let (store, recovered) = open(now);
+        assert_eq!(recovered.loss, Some(loss), "{}", recovered.detail);
+        for found in &recovered.sas {
+            assert!(
+                matches!(found.standing, Standing::NeedsRekey(_)),
+                "{loss:?}"
+            );
+            assert!(resume(&found.sa.words, &found.standing).is_none());
+        }
+        let kept = !matches!(loss, Loss::StoreMissing | Loss::StoreDamaged);
+        assert_eq!(recovered.sas.len(), if kept { 2 } else { 0 }, "{loss:?}");
+        // A key of which the store knows nothing may be an old one if it comes from a file ...
+        let mut from_file = stored(&store, &words(3, OUT, 3));
+        from_file.origin = Origin::File;
+        let standing = store.apply(&[Change::PutSa(from_file.clone())]).unwrap();
+        assert_eq!(standing, [Standing::NeedsRekey(loss)]);
+        // ... and a new key is welcome.
+        assert_eq!(put(&store, &words(4, OUT, 4)).unwrap(), Standing::Fresh);
+        drop(store);
+        // The next start has its memory back, and remembers what must not be used.
+        let (store, recovered) = open(now);
+        assert_eq!(recovered.loss, None);
+        let waiting = recovered
+            .sas
+            .iter()
+            .filter(|found| found.standing == Standing::NeedsRekey(loss))
+            .count();
+        assert_eq!(waiting, if kept { 3 } else { 1 });
+        let standing = store.apply(&[Change::PutSa(from_file)]).unwrap();
+        assert_eq!(standing, [Standing::NeedsRekey(loss)]);
+    }
+}
+
+/// Two daemons with the same state, each with its own copy of everything: the copy notices.
+#[test]
+fn a_clone_wants_new_keys_and_the_original_does_not() {
+    let directory = tempfile::tempdir().unwrap();
+    let clone = tempfile::tempdir().unwrap();
+    let (store, _) = open(directory.path());
+    put(&store, &words(1, OUT, 1)).unwrap();
+    drop(store);
+    for file in ["store.redb", "store.anchor", "kek"] {
+        fs::copy(directory.path().join(file), clone.path().join(file)).unwrap();
+    }
+    let (_original, recovered) = open(directory.path());
+    assert_eq!(recovered.loss, None);
+    let (_copy, recovered) = open(clone.path());
+    assert_eq!(recovered.loss, Some(Loss::StoreCopied));
+    assert!(matches!(
+        recovered.sas[0].standing,
+        Standing::NeedsRekey(Loss::StoreCopied)
+    ));
+}
+
+/// The disk fails: what was granted may be used, then nothing, and the operator hears of it.
+#[test]
+fn a_failing_disk_stops_within_what_was_granted() {
+    let disk = bed::faulty::Disk::new();
+    let kek = Kek::random().unwrap();
+    let (store, _) = Store::open(disk.clone(), &kek).unwrap();
+    let (alarms, heard) = std::sync::mpsc::channel();
+    let settings = RefillSettings {
+        first_lease: 4096,
+        inbound_block: 4096,
+    };
+    let (thread, _) = Refill::start(store.clone(), settings, move |alarm| {
+        alarms.send(alarm).unwrap();
+    })
+    .unwrap();
+    let out = words(1, OUT, 1);
+    let inbound = words(2, IN, 2);
+    let sender = resume(&out, &put(&store, &out).unwrap()).unwrap();
+    let receiver = resume(&inbound, &put(&store, &inbound).unwrap()).unwrap();
+    thread
+        .watch(vec![watched(&sender), watched(&receiver)])
+        .unwrap();
+    disk.fail(true);
+    let mut sent = 0;
+    let mut last = 0;
+    while sent < 1_000_000 {
+        let granted = sender.reserve(NOW, [100].into_iter());
+        for event in sender.messages(granted.events) {
+            thread.notice(NODE, &event);
+        }
+        if granted.refused.is_some() {
+            assert_eq!(granted.refused, Some(OutboundRefusal::LeaseExhausted));
+            break;
+        }
+        sent += 1;
+        last = granted.first;
+    }
+    assert_eq!((sent, last), (4096, 4096));
+    let accepted = (1..10_000)
+        .filter(|number| accept(&receiver, *number))
+        .count();
+    assert!(accepted <= 4096, "{accepted}");
+    let second = std::time::Duration::from_secs(1);
+    let alarm = heard.recv_timeout(second).unwrap();
+    assert!(matches!(alarm, Alarm::Failing { .. }), "{alarm:?}");
+    assert!(put(&store, &words(3, OUT, 3)).is_err());
+    assert!(store.statistics().failures > 0);
+    // The disk is back: everything goes on, without a gap.
+    disk.fail(false);
+    assert_eq!(heard.recv_timeout(second).unwrap(), Alarm::Mended);
+    assert_eq!(send(&sender), Ok(4097));
+    assert!(accept(&receiver, 10_001));
+    put(&store, &words(3, OUT, 3)).unwrap();
+}
+
+#[test]
+fn a_newer_format_is_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    drop(open(directory.path()));
+    let path = directory.path().join("store.redb");
+    let database = redb::Database::open(&path).unwrap();
+    let meta: redb::TableDefinition<'_, &str, &[u8]> = redb::TableDefinition::new("meta");
+    let transaction = database.begin_write().unwrap();
+    transaction
+        .open_table(meta)
+        .unwrap()
+        .insert("format", 2_u32.to_be_bytes().as_slice())
+        .unwrap();
+    transaction.commit().unwrap();
+    drop(database);
+    let kek = Kek::read(&directory.path().join("kek")).unwrap();
+    let refused = Store::open(Files::in_directory(directory.path()), &kek).unwrap_err();
+    assert!(matches!(refused, StoreError::Newer { found: 2, known: 1 }));
+    assert!(refused.to_string().contains("newer release"));
+}
+
+/// Lifetimes are not renewed by a restart.
+#[test]
+fn lifetimes_go_on_after_a_crash() {
+    let directory = tempfile::tempdir().unwrap();
+    let limited = format!("{} limit packet-hard 1200000", words(1, OUT, 1));
+    let (store, _) = open(directory.path());
+    let thread = refill(&store);
+    let sender = resume(&limited, &put(&store, &limited).unwrap()).unwrap();
+    thread.watch(vec![watched(&sender)]).unwrap();
+    for _ in 0..9000 {
+        let granted = sender.reserve(NOW, [100].into_iter());
+        for event in sender.messages(granted.events) {
+            thread.notice(NODE, &event);
+        }
+    }
+    // The second lease is durable once it is in force.
+    let started = std::time::Instant::now();
+    while store.statistics().commits < 3 {
+        assert!(started.elapsed().as_secs() < 5);
+    }
+    drop((thread, store));
+    let (store, recovered) = open(directory.path());
+    let thread = refill(&store);
+    let sender = resume(&limited, &recovered.sas[0].standing).unwrap();
+    thread.watch(vec![watched(&sender)]).unwrap();
+    let packets = sender.statistics().packets;
+    let granted = (1 << 14) + (1 << 20);
+    assert!((9000..=granted).contains(&packets), "{packets}");
+    let mut sent = 0;
+    loop {
+        let granted = sender.reserve(NOW, [100].into_iter());
+        for event in sender.messages(granted.events) {
+            thread.notice(NODE, &event);
+        }
+        match granted.refused {
+            None => sent += 1,
+            Some(OutboundRefusal::LeaseExhausted) => {}
+            Some(refusal) => {
+                assert_eq!(refusal, OutboundRefusal::Expired);
+                break;
+            }
+        }
+    }
+    assert_eq!(packets + sent, 1_200_000);
+}
