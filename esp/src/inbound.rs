@@ -682,6 +682,36 @@ fn set_traffic_class(packet: &mut [u8], version: IpVersion, class: u8) {
 mod tests {
     use super::*;
 
+    /// The short way of reading trailers says what the long way says.
+    #[test]
+    fn both_ways_of_reading_trailers_agree() {
+        let mut short = 0;
+        for payload_len in 0..12 {
+            for padding_len in 0..8_u8 {
+                for wrong_at in (0..padding_len).map(Some).chain([None]) {
+                    let mut text = vec![0xaa; payload_len];
+                    text.extend(1..=padding_len);
+                    if let Some(at) = wrong_at {
+                        text[payload_len + usize::from(at)] ^= 0x40;
+                    }
+                    text.extend([padding_len, 4]);
+                    let expected = wrong_at.is_none().then_some((payload_len, 4));
+                    assert_eq!(trailer(&text), expected);
+                    match short_trailer(&text) {
+                        None => assert!(padding_len > 3 || text.len() < 8 || expected.is_none()),
+                        found => {
+                            assert_eq!(found, expected);
+                            short += 1;
+                        }
+                    }
+                }
+            }
+        }
+        assert!(short > 20);
+        // Padding that is longer than the text.
+        assert_eq!(trailer(&[9, 9, 9, 9, 9, 9, 7, 4]), None);
+    }
+
     #[test]
     fn congestion_marks_merge_by_the_table_of_rfc_6040() {
         // Figure 4; rows inner Not-ECT, ECT(0), ECT(1), CE; columns outer the same.
