@@ -286,13 +286,16 @@ impl Engine {
             open_batch(&mut jobs);
         }
         for (candidate, job) in candidates.iter_mut().zip(&jobs) {
-            candidate.authentic = ADAPTER || job.authentic;
+            if !ADAPTER && !job.authentic {
+                candidate.refusal = Some(DropReason::Icv);
+            }
         }
         drop(jobs);
 
-        for run in candidates.chunk_by(|a, b| ptr::eq(a.sa, b.sa)) {
-            self.finish(now, run, chunk);
+        for run in candidates.chunk_by_mut(|a, b| ptr::eq(a.sa, b.sa)) {
+            self.commit(now, run);
         }
+        self.open(&candidates, chunk);
     }
 
     /// Admits the packets of a run, all with the same association or all without one, to the
@@ -340,26 +343,37 @@ impl Engine {
         }
     }
 
-    /// Decides about the packets of a run after the cryptography, and leaves the inner ones.
+    /// Decides about the authentic packets of a run. The association's lock is held meanwhile,
+    /// and for nothing else.
     #[inline(always)]
-    fn finish<'a, B: Buffer>(
-        &mut self,
-        now: Timestamp,
-        run: &[Candidate<'a>],
-        chunk: &mut [Inbound<'a, B>],
-    ) {
+    fn commit(&mut self, now: Timestamp, run: &mut [Candidate<'_>]) {
         let sa = run[0].sa;
-        let (mut opened, mut bytes, mut failures) = (0, 0, 0);
+        let mut forged = 0;
         let mut commit = sa.commit(now);
         for candidate in run {
-            let entry = &mut chunk[usize::from(candidate.index)];
-            if !candidate.authentic {
-                failures += 1;
-                entry.verdict = Verdict::Drop(DropReason::Icv);
-                continue;
+            if candidate.refusal.is_some() {
+                forged += 1;
+            } else if let Err(refusal) = commit.accept(candidate.sequence, candidate.text_len()) {
+                candidate.refusal = Some(inbound::refused(refusal));
             }
-            let plain = inbound::finish_plain(candidate, &mut commit, &mut entry.packet);
-            if let Some((next_header, len)) = plain {
+        }
+        let events = commit.finish();
+        self.emit(sa, events);
+        for _ in 0..forged {
+            let events = sa.authentication_failed(now);
+            self.emit(sa, events);
+        }
+    }
+
+    /// Leaves the inner packets of those that were accepted.
+    #[inline(always)]
+    fn open<B: Buffer>(&mut self, candidates: &[Candidate<'_>], chunk: &mut [Inbound<'_, B>]) {
+        let (mut opened, mut bytes) = (0, 0);
+        for candidate in candidates {
+            let entry = &mut chunk[usize::from(candidate.index)];
+            if candidate.refusal.is_none()
+                && let Some((next_header, len)) = inbound::open_plain(candidate, &mut entry.packet)
+            {
                 entry.verdict = Verdict::Opened(Opened {
                     sequence: candidate.sequence,
                     mode: Mode::Tunnel,
@@ -369,19 +383,12 @@ impl Engine {
                 bytes += len as u64;
                 continue;
             }
-            entry.verdict = inbound::finish(candidate, &mut commit, &mut entry.packet);
+            entry.verdict = inbound::open(candidate, &mut entry.packet);
             let len = entry.packet.data().len();
             self.counters.count(entry.verdict, len);
         }
-        let events = commit.finish();
         self.counters.opened_packets += opened;
         self.counters.opened_bytes += bytes;
-        self.emit(sa, events);
-        for _ in 0..failures {
-            self.counters.count(Verdict::Drop(DropReason::Icv), 0);
-            let events = sa.authentication_failed(now);
-            self.emit(sa, events);
-        }
     }
 
     #[inline]

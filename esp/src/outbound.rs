@@ -611,3 +611,85 @@ pub(crate) const fn refused(refusal: OutboundRefusal) -> DropReason {
         OutboundRefusal::Deleted | OutboundRefusal::Inbound => DropReason::OutInvalid,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::aead::Cipher;
+    use crate::{PacketBuf, Suite, association};
+    use vesper_sa::{
+        Df, Direction, Dscp, Ecn, SaParams, Spi, Timestamp, TunnelHeader, UdpEncapsulation,
+    };
+
+    /// The short way of plain packets writes what the long way writes.
+    #[test]
+    fn both_ways_agree() {
+        let suite = Suite::by_name("aes256gcm16").unwrap();
+        let udp = UdpEncapsulation {
+            source_port: 4500,
+            destination_port: 4500,
+        };
+        let mut agreed = 0;
+        for encapsulation in [None, Some(udp)] {
+            for (dscp, ecn, df) in [
+                (Dscp::Copy, Ecn::Normal, Df::Copy),
+                (Dscp::Set(46), Ecn::Off, Df::Set),
+                (Dscp::Set(0), Ecn::Compatibility, Df::Clear),
+            ] {
+                let mut params = SaParams::new(
+                    Spi::MIN,
+                    Direction::Outbound,
+                    Mode::Tunnel,
+                    "192.0.2.1".parse().unwrap(),
+                    "192.0.2.2".parse().unwrap(),
+                );
+                params.encapsulation = encapsulation;
+                params.mtu = Some(400);
+                params.tunnel = TunnelHeader {
+                    dscp,
+                    ecn,
+                    df,
+                    ..params.tunnel
+                };
+                let cipher = Cipher::new(suite, &[7; 36], &[]).unwrap();
+                let sa = association(params, cipher, Timestamp::ZERO).unwrap();
+                let path = Path::of(&sa);
+                for len in 20..400 {
+                    for (version, class, flags) in [(0x45, 0xff, 0x40), (0x45, 0, 0), (0x60, 5, 0)]
+                    {
+                        let mut inner = vec![0xaa; len];
+                        inner[..2].copy_from_slice(&[version, class]);
+                        inner[6] = flags;
+                        match (version, (len as u16).checked_sub(40)) {
+                            (0x45, _) => inner[2..4].copy_from_slice(&(len as u16).to_be_bytes()),
+                            (_, Some(rest)) => inner[4..6].copy_from_slice(&rest.to_be_bytes()),
+                            (_, None) => continue,
+                        }
+                        let mut short = PacketBuf::from_packet(&inner);
+                        let mut long = short.clone();
+                        let sequence = 0x0102_0304_0506_0708 + len as u64;
+                        let Some(measured) = path.measure_plain(Content::Ip, &mut short) else {
+                            assert_eq!(short.data(), inner);
+                            let refused = path.measure(Content::Ip, &mut long);
+                            assert!(matches!(refused, Err(Verdict::TooBig { .. })), "{len}");
+                            continue;
+                        };
+                        let esp = path.write(short.data_mut(), &measured, sequence);
+                        let text = esp.len() - 16;
+                        esp[text..].fill(0);
+                        let esp = esp.to_vec();
+                        let measured = path.measure(Content::Ip, &mut long).unwrap();
+                        assert_eq!(
+                            write_any(&sa, long.data_mut(), &measured, sequence)[..text],
+                            esp[..text]
+                        );
+                        let end = long.data().len() - 16;
+                        assert_eq!(short.data()[..end], long.data()[..end], "{len} bytes");
+                        agreed += 1;
+                    }
+                }
+            }
+        }
+        assert!(agreed > 5000, "{agreed}");
+    }
+}

@@ -128,7 +128,7 @@ pub struct Commit<'a> {
     /// `None`: nothing is accepted any more, for the reason in `refusal`.
     window: Option<&'a ReplayWindow>,
     refusal: InboundRefusal,
-    /// The bits of a window of usual size.
+    /// The bits of the window.
     ring: Option<Ring<'a>>,
     /// The last number that may be accepted before asking for the next stop.
     stop: u64,
@@ -154,32 +154,27 @@ impl Commit<'_> {
     //# succeeds.
     #[inline]
     pub fn accept(&mut self, sequence: u64, bytes: u32) -> Result<(), InboundRefusal> {
+        // Most packets come in order and far from any limit.
+        if let (Some(ring), Some(charged)) = (self.ring, self.budget.charge(self.usage, bytes))
+            && sequence == self.top.wrapping_add(1)
+            && sequence <= self.stop
+        {
+            ring.mark(sequence);
+            self.usage = charged;
+            self.top = sequence;
+            self.accepted = true;
+            return Ok(());
+        }
+        self.accept_closely(sequence, bytes)
+    }
+
+    #[inline(never)]
+    fn accept_closely(&mut self, sequence: u64, bytes: u32) -> Result<(), InboundRefusal> {
         let outcome = self.decide(sequence, bytes);
         if let Err(refusal) = outcome {
             self.count(refusal);
         }
         outcome
-    }
-
-    /// As [`accept`](Self::accept) for most packets, which come in order and far from any
-    /// limit; `false`, and nothing has happened, asks for that one.
-    #[inline]
-    #[must_use]
-    pub fn accept_next(&mut self, sequence: u64, bytes: u32) -> bool {
-        let Some(ring) = self.ring else {
-            return false;
-        };
-        let charged = self.budget.charge(self.usage, bytes);
-        match charged {
-            Some(charged) if sequence == self.top.wrapping_add(1) && sequence <= self.stop => {
-                ring.mark(sequence);
-                self.usage = charged;
-                self.top = sequence;
-                self.accepted = true;
-                true
-            }
-            _ => false,
-        }
     }
 
     /// Gives the lock back.
@@ -191,7 +186,6 @@ impl Commit<'_> {
         self.events
     }
 
-    #[inline]
     fn decide(&mut self, sequence: u64, bytes: u32) -> Result<(), InboundRefusal> {
         let window = self.window.ok_or(self.refusal)?;
         if sequence > self.stop {

@@ -58,10 +58,10 @@ enum Words {
 
 const INLINE_WORDS: usize = 16;
 
-/// The bits of a window that lies within the association.
+/// The bits of a window.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Ring<'a> {
-    words: &'a [AtomicU64; INLINE_WORDS],
+    words: &'a [AtomicU64],
     mask: u32,
 }
 
@@ -70,8 +70,7 @@ impl Ring<'_> {
     #[inline]
     pub(crate) fn mark(self, sequence: u64) {
         let position = sequence as u32 & self.mask;
-        // There are at most as many words: the remainder only tells the compiler so.
-        let word = &self.words[(position / u64::BITS) as usize % INLINE_WORDS];
+        let word = &self.words[(position / u64::BITS) as usize];
         let bit = 1 << (position % u64::BITS);
         word.store(word.load(Ordering::Relaxed) | bit, Ordering::Relaxed);
     }
@@ -179,16 +178,13 @@ impl ReplayWindow {
         top.max(sequence)
     }
 
-    /// The bits, if there is a window and it lies within the association.
+    /// The bits, if there is a window.
     #[inline]
     pub(crate) fn ring(&self) -> Option<Ring<'_>> {
-        match &self.words {
-            Words::Inline(words) if self.size != 0 => Some(Ring {
-                words,
-                mask: self.mask,
-            }),
-            _ => None,
-        }
+        (self.size != 0).then(|| Ring {
+            words: self.words(),
+            mask: self.mask,
+        })
     }
 
     /// Moves the window up to `sequence` without any number having been received.
