@@ -14,7 +14,7 @@ use vesper_sa::{
 };
 
 use super::record::Usage;
-use super::{Granted, Need, NeedKind, SaName, Store, StoreError};
+use super::{Granted, Need, NeedKind, SaName, Standing, Store, StoreError};
 
 /// How many numbers are granted at a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,10 +40,23 @@ impl Default for RefillSettings {
 /// An association whose leases or marks are to be kept ahead.
 #[derive(Clone, Debug)]
 pub struct Watched {
-    /// Its node.
-    pub node: String,
-    /// The association. It must be in the store.
-    pub sa: Arc<EspSa>,
+    node: String,
+    sa: Arc<EspSa>,
+    /// The first mark is where the association is: it accepts nothing until the first authentic
+    /// packet has asked for a higher one. So a daemon that crashes again and again does not
+    /// move the mark away from where the peer is.
+    at_mark: bool,
+}
+
+impl Watched {
+    /// The association `sa` of `node`, which is in the store and was resumed by this standing.
+    pub fn new(node: &str, sa: Arc<EspSa>, standing: &Standing) -> Self {
+        Self {
+            node: node.to_owned(),
+            sa,
+            at_mark: matches!(standing, Standing::After { .. }),
+        }
+    }
 }
 
 /// What an operator has to know.
@@ -111,7 +124,12 @@ impl Refill {
         };
         let thread = thread::Builder::new()
             .name("vesper-store".to_owned())
-            .spawn(move || worker.run(&receiver))?;
+            .spawn(move || {
+                // Every association waits for this thread, and it has little to do. Who may not
+                // do this shares the processor with the workers as equals.
+                let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), -15);
+                worker.run(&receiver);
+            })?;
         Ok((Self { orders }, thread))
     }
 
@@ -184,8 +202,8 @@ struct State {
     low: u64,
     /// The last number granted, or the mark.
     end: u64,
-    /// Packets in a second, as of late.
-    rate: u64,
+    /// Packets in a second, as of late; `None` while nobody knows.
+    rate: Option<u64>,
     /// When the rate was measured, and the number at that time.
     measured: (Instant, u64),
     /// It gets nothing more.
@@ -238,7 +256,7 @@ impl Worker {
         let now = Instant::now();
         let mut names = Vec::with_capacity(sas.len());
         let mut new = Vec::new();
-        for Watched { node, sa } in sas {
+        for Watched { node, sa, at_mark } in sas {
             let without_replay_protection = sa.params().replay == ReplayProtection::Off;
             if sa.direction() == Direction::Inbound && without_replay_protection {
                 continue;
@@ -248,32 +266,32 @@ impl Worker {
                 sa: sa.identity(),
             };
             let sequence = sa.sequence();
-            let before = self.watched.get(&name);
-            let end = match before {
-                Some(before) => before.end,
-                None => {
-                    new.push(name.clone());
+            let is_inbound = sa.direction() == Direction::Inbound;
+            let before = self.watched.get(&name).map(|before| before.end);
+            if before.is_none() {
+                new.push(name.clone());
+                if is_inbound {
                     // Until a mark is durable nothing is accepted.
-                    if sa.direction() == Direction::Inbound {
-                        sa.set_mark(sequence).map_err(|error| WatchError::Refused {
-                            name: name.clone(),
-                            error,
-                        })?;
-                    }
-                    sequence
+                    sa.set_mark(sequence).map_err(|error| WatchError::Refused {
+                        name: name.clone(),
+                        error,
+                    })?;
                 }
-            };
+            }
+            let waits = is_inbound && at_mark && before.is_none();
             let state = State {
                 rate: self.rate_of_predecessor(&name),
                 sa,
                 begun: sequence,
-                low: sequence,
-                end,
+                low: sequence + u64::from(waits),
+                end: before.unwrap_or(sequence),
                 measured: (now, sequence),
                 refused: false,
             };
             self.watched.insert(name.clone(), state);
-            names.push(name);
+            if !waits {
+                names.push(name);
+            }
         }
         match self.refill(names) {
             Ok(refused) => {
@@ -295,7 +313,7 @@ impl Worker {
     }
 
     /// An association that replaces another one will have the same rate.
-    fn rate_of_predecessor(&self, name: &SaName) -> u64 {
+    fn rate_of_predecessor(&self, name: &SaName) -> Option<u64> {
         let same_path = |other: &SaName| {
             other.node == name.node
                 && (other.sa.owner, other.sa.direction, other.sa.destination)
@@ -303,14 +321,13 @@ impl Worker {
         };
         // Those of ten thousand associations are not worth a search each.
         if self.watched.len() > 1000 {
-            return 0;
+            return None;
         }
         self.watched
             .iter()
             .filter(|(other, _)| same_path(other))
-            .map(|(_, state)| state.rate)
+            .filter_map(|(_, state)| state.rate)
             .max()
-            .unwrap_or(0)
     }
 
     /// Which associations need more. Measures their rates.
@@ -466,15 +483,15 @@ impl State {
                     false => LARGEST_LEASE_32,
                 };
                 let wanted = match self.rate {
-                    0 => u64::from(settings.first_lease),
-                    rate => rate * LEASE_TIME.as_secs(),
+                    None => u64::from(settings.first_lease),
+                    Some(rate) => rate.saturating_mul(LEASE_TIME.as_secs()),
                 };
                 wanted.clamp(SMALLEST_LEASE, largest)
             }
             Direction::Inbound => {
                 // A second's worth, but enough for what comes in while the disk is at work.
                 let most = u64::from(settings.inbound_block);
-                self.rate.clamp((most / 8).max(1), most)
+                self.rate.unwrap_or(most).clamp((most / 8).max(1), most)
             }
         }
     }
@@ -490,7 +507,8 @@ impl State {
             let micros = u64::try_from(passed.as_micros()).unwrap_or(u64::MAX).max(1);
             let rate = packets.saturating_mul(1_000_000) / micros;
             // Up at once, down slowly.
-            self.rate = rate.max(self.rate - self.rate / 8);
+            let before = self.rate.unwrap_or(0);
+            self.rate = Some(rate.max(before - before / 8));
             self.measured = (now, sequence);
         }
     }
