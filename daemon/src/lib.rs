@@ -14,8 +14,12 @@
 //! [`port`] is where frames come from and go to, [`node`] one adapter with its host and the
 //! threads that drive them. What they do is in the libraries `vesper-offload`, `vesper-esp` and
 //! `vesper-sa`; this crate has the sockets, threads and files.
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
+pub mod config;
 pub mod node;
+pub mod pair;
+pub mod plane;
 pub mod port;
 pub mod store;
+pub mod vesperd;

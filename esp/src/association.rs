@@ -4,9 +4,10 @@
 use core::fmt;
 use core::net::IpAddr;
 
-use vesper_sa::{Mode, Sa, SaParams, SaParamsError, Timestamp, UdpEncapsulation};
+use vesper_sa::{Df, Dscp, Ecn, Mode, Sa, SaParams, SaParamsError, Timestamp, UdpEncapsulation};
 
 use crate::aead::{Cipher, CipherError};
+use crate::suite::Suite;
 use crate::wire::{Checksum, IpVersion, protocol};
 
 /// An association with everything that is needed to seal or open its packets.
@@ -14,15 +15,10 @@ pub type EspSa = Sa<EspContext>;
 
 /// The expanded key of an association, its lengths, and its outer headers made ready.
 #[derive(Debug)]
+#[repr(C)]
 pub struct EspContext {
+    framing: Framing,
     cipher: Cipher,
-    headers: Headers,
-    iv_len: u8,
-    icv_len: u8,
-    alignment: u8,
-    /// Bytes before the payload, the IP header of transport mode not counted.
-    front_len: u8,
-    udp: bool,
     mode: Mode,
     tfc_pad: u16,
 }
@@ -41,15 +37,29 @@ pub enum AssociationError {
     Mtu(u32),
 }
 
-/// Outer IP, UDP and SPI as they are written in front of every packet; what varies is patched
-/// afterwards.
+/// All that framing a packet has to know of its association, in one cache line.
 #[derive(Debug)]
-pub(crate) struct Headers {
+#[repr(C, align(64))]
+pub(crate) struct Framing {
+    /// Outer IP, UDP and SPI as they are written in front of every packet; what varies is
+    /// patched afterwards.
     bytes: [u8; 52],
-    ip_len: u8,
-    udp_len: u8,
-    /// Sum of the words of the IPv4 header that never vary.
-    sum: u64,
+    /// Sum of the words of the outer IPv4 header that never vary.
+    sum: u16,
+    /// Where in `bytes` the SPI is.
+    spi_at: u8,
+    /// Bytes before the payload, the IP header of transport mode not counted.
+    front_len: u8,
+    iv_len: u8,
+    icv_len: u8,
+    alignment: u8,
+    /// Bits of the inner traffic class that the outer one repeats.
+    class_kept: u8,
+    /// Bits of the outer traffic class that are always the same.
+    class_set: u8,
+    df: Df,
+    is_plain_out: bool,
+    is_plain_in: bool,
 }
 
 /// Makes an association ready for the engine.
@@ -67,20 +77,8 @@ pub fn association(
 impl EspContext {
     /// The part of an association that ESP needs; [`association`] makes the whole.
     pub fn new(params: &SaParams, cipher: Cipher) -> Result<Self, AssociationError> {
-        let headers = Headers::new(params)?;
-        let suite = cipher.suite();
-        let ip_len = match params.mode {
-            Mode::Tunnel => headers.ip_len(),
-            Mode::Transport => 0,
-        };
         let context = Self {
-            front_len: (ip_len + headers.udp_len() + 8 + suite.iv_len) as u8,
-            headers,
-            // The table of suites has no length beyond 255.
-            iv_len: suite.iv_len as u8,
-            icv_len: suite.icv_len as u8,
-            alignment: suite.alignment as u8,
-            udp: params.encapsulation.is_some(),
+            framing: Framing::new(params, cipher.suite())?,
             mode: params.mode,
             tfc_pad: params.tfc_pad,
             cipher,
@@ -109,7 +107,8 @@ impl EspContext {
     /// The payload is the whole inner packet in tunnel mode, and what follows the IP header in
     /// transport mode.
     pub fn overhead(&self, payload: usize) -> usize {
-        self.front_len() + self.padding(payload) + 2 + usize::from(self.icv_len)
+        let framing = &self.framing;
+        framing.front_len() + framing.padding(payload) + 2 + framing.icv_len()
     }
 
     /// The largest packet in bytes, IP header included, that fits into an outer packet of
@@ -120,55 +119,25 @@ impl EspContext {
             Mode::Tunnel => 0,
             Mode::Transport => header,
         };
-        let fixed = header + self.front_len() + usize::from(self.icv_len);
-        let alignment = usize::from(self.alignment);
-        let text = mtu.checked_sub(fixed)? / alignment * alignment;
+        let fixed = header + self.framing.front_len() + self.framing.icv_len();
+        let text = mtu.checked_sub(fixed)? & !(self.framing.alignment() - 1);
         Some(header + text.checked_sub(2)?)
     }
 
-    /// Bytes of padding behind a payload.
-    ///
-    //= https://www.rfc-editor.org/rfc/rfc4303#section-2.4
-    //# Padding also may be required, irrespective of encryption algorithm requirements, to
-    //# ensure that the resulting ciphertext terminates on a 4-byte boundary.
-    pub(crate) fn padding(&self, payload: usize) -> usize {
-        // Every alignment is a power of two.
-        (payload + 2).wrapping_neg() & (usize::from(self.alignment) - 1)
+    #[inline]
+    pub(crate) const fn framing(&self) -> &Framing {
+        &self.framing
     }
 
-    /// Bytes before the payload, the IP header of transport mode not counted.
-    pub(crate) fn front_len(&self) -> usize {
-        usize::from(self.front_len)
-    }
-
-    pub(crate) const fn headers(&self) -> &Headers {
-        &self.headers
-    }
-
-    pub(crate) fn iv_len(&self) -> usize {
-        usize::from(self.iv_len)
-    }
-
-    pub(crate) fn icv_len(&self) -> usize {
-        usize::from(self.icv_len)
-    }
-
-    pub(crate) fn alignment(&self) -> usize {
-        usize::from(self.alignment)
-    }
-
+    #[inline]
     pub(crate) const fn mode(&self) -> Mode {
         self.mode
-    }
-
-    pub(crate) const fn is_udp(&self) -> bool {
-        self.udp
     }
 
     /// Whether sealed packets need a UDP checksum: none over IPv4 (RFC 3948 section 2.1), but
     /// IPv6 receivers drop packets without one unless they were told to expect them (RFC 6935).
     pub(crate) fn has_udp_checksum(&self) -> bool {
-        self.udp && self.headers.version() == IpVersion::V6
+        self.framing.is_udp() && self.framing.version() == IpVersion::V6
     }
 
     /// Bytes of zeroes behind a payload of this length, so that traffic flow confidentiality
@@ -185,21 +154,21 @@ impl EspContext {
     }
 }
 
-impl Headers {
-    fn new(params: &SaParams) -> Result<Self, AssociationError> {
+impl Framing {
+    fn new(params: &SaParams, suite: &Suite) -> Result<Self, AssociationError> {
         let mut bytes = [0; 52];
         let upper = match params.encapsulation {
             Some(_) => protocol::UDP,
             None => protocol::ESP,
         };
-        let ip_len = match (params.source, params.destination) {
+        let (version, ip_len) = match (params.source, params.destination) {
             (IpAddr::V4(source), IpAddr::V4(destination)) => {
                 bytes[0] = 0x45;
                 bytes[8] = params.tunnel.hop_limit;
                 bytes[9] = upper;
                 bytes[12..16].copy_from_slice(&source.octets());
                 bytes[16..20].copy_from_slice(&destination.octets());
-                20
+                (IpVersion::V4, 20)
             }
             (IpAddr::V6(source), IpAddr::V6(destination)) => {
                 bytes[0] = 0x60;
@@ -207,7 +176,7 @@ impl Headers {
                 bytes[7] = params.tunnel.hop_limit;
                 bytes[8..24].copy_from_slice(&source.octets());
                 bytes[24..40].copy_from_slice(&destination.octets());
-                40
+                (IpVersion::V6, 40)
             }
             _ => return Err(AssociationError::MixedAddresses),
         };
@@ -222,50 +191,153 @@ impl Headers {
             spi_at += 8;
         }
         bytes[spi_at..spi_at + 4].copy_from_slice(&params.spi.get().to_be_bytes());
-        let sum = Checksum::new().bytes(&bytes[8..20]);
+
+        let tunnel = &params.tunnel;
+        let (mut class_kept, class_set) = match tunnel.dscp {
+            Dscp::Copy => (0xfc, 0),
+            Dscp::Set(dscp) => (0, dscp << 2),
+        };
+        if tunnel.ecn == Ecn::Normal {
+            class_kept |= 3;
+        }
+        let is_tunnel = params.mode == Mode::Tunnel;
         Ok(Self {
             bytes,
-            ip_len: ip_len as u8,
-            udp_len: (spi_at - ip_len) as u8,
-            sum: sum.partial(),
+            sum: !Checksum::new().bytes(&bytes[8..20]).finish(),
+            spi_at: spi_at as u8,
+            front_len: (if is_tunnel { spi_at } else { spi_at - ip_len } + 8 + suite.iv_len) as u8,
+            // The table of suites has no length beyond 255.
+            iv_len: suite.iv_len as u8,
+            icv_len: suite.icv_len as u8,
+            alignment: suite.alignment as u8,
+            class_kept,
+            class_set,
+            df: tunnel.df,
+            is_plain_out: is_tunnel
+                && version == IpVersion::V4
+                && suite.iv_len == 8
+                && suite.icv_len >= 8
+                && suite.alignment <= 4
+                && params.tfc_pad == 0
+                && !tunnel.decrement_hop_limit,
+            is_plain_in: is_tunnel && params.selectors.is_empty() && tunnel.ecn != Ecn::Off,
         })
     }
 
-    pub(crate) fn ip_len(&self) -> usize {
-        usize::from(self.ip_len)
+    /// Whether packets go out in a tunnel over IPv4, with the sequence number as their IV of 8
+    /// bytes, less than four bytes of padding, and the inner header as it is.
+    #[inline]
+    pub(crate) const fn is_plain_out(&self) -> bool {
+        self.is_plain_out
     }
 
-    pub(crate) fn udp_len(&self) -> usize {
-        usize::from(self.udp_len)
+    /// Whether packets come in through a tunnel that takes every inner packet and passes
+    /// congestion marks on.
+    #[inline]
+    pub(crate) const fn is_plain_in(&self) -> bool {
+        self.is_plain_in
     }
 
-    pub(crate) fn version(&self) -> IpVersion {
-        if self.ip_len == 20 {
+    #[inline]
+    pub(crate) const fn version(&self) -> IpVersion {
+        if self.bytes[0] == 0x45 {
             IpVersion::V4
         } else {
             IpVersion::V6
         }
     }
 
+    pub(crate) const fn ip_len(&self) -> usize {
+        match self.version() {
+            IpVersion::V4 => 20,
+            IpVersion::V6 => 40,
+        }
+    }
+
+    #[inline]
+    pub(crate) const fn is_udp(&self) -> bool {
+        matches!(self.spi_at, 28 | 48)
+    }
+
+    /// Bytes before the payload, the IP header of transport mode not counted.
+    #[inline]
+    pub(crate) fn front_len(&self) -> usize {
+        usize::from(self.front_len)
+    }
+
+    #[inline]
+    pub(crate) fn iv_len(&self) -> usize {
+        usize::from(self.iv_len)
+    }
+
+    #[inline]
+    pub(crate) fn icv_len(&self) -> usize {
+        usize::from(self.icv_len)
+    }
+
+    #[inline]
+    pub(crate) fn alignment(&self) -> usize {
+        usize::from(self.alignment)
+    }
+
+    /// Bytes of padding behind a payload.
+    ///
+    //= https://www.rfc-editor.org/rfc/rfc4303#section-2.4
+    //# Padding also may be required, irrespective of encryption algorithm requirements, to
+    //# ensure that the resulting ciphertext terminates on a 4-byte boundary.
+    #[inline]
+    pub(crate) fn padding(&self, payload: usize) -> usize {
+        // Every alignment is a power of two.
+        (payload + 2).wrapping_neg() & (self.alignment() - 1)
+    }
+
+    /// IP header, UDP header and SPI.
+    #[inline]
+    pub(crate) const fn bytes(&self) -> &[u8; 52] {
+        &self.bytes
+    }
+
     /// Writes IP header, UDP header and SPI to the beginning of `packet`, which is longer.
     pub(crate) fn write_with_ip(&self, packet: &mut [u8]) {
         // Copies of a length that the compiler knows are a few moves each.
-        match (self.ip_len, self.udp_len) {
-            (20, 0) => packet[..24].copy_from_slice(&self.bytes[..24]),
-            (20, _) => packet[..32].copy_from_slice(&self.bytes[..32]),
-            (_, 0) => packet[..44].copy_from_slice(&self.bytes[..44]),
+        match self.spi_at {
+            20 => packet[..24].copy_from_slice(&self.bytes[..24]),
+            28 => packet[..32].copy_from_slice(&self.bytes[..32]),
+            40 => packet[..44].copy_from_slice(&self.bytes[..44]),
             _ => packet[..52].copy_from_slice(&self.bytes[..52]),
         }
     }
 
     /// UDP header and SPI.
     pub(crate) fn without_ip(&self) -> &[u8] {
-        &self.bytes[self.ip_len()..self.ip_len() + self.udp_len() + 4]
+        &self.bytes[self.ip_len()..usize::from(self.spi_at) + 4]
     }
 
-    /// The sum over time to live, protocol, zero checksum and addresses of an IPv4 header.
-    pub(crate) const fn sum(&self) -> Checksum {
-        Checksum::from_partial(self.sum)
+    /// DSCP and ECN of the outer header (RFC 4301 section 5.1.2.1, RFC 6040 section 4.1).
+    #[inline]
+    pub(crate) const fn outer_class(&self, inner: u8) -> u8 {
+        inner & self.class_kept | self.class_set
+    }
+
+    /// The don't-fragment bit of an outer IPv4 header.
+    #[inline]
+    pub(crate) const fn outer_dont_fragment(&self, inner: bool) -> bool {
+        match self.df {
+            Df::Copy => inner,
+            Df::Set => true,
+            Df::Clear => false,
+        }
+    }
+
+    /// The checksum of an outer IPv4 header with these first four words.
+    #[inline]
+    pub(crate) fn checksum(&self, words: [u16; 4]) -> u16 {
+        let sum = words
+            .iter()
+            .fold(u32::from(self.sum), |sum, &word| sum + u32::from(word));
+        // Five words carry at most once into the folded sum.
+        let sum = (sum & 0xffff) + (sum >> 16);
+        !((sum & 0xffff) + (sum >> 16)) as u16
     }
 }
 

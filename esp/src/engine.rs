@@ -3,14 +3,14 @@
 use core::ptr;
 
 use arrayvec::ArrayVec;
-use vesper_sa::{Event, Events, Timestamp};
+use vesper_sa::{Event, Events, Mode, Timestamp};
 
 use crate::aead::{Job, open_batch, seal_batch};
 use crate::association::EspSa;
 use crate::buffer::Buffer;
-use crate::fate::{Counters, DropReason, Verdict};
-use crate::inbound::{self, Candidate, Inbound, InboundSas};
-use crate::outbound::{self, Measured, Outbound};
+use crate::fate::{Counters, DropReason, Opened, Verdict};
+use crate::inbound::{self, Candidate, Gate, Inbound, InboundSas};
+use crate::outbound::{self, Measured, Outbound, Path};
 use crate::wire::EncapsulationPorts;
 
 /// How many packets are in flight between the passes. Longer batches are cut.
@@ -18,14 +18,6 @@ pub const CHUNK: usize = 64;
 
 /// How many events are kept for collection; more are counted as lost.
 const EVENTS: usize = 256;
-
-/// An outbound packet for which room has been made.
-struct Prepared<'a, 'c, B> {
-    sa: &'a EspSa,
-    packet: &'c mut B,
-    verdict: &'c mut Verdict,
-    lengths: Measured,
-}
 
 /// Encapsulates and decapsulates batches of packets. One per worker: it keeps the counters and
 /// events of that worker and nothing else.
@@ -127,68 +119,36 @@ impl Engine {
         now: Timestamp,
         chunk: &mut [Outbound<'_, B>],
     ) {
-        let mut prepared: ArrayVec<Prepared<'_, '_, B>, CHUNK> = ArrayVec::new();
-        for entry in chunk.iter_mut() {
-            match outbound::measure(entry) {
-                Ok(lengths) => prepared.push(Prepared {
-                    sa: entry.sa,
-                    packet: &mut entry.packet,
-                    verdict: &mut entry.verdict,
-                    lengths,
-                }),
-                Err(verdict) => {
-                    entry.verdict = verdict;
-                    self.counters.count(verdict, 0);
-                }
-            }
+        outbound::prefetch(chunk);
+        // Packets of the same association that stand together are a run.
+        let mut runs: ArrayVec<usize, CHUNK> = ArrayVec::new();
+        // `None`: refused.
+        let mut measured: ArrayVec<Option<Measured>, CHUNK> = ArrayVec::new();
+        for run in chunk.chunk_by_mut(|a, b| ptr::eq(a.sa, b.sa)) {
+            runs.push(run.len());
+            self.measure(run, &mut measured);
         }
-
-        // One reservation per run of packets of the same association.
+        let (mut rest, mut rest_measured) = (&mut *chunk, &mut measured[..]);
+        for &len in &runs {
+            let (run, measured);
+            (run, rest) = rest.split_at_mut(len);
+            (measured, rest_measured) = rest_measured.split_at_mut(len);
+            self.number(now, run, measured);
+        }
         let mut jobs: ArrayVec<Job<'_>, CHUNK> = ArrayVec::new();
         let mut with_checksum = false;
-        let mut rest = prepared.as_mut_slice();
-        while let Some(first) = rest.first() {
-            let sa = first.sa;
-            let len = rest
-                .iter()
-                .take_while(|packet| ptr::eq(packet.sa, sa))
-                .count();
-            let (run, others) = rest.split_at_mut(len);
-            rest = others;
-            let context = sa.context();
-            with_checksum |= context.has_udp_checksum();
-            let lengths = run.iter().map(|packet| packet.lengths.text_len(context));
-            let reservation = sa.reserve(now, lengths);
-            let (granted, refused) = run.split_at_mut(reservation.count as usize);
-            for (packet, sequence) in granted.iter_mut().zip(reservation.first..) {
-                let data = packet.packet.data_mut();
-                let esp = outbound::write(sa, data, &packet.lengths, sequence);
-                jobs.push(Job {
-                    cipher: context.cipher(),
-                    sequence,
-                    esn: sa.esn(),
-                    esp,
-                    authentic: false,
-                });
-                *packet.verdict = Verdict::Sealed { sequence };
-                self.counters.sealed_packets += 1;
-                self.counters.sealed_bytes += u64::from(packet.lengths.packet_len);
-            }
-            for packet in refused {
-                let reason = reservation
-                    .refused
-                    .map_or(DropReason::OutSequence, outbound::refused);
-                outbound::unmeasure(packet.packet, &packet.lengths);
-                *packet.verdict = Verdict::Drop(reason);
-                self.counters.count(*packet.verdict, 0);
-            }
-            self.emit(sa, reservation.events);
+        let (mut rest, mut rest_measured) = (&mut *chunk, &measured[..]);
+        for len in runs {
+            let (run, measured);
+            (run, rest) = rest.split_at_mut(len);
+            (measured, rest_measured) = rest_measured.split_at(len);
+            with_checksum |= run[0].sa.context().has_udp_checksum();
+            write(run, measured, &mut jobs);
         }
         if !ADAPTER {
             seal_batch(&mut jobs);
         }
         drop(jobs);
-        drop(prepared);
 
         if with_checksum && !ADAPTER {
             for entry in chunk {
@@ -199,6 +159,64 @@ impl Engine {
         }
     }
 
+    /// Makes room for what the packets of a run will become.
+    #[inline(always)]
+    fn measure<B: Buffer>(
+        &mut self,
+        run: &mut [Outbound<'_, B>],
+        measured: &mut ArrayVec<Option<Measured>, CHUNK>,
+    ) {
+        let path = Path::of(run[0].sa);
+        for entry in run {
+            if let Some(plain) = path.measure_plain(entry.content, &mut entry.packet) {
+                measured.push(Some(plain));
+                continue;
+            }
+            let outcome = path.measure(entry.content, &mut entry.packet);
+            measured.push(outcome.ok());
+            if let Err(verdict) = outcome {
+                entry.verdict = verdict;
+                self.counters.count(verdict, 0);
+            }
+        }
+    }
+
+    /// Reserves sequence numbers for the packets of a run that have been measured, and leaves
+    /// them in their verdicts.
+    #[inline(always)]
+    fn number<B: Buffer>(
+        &mut self,
+        now: Timestamp,
+        run: &mut [Outbound<'_, B>],
+        measured: &mut [Option<Measured>],
+    ) {
+        let sa = run[0].sa;
+        let lengths = measured.iter().flatten().map(Measured::text_len);
+        let reservation = sa.reserve(now, lengths);
+        let (mut granted, mut bytes) = (0, 0);
+        for (entry, place) in run.iter_mut().zip(measured) {
+            let Some(measured) = place else { continue };
+            if granted < reservation.count {
+                entry.verdict = Verdict::Sealed {
+                    sequence: reservation.first + u64::from(granted),
+                };
+                granted += 1;
+                bytes += u64::from(measured.packet_len());
+            } else {
+                let reason = reservation
+                    .refused
+                    .map_or(DropReason::OutSequence, outbound::refused);
+                Path::of(sa).unmeasure(&mut entry.packet, measured);
+                entry.verdict = Verdict::Drop(reason);
+                self.counters.count(entry.verdict, 0);
+                *place = None;
+            }
+        }
+        self.counters.sealed_packets += u64::from(granted);
+        self.counters.sealed_bytes += bytes;
+        self.emit(sa, reservation.events);
+    }
+
     /// `ADAPTER`: somebody else has done the cryptography.
     fn decapsulate_chunk<'a, B: Buffer, const ADAPTER: bool>(
         &mut self,
@@ -206,31 +224,14 @@ impl Engine {
         sas: &impl InboundSas<'a>,
         chunk: &mut [Inbound<'a, B>],
     ) {
+        inbound::prefetch(chunk, sas);
         let mut candidates: ArrayVec<Candidate<'a>, CHUNK> = ArrayVec::new();
         let mut jobs: ArrayVec<Job<'_>, CHUNK> = ArrayVec::new();
-        for (index, entry) in chunk.iter_mut().enumerate() {
-            let prepared = if ADAPTER {
-                inbound::prepare_opened(entry, index, &self.ports)
-            } else {
-                inbound::prepare(entry, index, sas, &self.ports, &mut self.scratch)
-            };
-            match prepared {
-                Ok(candidate) => {
-                    let esp_at = candidate.esp_at;
-                    jobs.push(Job {
-                        cipher: candidate.sa.context().cipher(),
-                        sequence: candidate.sequence,
-                        esn: candidate.sa.esn(),
-                        esp: &mut entry.packet.data_mut()[esp_at..esp_at + candidate.esp_len],
-                        authentic: false,
-                    });
-                    candidates.push(candidate);
-                }
-                Err(verdict) => {
-                    entry.verdict = verdict;
-                    self.counters.count(verdict, 0);
-                }
-            }
+        let mut first = 0;
+        for run in chunk.chunk_by_mut(|a, b| same(a.sa, b.sa)) {
+            let len = run.len();
+            self.admit::<B, ADAPTER>(sas, run, first, &mut candidates, &mut jobs);
+            first += len;
         }
         if !ADAPTER {
             open_batch(&mut jobs);
@@ -240,28 +241,94 @@ impl Engine {
         }
         drop(jobs);
 
-        // One commit per run of packets of the same association.
         for run in candidates.chunk_by(|a, b| ptr::eq(a.sa, b.sa)) {
-            let sa = run[0].sa;
-            let mut failures = 0;
-            let mut commit = sa.commit(now);
-            for candidate in run {
-                let entry = &mut chunk[candidate.index];
-                if candidate.authentic {
-                    entry.verdict = inbound::finish(candidate, &mut commit, &mut entry.packet);
-                } else {
-                    failures += 1;
-                    entry.verdict = Verdict::Drop(DropReason::Icv);
+            self.finish(now, run, chunk);
+        }
+    }
+
+    /// Admits the packets of a run, all with the same association or all without one, to the
+    /// cryptography; `first` is the place of the first in the chunk.
+    #[inline(always)]
+    fn admit<'a, 'c, B: Buffer, const ADAPTER: bool>(
+        &mut self,
+        sas: &impl InboundSas<'a>,
+        run: &'c mut [Inbound<'a, B>],
+        first: usize,
+        candidates: &mut ArrayVec<Candidate<'a>, CHUNK>,
+        jobs: &mut ArrayVec<Job<'c>, CHUNK>,
+    ) where
+        'a: 'c,
+    {
+        let gate = run[0].sa.map(Gate::of);
+        for (entry, index) in run.iter_mut().zip(first..) {
+            if let Some(gate) = &gate
+                && let Some(candidate) =
+                    inbound::admit_plain::<B, ADAPTER>(gate, entry, index as u8)
+            {
+                jobs.push(gate.job(&candidate, entry.packet.data_mut()));
+                candidates.push(candidate);
+                continue;
+            }
+            let admitted = if ADAPTER {
+                inbound::admit_opened(entry, index as u8, &self.ports)
+            } else {
+                inbound::admit(entry, index as u8, sas, &self.ports, &mut self.scratch)
+            };
+            match admitted {
+                Ok(candidate) => {
+                    let gate = Gate::of(candidate.sa);
+                    jobs.push(gate.job(&candidate, entry.packet.data_mut()));
+                    candidates.push(candidate);
                 }
-                let bytes = entry.packet.data().len();
-                self.counters.count(entry.verdict, bytes);
+                Err(verdict) => {
+                    entry.verdict = verdict;
+                    self.counters.count(verdict, 0);
+                }
             }
-            let events = commit.finish();
+        }
+    }
+
+    /// Decides about the packets of a run after the cryptography, and leaves the inner ones.
+    #[inline(always)]
+    fn finish<'a, B: Buffer>(
+        &mut self,
+        now: Timestamp,
+        run: &[Candidate<'a>],
+        chunk: &mut [Inbound<'a, B>],
+    ) {
+        let sa = run[0].sa;
+        let (mut opened, mut bytes, mut failures) = (0, 0, 0);
+        let mut commit = sa.commit(now);
+        for candidate in run {
+            let entry = &mut chunk[usize::from(candidate.index)];
+            if !candidate.authentic {
+                failures += 1;
+                entry.verdict = Verdict::Drop(DropReason::Icv);
+                continue;
+            }
+            let plain = inbound::finish_plain(candidate, &mut commit, &mut entry.packet);
+            if let Some((next_header, len)) = plain {
+                entry.verdict = Verdict::Opened(Opened {
+                    sequence: candidate.sequence,
+                    mode: Mode::Tunnel,
+                    next_header,
+                });
+                opened += 1;
+                bytes += len as u64;
+                continue;
+            }
+            entry.verdict = inbound::finish(candidate, &mut commit, &mut entry.packet);
+            let len = entry.packet.data().len();
+            self.counters.count(entry.verdict, len);
+        }
+        let events = commit.finish();
+        self.counters.opened_packets += opened;
+        self.counters.opened_bytes += bytes;
+        self.emit(sa, events);
+        for _ in 0..failures {
+            self.counters.count(Verdict::Drop(DropReason::Icv), 0);
+            let events = sa.authentication_failed(now);
             self.emit(sa, events);
-            for _ in 0..failures {
-                let events = sa.authentication_failed(now);
-                self.emit(sa, events);
-            }
         }
     }
 
@@ -281,5 +348,40 @@ impl Engine {
                 self.counters.lost_events += 1;
             }
         }
+    }
+}
+
+/// Writes all but ciphertext and ICV of the packets of a run that have numbers.
+#[inline(always)]
+fn write<'a, 'c, B: Buffer>(
+    run: &'c mut [Outbound<'a, B>],
+    measured: &[Option<Measured>],
+    jobs: &mut ArrayVec<Job<'c>, CHUNK>,
+) where
+    'a: 'c,
+{
+    let sa = run[0].sa;
+    let path = Path::of(sa);
+    let (cipher, esn) = (sa.context().cipher(), sa.esn());
+    for (entry, measured) in run.iter_mut().zip(measured) {
+        let (Verdict::Sealed { sequence }, Some(measured)) = (entry.verdict, measured) else {
+            continue;
+        };
+        jobs.push(Job {
+            cipher,
+            sequence,
+            esn,
+            esp: path.write(entry.packet.data_mut(), measured, sequence),
+            authentic: false,
+        });
+    }
+}
+
+/// Whether both are the same association, or none.
+#[inline]
+fn same(a: Option<&EspSa>, b: Option<&EspSa>) -> bool {
+    match (a, b) {
+        (Some(a), Some(b)) => ptr::eq(a, b),
+        (a, b) => a.is_none() && b.is_none(),
     }
 }

@@ -1,9 +1,12 @@
 //! The outbound pass before the cryptography: measure a packet and make room, then, with its
 //! sequence number, write headers, padding and trailer.
 
-use vesper_sa::{Df, Dscp, Ecn, Mode, OutboundRefusal, TunnelHeader};
+use core::ptr;
 
-use crate::association::{EspContext, EspSa};
+use vesper_sa::{Mode, OutboundRefusal};
+
+use crate::aead;
+use crate::association::{EspContext, EspSa, Framing};
 use crate::buffer::Buffer;
 use crate::fate::{DropReason, Verdict};
 use crate::wire::{Brief, Checksum, IpHeader, IpVersion, adjusted, protocol};
@@ -59,9 +62,7 @@ impl<'a, B> Outbound<'a, B> {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Measured {
     /// Bytes of the packet before anything was added.
-    pub(crate) packet_len: u32,
-    /// Bytes that were added at the end.
-    back: u32,
+    packet_len: u32,
     /// Zero bytes for traffic flow confidentiality.
     tfc: u16,
     /// Bytes of its IP header that stay in front of ESP; 0 in tunnel mode.
@@ -73,7 +74,6 @@ pub(crate) struct Measured {
     /// Padding bytes.
     padding: u8,
     next_header: u8,
-    version: IpVersion,
     traffic_class: u8,
     dont_fragment: bool,
     /// Take one off the hop limit of the inner packet.
@@ -81,60 +81,181 @@ pub(crate) struct Measured {
 }
 
 impl Measured {
-    /// Bytes that the cipher is applied to.
-    pub(crate) fn text_len(&self, context: &EspContext) -> u32 {
-        self.packet_len - u32::from(self.header_len) + self.back - context.icv_len() as u32
+    /// Bytes of the packet before anything was added.
+    #[inline]
+    pub(crate) fn packet_len(&self) -> u32 {
+        self.packet_len
     }
 
-    /// Offset of the SPI.
-    pub(crate) fn esp_at(&self, context: &EspContext) -> usize {
-        usize::from(self.header_len) + usize::from(self.front) - 8 - context.iv_len()
+    /// Bytes that the cipher is applied to.
+    #[inline]
+    pub(crate) fn text_len(&self) -> u32 {
+        self.packet_len - u32::from(self.header_len)
+            + u32::from(self.tfc)
+            + u32::from(self.padding)
+            + 2
+    }
+
+    /// Bytes that were added at the end.
+    #[inline]
+    fn back(&self, framing: &Framing) -> usize {
+        usize::from(self.tfc) + usize::from(self.padding) + 2 + framing.icv_len()
     }
 }
 
-/// Checks the packet, computes its lengths and makes room for everything around it.
-///
-/// On refusal the buffer is as it was.
-pub(crate) fn measure<B: Buffer>(entry: &mut Outbound<'_, B>) -> Result<Measured, Verdict> {
-    let context = entry.sa.context();
-    let mtu = entry.sa.mtu();
-    let mut measured = match (entry.content, context.mode()) {
-        (Content::Ip, Mode::Tunnel) => measure_tunnel(entry.sa, &mut entry.packet)?,
-        (Content::Ip, Mode::Transport) => measure_transport(entry.sa, &mut entry.packet)?,
-        (Content::Dummy, mode) => measure_dummy(context, mode, entry.packet.data().len())?,
-    };
-    let mut payload = measured.packet_len as usize - usize::from(measured.header_len);
-    if context.mode() == Mode::Tunnel {
-        let tfc = context.tfc_padding(payload, mtu);
-        // At most the target, a 16-bit number.
-        measured.tfc = tfc as u16;
-        payload += tfc;
+/// Asks for the memory of the packets that [`measure`] and [`write`] will look at, and for that
+/// of their associations.
+#[inline]
+pub(crate) fn prefetch<B: Buffer>(batch: &[Outbound<'_, B>]) {
+    let mut last: *const EspSa = ptr::null();
+    for entry in batch {
+        aead::prefetch(entry.packet.data(), 0);
+        if !ptr::eq(last, entry.sa) {
+            last = entry.sa;
+            // Sequence number and lifetime, then how it is framed.
+            aead::prefetch(entry.sa, 0);
+            aead::prefetch(entry.sa, 64);
+            aead::prefetch(entry.sa.context().framing(), 0);
+        }
     }
-    let padding = context.padding(payload);
-    measured.padding = padding as u8;
-    measured.back = (usize::from(measured.tfc) + padding + 2 + context.icv_len()) as u32;
+}
 
-    let front = usize::from(measured.front);
-    let back = measured.back as usize;
-    let sealed_len = measured.packet_len as usize + front + back;
-    if let Some(mtu) = mtu
-        && sealed_len > mtu as usize
-    {
-        let header_len = usize::from(measured.header_len);
-        let mtu = context.max_packet(mtu as usize, header_len).unwrap_or(0);
-        return Err(Verdict::TooBig { mtu: mtu as u32 });
+/// What the packets of a run have in common.
+#[derive(Clone, Copy)]
+pub(crate) struct Path<'a> {
+    sa: &'a EspSa,
+    framing: &'a Framing,
+    /// Of the packets with ESP, in bytes.
+    mtu: Option<u32>,
+    /// Bytes of the longest packet with ESP.
+    longest: usize,
+}
+
+impl<'a> Path<'a> {
+    /// That of packets of this association, at this moment.
+    #[inline]
+    pub(crate) fn of(sa: &'a EspSa) -> Self {
+        let framing = sa.context().framing();
+        let mtu = sa.mtu();
+        let longest = longest(framing.version());
+        Self {
+            sa,
+            framing,
+            mtu,
+            longest: mtu.map_or(longest, |mtu| longest.min(mtu as usize)),
+        }
     }
-    if sealed_len > longest(context.headers().version()) {
-        return Err(Verdict::Drop(DropReason::OutTooLong));
+
+    /// [`measure`](Self::measure) for most packets: they fill their buffer, fit the path and
+    /// find room. `None` asks for a closer look; nothing has happened then.
+    #[inline(always)]
+    pub(crate) fn measure_plain<B: Buffer>(
+        &self,
+        content: Content,
+        packet: &mut B,
+    ) -> Option<Measured> {
+        let framing = self.framing;
+        if !framing.is_plain_out() || content != Content::Ip {
+            return None;
+        }
+        let data = packet.data();
+        let ip = Brief::parse(data).ok()?;
+        let padding = framing.padding(ip.total_len);
+        let front = framing.front_len();
+        let back = padding + 2 + framing.icv_len();
+        if ip.total_len != data.len() || ip.total_len + front + back > self.longest {
+            return None;
+        }
+        if !packet.grow_back(back) {
+            return None;
+        }
+        if !packet.grow_front(front) {
+            packet.trim_back(back);
+            return None;
+        }
+        Some(Measured {
+            packet_len: ip.total_len as u32,
+            tfc: 0,
+            header_len: 0,
+            protocol_at: 0,
+            front: front as u8,
+            padding: padding as u8,
+            next_header: ip.version.protocol(),
+            traffic_class: ip.traffic_class,
+            dont_fragment: ip.dont_fragment,
+            decrement: false,
+        })
     }
-    if !entry.packet.grow_front(front) {
-        return Err(Verdict::Drop(DropReason::OutNoRoom));
+
+    /// Checks the packet, computes its lengths and makes room for everything around it.
+    ///
+    /// On refusal the buffer is as it was.
+    #[inline(never)]
+    pub(crate) fn measure<B: Buffer>(
+        &self,
+        content: Content,
+        packet: &mut B,
+    ) -> Result<Measured, Verdict> {
+        let Self { sa, framing, .. } = *self;
+        let context = sa.context();
+        let mut measured = match (content, context.mode()) {
+            (Content::Ip, Mode::Tunnel) => measure_tunnel(sa, packet)?,
+            (Content::Ip, Mode::Transport) => measure_transport(framing, packet)?,
+            (Content::Dummy, mode) => measure_dummy(framing, mode, packet.data().len())?,
+        };
+        let mut payload = measured.packet_len as usize - usize::from(measured.header_len);
+        if context.mode() == Mode::Tunnel {
+            let tfc = context.tfc_padding(payload, self.mtu);
+            // At most the target, a 16-bit number.
+            measured.tfc = tfc as u16;
+            payload += tfc;
+        }
+        measured.padding = framing.padding(payload) as u8;
+
+        let front = usize::from(measured.front);
+        let back = measured.back(framing);
+        let sealed_len = measured.packet_len as usize + front + back;
+        if let Some(mtu) = self.mtu
+            && sealed_len > mtu as usize
+        {
+            let header_len = usize::from(measured.header_len);
+            let mtu = context.max_packet(mtu as usize, header_len).unwrap_or(0);
+            return Err(Verdict::TooBig { mtu: mtu as u32 });
+        }
+        if sealed_len > self.longest {
+            return Err(Verdict::Drop(DropReason::OutTooLong));
+        }
+        if !packet.grow_front(front) {
+            return Err(Verdict::Drop(DropReason::OutNoRoom));
+        }
+        if !packet.grow_back(back) {
+            packet.trim_front(front);
+            return Err(Verdict::Drop(DropReason::OutNoRoom));
+        }
+        Ok(measured)
     }
-    if !entry.packet.grow_back(back) {
-        entry.packet.trim_front(front);
-        return Err(Verdict::Drop(DropReason::OutNoRoom));
+
+    /// Gives the room back that [`measure`](Self::measure) made.
+    pub(crate) fn unmeasure<B: Buffer>(&self, packet: &mut B, measured: &Measured) {
+        packet.trim_front(measured.front.into());
+        packet.trim_back(measured.back(self.framing));
     }
-    Ok(measured)
+
+    /// Writes everything but ciphertext and ICV, and returns the ESP packet within `packet`.
+    #[inline(always)]
+    pub(crate) fn write<'p>(
+        &self,
+        packet: &'p mut [u8],
+        measured: &Measured,
+        sequence: u64,
+    ) -> &'p mut [u8] {
+        let framing = self.framing;
+        match (framing.is_plain_out(), framing.is_udp()) {
+            (true, false) => write_plain::<36>(framing, packet, measured, sequence),
+            (true, true) => write_plain::<44>(framing, packet, measured, sequence),
+            (false, _) => write_any(self.sa, packet, measured, sequence),
+        }
+    }
 }
 
 /// Bytes of the longest IP packet of this version.
@@ -148,7 +269,6 @@ const fn longest(version: IpVersion) -> usize {
 const MALFORMED: Verdict = Verdict::Drop(DropReason::OutMalformed);
 
 fn measure_tunnel<B: Buffer>(sa: &EspSa, packet: &mut B) -> Result<Measured, Verdict> {
-    let context = sa.context();
     let ip = Brief::parse(packet.data()).map_err(|_| MALFORMED)?;
     let decrement = sa.params().tunnel.decrement_hop_limit;
     if decrement && ip.hop_limit <= 1 {
@@ -158,30 +278,24 @@ fn measure_tunnel<B: Buffer>(sa: &EspSa, packet: &mut B) -> Result<Measured, Ver
     packet.trim_back(surplus);
     Ok(Measured {
         packet_len: ip.total_len as u32,
-        back: 0,
         tfc: 0,
         header_len: 0,
         protocol_at: 0,
-        front: context.front_len() as u8,
+        front: sa.context().framing().front_len() as u8,
         padding: 0,
-        next_header: match ip.version {
-            IpVersion::V4 => protocol::IPV4,
-            IpVersion::V6 => protocol::IPV6,
-        },
-        version: ip.version,
+        next_header: ip.version.protocol(),
         traffic_class: ip.traffic_class,
         dont_fragment: ip.dont_fragment,
         decrement,
     })
 }
 
-fn measure_transport<B: Buffer>(sa: &EspSa, packet: &mut B) -> Result<Measured, Verdict> {
-    let context = sa.context();
+fn measure_transport<B: Buffer>(framing: &Framing, packet: &mut B) -> Result<Measured, Verdict> {
     let ip = IpHeader::parse(packet.data()).map_err(|_| MALFORMED)?;
     //= https://www.rfc-editor.org/rfc/rfc4303#section-3.3.4
     //# Thus, transport mode ESP is applied only to whole
     //# IP datagrams (not to IP fragments).
-    if ip.fragment.is_some() || ip.version != context.headers().version() {
+    if ip.fragment.is_some() || ip.version != framing.version() {
         return Err(MALFORMED);
     }
     let (header_len, protocol_at) = transport_header(&ip, packet.data());
@@ -189,14 +303,12 @@ fn measure_transport<B: Buffer>(sa: &EspSa, packet: &mut B) -> Result<Measured, 
     packet.trim_back(surplus);
     Ok(Measured {
         packet_len: ip.total_len as u32,
-        back: 0,
         tfc: 0,
         header_len: u16::try_from(header_len).map_err(|_| MALFORMED)?,
         protocol_at: u16::try_from(protocol_at).map_err(|_| MALFORMED)?,
-        front: context.front_len() as u8,
+        front: framing.front_len() as u8,
         padding: 0,
         next_header: packet.data()[protocol_at],
-        version: ip.version,
         traffic_class: ip.traffic_class,
         dont_fragment: ip.dont_fragment,
         decrement: false,
@@ -204,24 +316,22 @@ fn measure_transport<B: Buffer>(sa: &EspSa, packet: &mut B) -> Result<Measured, 
 }
 
 /// A dummy gets an IP header of its own, whatever the mode.
-fn measure_dummy(context: &EspContext, mode: Mode, len: usize) -> Result<Measured, Verdict> {
+fn measure_dummy(framing: &Framing, mode: Mode, len: usize) -> Result<Measured, Verdict> {
     let ip_len = match mode {
         Mode::Tunnel => 0,
-        Mode::Transport => context.headers().ip_len(),
+        Mode::Transport => framing.ip_len(),
     };
     if len > longest(IpVersion::V4) {
         return Err(Verdict::Drop(DropReason::OutTooLong));
     }
     Ok(Measured {
         packet_len: len as u32,
-        back: 0,
         tfc: 0,
         header_len: 0,
         protocol_at: 0,
-        front: (context.front_len() + ip_len) as u8,
+        front: (framing.front_len() + ip_len) as u8,
         padding: 0,
         next_header: protocol::NONE,
-        version: context.headers().version(),
         traffic_class: 0,
         dont_fragment: true,
         decrement: false,
@@ -256,58 +366,108 @@ fn transport_header(ip: &IpHeader, packet: &[u8]) -> (usize, usize) {
     end
 }
 
-fn decrement_hop_limit(version: IpVersion, packet: &mut [u8]) {
-    match version {
-        IpVersion::V4 => {
-            let old = u16::from_be_bytes([packet[8], packet[9]]);
-            packet[8] -= 1;
-            let new = u16::from_be_bytes([packet[8], packet[9]]);
-            let sum = u16::from_be_bytes([packet[10], packet[11]]);
-            packet[10..12].copy_from_slice(&adjusted(sum, old, new).to_be_bytes());
-        }
-        IpVersion::V6 => packet[7] -= 1,
+/// Writes what [`Framing::is_plain_out`] promises to be all; in front of the payload that is
+/// `FRONT` bytes: IPv4, UDP or not, ESP header and IV.
+#[inline(always)]
+fn write_plain<'p, const FRONT: usize>(
+    framing: &Framing,
+    packet: &'p mut [u8],
+    measured: &Measured,
+    sequence: u64,
+) -> &'p mut [u8] {
+    let len = packet.len();
+    let template = framing.bytes();
+    let class = framing.outer_class(measured.traffic_class);
+    let words = ipv4_words(framing, class, measured.dont_fragment, len, sequence);
+    let (header, body) = packet.split_at_mut(FRONT);
+    header[..8].copy_from_slice(&first_half(words));
+    header[8..24].copy_from_slice(&template[8..24]);
+    header[10..12].copy_from_slice(&framing.checksum(words).to_be_bytes());
+    if FRONT > 36 {
+        header[24..32].copy_from_slice(&template[24..32]);
+        header[24..26].copy_from_slice(&((len - 20) as u16).to_be_bytes());
     }
+    header[FRONT - 12..FRONT - 8].copy_from_slice(&(sequence as u32).to_be_bytes());
+    header[FRONT - 8..].copy_from_slice(&sequence.to_be_bytes());
+
+    // Less than four bytes of padding, both lengths, and what the ICV, of 8 bytes at least,
+    // will overwrite.
+    const TRAILERS: [u64; 4] = [0, 0x0101, 0x02_0201, 0x0303_0201];
+    let padding = measured.padding & 3;
+    let next_header = u64::from(measured.next_header) << (8 * (padding + 1));
+    let trailer = TRAILERS[usize::from(padding)] | next_header;
+    let trailer_at = measured.packet_len as usize;
+    body[trailer_at..trailer_at + 8].copy_from_slice(&trailer.to_le_bytes());
+    &mut packet[FRONT - 16..]
 }
 
-/// Gives the room back that [`measure`] made.
-pub(crate) fn unmeasure<B: Buffer>(packet: &mut B, measured: &Measured) {
-    packet.trim_front(measured.front.into());
-    packet.trim_back(measured.back as usize);
-}
-
-/// Writes everything but ciphertext and ICV, and returns the ESP packet within `packet`.
+/// Version, header length and type of service; total length; identification; fragment bits.
 #[inline]
-pub(crate) fn write<'p>(
+fn ipv4_words(
+    framing: &Framing,
+    class: u8,
+    dont_fragment: bool,
+    len: usize,
+    sequence: u64,
+) -> [u16; 4] {
+    let bits = u16::from(framing.outer_dont_fragment(dont_fragment)) << 14;
+    // An identification is needed only where a router may fragment; unique for long enough.
+    [0x4500 | u16::from(class), len as u16, sequence as u16, bits]
+}
+
+/// The first eight bytes of an IPv4 header.
+#[inline]
+fn first_half([a, b, c, d]: [u16; 4]) -> [u8; 8] {
+    let half = u64::from(a) << 48 | u64::from(b) << 32 | u64::from(c) << 16 | u64::from(d);
+    half.to_be_bytes()
+}
+
+#[inline(never)]
+fn write_any<'p>(
     sa: &EspSa,
     packet: &'p mut [u8],
     measured: &Measured,
     sequence: u64,
 ) -> &'p mut [u8] {
     let context = sa.context();
-    let headers = context.headers();
+    let framing = context.framing();
+    let front = usize::from(measured.front);
     if measured.header_len == 0 {
-        headers.write_with_ip(packet);
-        match headers.version() {
-            IpVersion::V4 => finish_ipv4(sa, packet, measured, sequence),
+        framing.write_with_ip(packet);
+        match framing.version() {
+            IpVersion::V4 => finish_ipv4(framing, packet, measured, sequence),
             IpVersion::V6 => finish_ipv6(sa, packet, measured),
         }
     } else {
-        move_transport_header(context, packet, measured);
+        move_transport_header(framing, packet, measured);
     }
     if measured.decrement {
-        decrement_hop_limit(measured.version, &mut packet[measured.front.into()..]);
+        decrement_hop_limit(measured.next_header, &mut packet[front..]);
     }
-    let esp_at = measured.esp_at(context);
-    if context.is_udp() {
+    let esp_at = usize::from(measured.header_len) + front - 8 - framing.iv_len();
+    if framing.is_udp() {
         let udp_len = (packet.len() - (esp_at - 8)) as u16;
         packet[esp_at - 4..esp_at - 2].copy_from_slice(&udp_len.to_be_bytes());
     }
     let esp = &mut packet[esp_at..];
-    let (header, text) = esp.split_at_mut(8 + context.iv_len());
+    let (header, text) = esp.split_at_mut(8 + framing.iv_len());
     header[4..8].copy_from_slice(&(sequence as u32).to_be_bytes());
     context.cipher().write_iv(sequence, &mut header[8..]);
-    write_trailer(context, text, measured);
+    write_trailer(framing, text, measured);
     esp
+}
+
+/// Takes one off the hop limit of an inner packet.
+fn decrement_hop_limit(next_header: u8, packet: &mut [u8]) {
+    if next_header == protocol::IPV6 {
+        packet[7] -= 1;
+        return;
+    }
+    let old = u16::from_be_bytes([packet[8], packet[9]]);
+    packet[8] -= 1;
+    let new = u16::from_be_bytes([packet[8], packet[9]]);
+    let sum = u16::from_be_bytes([packet[10], packet[11]]);
+    packet[10..12].copy_from_slice(&adjusted(sum, old, new).to_be_bytes());
 }
 
 /// Padding for traffic flow confidentiality, padding, pad length and next header at the end of
@@ -316,28 +476,14 @@ pub(crate) fn write<'p>(
 //# The first padding byte appended to the plaintext is
 //# numbered 1, with subsequent padding bytes making up a monotonically
 //# increasing sequence: 1, 2, 3, ....
-#[inline]
-fn write_trailer(context: &EspContext, text: &mut [u8], measured: &Measured) {
-    let end = text.len() - context.icv_len();
-    let text = &mut text[..end];
-    if measured.tfc == 0
-        && measured.padding < 6
-        && let Some(last) = text.last_chunk_mut::<8>()
-    {
-        // Eight bytes at once: what belongs to the payload stays.
-        const TRAILER: u64 = u64::from_be_bytes([1, 2, 3, 4, 5, 0, 0, 0]);
-        let bits = u32::from(measured.padding) * 8;
-        let payload = !(u64::MAX >> (48 - bits)) & u64::from_be_bytes(*last);
-        let padding = TRAILER >> (64 - bits).min(63) << 16;
-        let end = u64::from(measured.padding) << 8 | u64::from(measured.next_header);
-        let padding = if bits == 0 { 0 } else { padding };
-        *last = (payload | padding | end).to_be_bytes();
-        return;
-    }
-    let trailer_at = end - 2 - usize::from(measured.padding) - usize::from(measured.tfc);
-    let (tfc, trailer) = text[trailer_at..].split_at_mut(measured.tfc.into());
+fn write_trailer(framing: &Framing, text: &mut [u8], measured: &Measured) {
+    let padding_len = usize::from(measured.padding);
+    let tfc_len = usize::from(measured.tfc);
+    let end = text.len() - framing.icv_len();
+    let trailer = &mut text[end - 2 - padding_len - tfc_len..end];
+    let (tfc, trailer) = trailer.split_at_mut(tfc_len);
     tfc.fill(0);
-    let (padding, rest) = trailer.split_at_mut(measured.padding.into());
+    let (padding, rest) = trailer.split_at_mut(padding_len);
     for (byte, value) in padding.iter_mut().zip(1..) {
         *byte = value;
     }
@@ -347,45 +493,19 @@ fn write_trailer(context: &EspContext, text: &mut [u8], measured: &Measured) {
 
 /// Type of service, length, identification, fragment bits and checksum of an outer IPv4
 /// header.
-#[inline]
-fn finish_ipv4(sa: &EspSa, packet: &mut [u8], measured: &Measured, sequence: u64) {
-    let tunnel = &sa.params().tunnel;
-    let class = outer_traffic_class(tunnel, measured.traffic_class);
-    let len = packet.len() as u16;
-    // An identification is needed only where a router may fragment; unique for long enough.
-    let identification = sequence as u16;
-    let dont_fragment = match tunnel.df {
-        Df::Copy => measured.dont_fragment,
-        Df::Set => true,
-        Df::Clear => false,
-    };
-    let bits = u16::from(dont_fragment) << 14;
-    let sum = sa
-        .context()
-        .headers()
-        .sum()
-        .word(0x4500 | u16::from(class))
-        .word(len)
-        .word(identification)
-        .word(bits)
-        .finish();
-    if let Some(header) = packet.first_chunk_mut::<12>() {
-        header[1] = class;
-        header[2..4].copy_from_slice(&len.to_be_bytes());
-        header[4..6].copy_from_slice(&identification.to_be_bytes());
-        header[6..8].copy_from_slice(&bits.to_be_bytes());
-        header[10..12].copy_from_slice(&sum.to_be_bytes());
-    }
+fn finish_ipv4(framing: &Framing, packet: &mut [u8], measured: &Measured, sequence: u64) {
+    let class = framing.outer_class(measured.traffic_class);
+    let dont_fragment = measured.dont_fragment;
+    let words = ipv4_words(framing, class, dont_fragment, packet.len(), sequence);
+    packet[..8].copy_from_slice(&first_half(words));
+    packet[10..12].copy_from_slice(&framing.checksum(words).to_be_bytes());
 }
 
 /// Traffic class, flow label and length of an outer IPv6 header.
 fn finish_ipv6(sa: &EspSa, packet: &mut [u8], measured: &Measured) {
-    let tunnel = &sa.params().tunnel;
-    let class = outer_traffic_class(tunnel, measured.traffic_class);
-    let label = if tunnel.copy_flow_label
-        && measured.version == IpVersion::V6
-        && measured.next_header == protocol::IPV6
-    {
+    let class = sa.context().framing().outer_class(measured.traffic_class);
+    let copy_flow_label = sa.params().tunnel.copy_flow_label;
+    let label = if copy_flow_label && measured.next_header == protocol::IPV6 {
         let inner = &packet[measured.front.into()..];
         [inner[1] & 0xf, inner[2], inner[3]]
     } else {
@@ -399,34 +519,21 @@ fn finish_ipv6(sa: &EspSa, packet: &mut [u8], measured: &Measured) {
     packet[4..6].copy_from_slice(&len.to_be_bytes());
 }
 
-/// DSCP and ECN of the outer header (RFC 4301 section 5.1.2.1, RFC 6040 section 4.1).
-fn outer_traffic_class(tunnel: &TunnelHeader, inner: u8) -> u8 {
-    let dscp = match tunnel.dscp {
-        Dscp::Copy => inner & 0xfc,
-        Dscp::Set(dscp) => dscp << 2,
-    };
-    let ecn = match tunnel.ecn {
-        Ecn::Normal => inner & 3,
-        Ecn::Compatibility | Ecn::Off => 0,
-    };
-    dscp | ecn
-}
-
 /// Moves the IP header in front of the ESP header and corrects its length, protocol and
 /// checksum, and writes UDP header and SPI behind it.
-fn move_transport_header(context: &EspContext, packet: &mut [u8], measured: &Measured) {
-    let headers = context.headers();
+fn move_transport_header(framing: &Framing, packet: &mut [u8], measured: &Measured) {
     let front = usize::from(measured.front);
     let header_len = usize::from(measured.header_len);
     packet.copy_within(front..front + header_len, 0);
-    packet[header_len..header_len + headers.udp_len() + 4].copy_from_slice(headers.without_ip());
-    packet[usize::from(measured.protocol_at)] = if context.is_udp() {
+    let headers = framing.without_ip();
+    packet[header_len..header_len + headers.len()].copy_from_slice(headers);
+    packet[usize::from(measured.protocol_at)] = if framing.is_udp() {
         protocol::UDP
     } else {
         protocol::ESP
     };
     let len = packet.len();
-    match measured.version {
+    match framing.version() {
         IpVersion::V4 => {
             packet[2..4].copy_from_slice(&(len as u16).to_be_bytes());
             packet[10..12].fill(0);

@@ -5,6 +5,8 @@ use core::num::NonZeroU16;
 
 use vesper_esp::Buffer;
 
+use crate::unit::Rewrite;
+
 /// A 48-bit Ethernet address.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct MacAddress(pub [u8; 6]);
@@ -113,6 +115,7 @@ impl core::error::Error for FrameError {}
 
 impl<B: Buffer> Frame<B> {
     /// Takes the header off a whole frame; on error the buffer comes back as it was.
+    #[inline]
     pub fn open(mut buffer: B) -> Result<Self, (B, FrameError)> {
         let (link, vlan, len) = match parse(buffer.data()) {
             Ok(parsed) => parsed,
@@ -128,20 +131,43 @@ impl<B: Buffer> Frame<B> {
 
     /// Puts the header back, with the tag if the frame is of a VLAN; the frame itself if the
     /// buffer has no room for it.
+    #[inline]
     pub fn close(mut self) -> Result<B, Self> {
-        let len = HEADER_LEN + if self.vlan.is_some() { TAG_LEN } else { 0 };
+        let len = match self.vlan {
+            None => HEADER_LEN,
+            Some(_) => HEADER_LEN + TAG_LEN,
+        };
         if !self.payload.grow_front(len) {
             return Err(self);
         }
-        let data = self.payload.data_mut();
-        data[..6].copy_from_slice(&self.link.destination.0);
-        data[6..12].copy_from_slice(&self.link.source.0);
-        if let Some(vlan) = self.vlan {
-            data[12..14].copy_from_slice(&ethertype::VLAN.to_be_bytes());
-            data[14..16].copy_from_slice(&vlan.get().to_be_bytes());
+        if let Some(header) = self.payload.data_mut().first_chunk_mut::<HEADER_LEN>() {
+            let [d0, d1, d2, d3, d4, d5] = self.link.destination.0;
+            let [s0, s1, s2, s3, s4, s5] = self.link.source.0;
+            let [t0, t1] = match self.vlan {
+                None => self.link.ethertype,
+                Some(_) => ethertype::VLAN,
+            }
+            .to_be_bytes();
+            *header = [d0, d1, d2, d3, d4, d5, s0, s1, s2, s3, s4, s5, t0, t1];
         }
-        data[len - 2..len].copy_from_slice(&self.link.ethertype.to_be_bytes());
+        if let Some(vlan) = self.vlan
+            && let Some(tag) = self.payload.data_mut().get_mut(HEADER_LEN..len)
+        {
+            tag[..2].copy_from_slice(&vlan.get().to_be_bytes());
+            tag[2..].copy_from_slice(&self.link.ethertype.to_be_bytes());
+        }
         Ok(self.payload)
+    }
+
+    /// Gives the frame of a packet that was protected, or opened, its VLAN and addresses.
+    #[inline]
+    pub(crate) fn dress(&mut self, vlan: Option<VlanId>, rewrite: Option<&Rewrite>) {
+        self.vlan = vlan;
+        if let Some(rewrite) = rewrite {
+            self.link.destination = rewrite.destination;
+            self.link.source = rewrite.source;
+        }
+        self.set_ip_ethertype();
     }
 
     /// The whole frame without a tag, as its sender had it; just the payload if something has
@@ -165,6 +191,7 @@ impl<B: Buffer> Frame<B> {
     }
 }
 
+#[inline]
 fn parse(data: &[u8]) -> Result<(Link, Option<VlanId>, usize), FrameError> {
     let header = data
         .first_chunk::<HEADER_LEN>()

@@ -62,6 +62,7 @@ mod ethernet;
 mod fate;
 mod fault;
 mod filter;
+mod flow_key;
 mod host;
 mod nic;
 mod profile;
@@ -82,7 +83,7 @@ pub use fault::{Fault, FaultCounters, FaultPlan, PerMillion};
 pub use filter::{FilterError, FilterId, ReceiveFilter};
 pub use host::{
     AdapterWork, DataPath, Host, MachineCounters, MachineError, OffloadWish, Outstanding,
-    OutstandingCounters, Placement, SoftwareReason, Ticket,
+    OutstandingCounters, Placement, SoftwareReason,
 };
 pub use nic::{
     BATCH, Nic, NicEvent, NicUsage, Posted, QueueError, QueueStatus, RemoveVmError, SendRefusal,

@@ -2,7 +2,7 @@
 
 use core::sync::atomic::AtomicI64;
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use vesper_esp::Buffer;
 use vesper_sa::{Timestamp, VmId};
@@ -13,7 +13,7 @@ use crate::queue::{QueueId, QueueState};
 use crate::settings::{InterruptModeration, VmAddress, VmSettings};
 use crate::sriov::Function;
 use crate::transfer::{Completion, Received};
-use crate::unit::{OffloadHandle, Offloaded, PortId};
+use crate::unit::{OffloadHandle, PortId};
 
 /// Locks, whatever a panicking thread left behind: the adapter's own code does not panic while
 /// it holds a lock.
@@ -25,6 +25,11 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// handling costs.
 pub(crate) const fn weight_of(bytes: usize) -> i64 {
     bytes as i64 + 128
+}
+
+/// The share of a flow in one round: eight full packets for a weight of 100.
+pub(crate) const fn quantum(weight: u16) -> i64 {
+    weight as i64 * weight_of(1500) * 8 / 100
 }
 
 /// A frame that waits for its processor.
@@ -98,7 +103,7 @@ impl<B: Buffer> Queue<B> {
             id,
             owner,
             function,
-            weight: settings.vmq_weight.max(settings.iov_weight).max(1),
+            weight: settings.share(),
             ring,
             deficit: AtomicI64::new(0),
             inner: Mutex::new(QueueInner {
@@ -113,22 +118,13 @@ impl<B: Buffer> Queue<B> {
             }),
         }
     }
-
-    /// Puts a frame into the ring; the frame if it is full.
-    pub(crate) fn enqueue(&self, waiting: Waiting<B>) -> Result<(), Waiting<B>> {
-        let mut inner = lock(&self.inner);
-        if inner.waiting.len() >= self.ring {
-            return Err(waiting);
-        }
-        inner.waiting.push_back(waiting);
-        Ok(())
-    }
 }
 
 impl<B: Buffer> QueueInner<B> {
     /// Hands a frame over to whoever owns the queue, in exchange for a posted buffer, which is
     /// returned; the default queue needs none, nor does a frame that is in a posted buffer
     /// already.
+    #[inline]
     pub(crate) fn deliver(
         &mut self,
         queue: &Queue<B>,
@@ -170,8 +166,9 @@ impl<B: Buffer> QueueInner<B> {
 /// A frame that waits to be sent.
 #[derive(Debug)]
 pub(crate) struct Pending<B> {
-    /// `None` for a segment, whose large send is completed as a whole.
-    pub(crate) id: Option<u64>,
+    pub(crate) id: u64,
+    /// Of a large send, which is completed as a whole.
+    pub(crate) is_segment: bool,
     pub(crate) frame: Frame<B>,
     pub(crate) plan: Plan,
     pub(crate) segment_size: Option<u16>,
@@ -183,9 +180,10 @@ impl<B> Pending<B> {
     /// A segment of this large send.
     pub(crate) fn segment(&self, frame: Frame<B>) -> Self {
         Self {
-            id: None,
+            id: self.id,
+            is_segment: true,
             frame,
-            plan: self.plan.clone(),
+            plan: self.plan,
             segment_size: None,
             checksum: false,
             from: self.from,
@@ -194,11 +192,12 @@ impl<B> Pending<B> {
 }
 
 /// What is to be done about IPsec for a frame.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) enum Plan {
     Policy,
-    /// The association that the handle named when the frame was posted; it finishes with it.
-    Bound(Arc<Offloaded>),
+    /// The association that the handle named when the frame was posted. It is kept until the
+    /// frame has left the ring, even if it is deleted meanwhile.
+    Bound(OffloadHandle),
     Done,
 }
 
@@ -240,6 +239,8 @@ pub(crate) struct VmPort<B> {
 #[derive(Debug)]
 pub(crate) struct SendRing<B> {
     pub(crate) pending: VecDeque<Pending<B>>,
+    /// How many of them are large sends.
+    pub(crate) large: usize,
     pub(crate) completions: VecDeque<Completion<B>>,
     /// Completions that a fault has delayed.
     pub(crate) late: Vec<(Timestamp, Completion<B>)>,
@@ -264,6 +265,7 @@ impl<B> VmPort<B> {
             deficit: AtomicI64::new(0),
             sends: Mutex::new(SendRing {
                 pending: VecDeque::new(),
+                large: 0,
                 completions: VecDeque::new(),
                 late: Vec::new(),
                 limiter: RateLimiter::new(settings.rate_limit),
@@ -271,27 +273,85 @@ impl<B> VmPort<B> {
             }),
         }
     }
-
-    /// How much of a processor it gets beside others.
-    pub(crate) fn weight(&self) -> u16 {
-        self.settings
-            .vmq_weight
-            .max(self.settings.iov_weight)
-            .max(1)
-    }
 }
 
 impl<B: Buffer> SendRing<B> {
     /// Ends a send that failed; the buffer comes back.
     pub(crate) fn fail(&mut self, pending: Pending<B>, error: SendError) {
         self.counters.send_losses.count(error.loss());
-        if let Some(id) = pending.id {
-            self.completions.push_back(Completion {
-                id,
-                result: Err(error),
-                buffer: Some(pending.frame.give_back()),
-            });
+        self.completions.push_back(Completion {
+            id: pending.id,
+            result: Err(error),
+            buffer: Some(pending.frame.give_back()),
+        });
+    }
+
+    /// Ends a send that failed on its way out. The buffer of a segment is free.
+    #[cold]
+    pub(crate) fn fail_frame(
+        &mut self,
+        id: u64,
+        is_segment: bool,
+        frame: Frame<B>,
+        error: SendError,
+        free: &mut Vec<B>,
+    ) {
+        self.counters.send_losses.count(error.loss());
+        if is_segment {
+            return free.push(frame.payload);
         }
+        self.completions.push_back(Completion {
+            id,
+            result: Err(error),
+            buffer: Some(frame.give_back()),
+        });
+    }
+
+    /// Takes up to `most` frames off the ring, as far as the rate limit allows. A large send is
+    /// a batch of its own.
+    pub(crate) fn take_batch(
+        &mut self,
+        now: Timestamp,
+        most: usize,
+        batch: &mut VecDeque<Pending<B>>,
+    ) {
+        let is_large = |pending: &Pending<B>| pending.segment_size.is_some();
+        while batch.len() < most {
+            let Some(next) = self.pending.front() else {
+                break;
+            };
+            let alone = is_large(next) || batch.back().is_some_and(is_large);
+            if alone && !batch.is_empty() {
+                break;
+            }
+            let len = next.frame.payload.data().len();
+            if !self.limiter.admit(now, len) {
+                break;
+            }
+            if let Some(next) = self.pending.pop_front() {
+                self.large -= usize::from(is_large(&next));
+                batch.push_back(next);
+            }
+        }
+    }
+
+    /// Takes everything off the ring.
+    pub(crate) fn take_all(&mut self) -> VecDeque<Pending<B>> {
+        self.large = 0;
+        core::mem::take(&mut self.pending)
+    }
+
+    /// Puts a frame onto the ring.
+    #[inline]
+    pub(crate) fn push(&mut self, pending: Pending<B>) {
+        self.large += usize::from(pending.segment_size.is_some());
+        self.pending.push_back(pending);
+    }
+
+    /// Whether a frame in the ring is bound to an association.
+    pub(crate) fn binds(&self, handle: OffloadHandle) -> bool {
+        let mut pending = self.pending.iter();
+        pending.any(|pending| matches!(pending.plan, Plan::Bound(bound) if bound == handle))
     }
 }
 
@@ -312,6 +372,11 @@ impl RateLimiter {
     /// A limit of `rate` bits a second; 0 is none.
     pub const fn new(rate: u64) -> Self {
         Self { rate, due: 0 }
+    }
+
+    /// Whether there is no limit.
+    pub const fn is_unlimited(&self) -> bool {
+        self.rate == 0
     }
 
     /// Charges a packet of this many bytes, or says that it has to wait.

@@ -43,6 +43,18 @@ impl Default for VmSettings {
     }
 }
 
+impl VmSettings {
+    /// The share of a processor that the machine gets beside others: that of its queue or of
+    /// its function; one that has neither wished for gets as much as by default.
+    pub(crate) const fn share(&self) -> u16 {
+        match (self.vmq_weight, self.iov_weight) {
+            (0, 0) => 100,
+            (queue, function) if queue > function => queue,
+            (_, function) => function,
+        }
+    }
+}
+
 /// When received packets are indicated: as soon as either limit is reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct InterruptModeration {

@@ -85,6 +85,17 @@ pub struct Completion<B> {
     pub buffer: Option<B>,
 }
 
+impl<B> Completion<B> {
+    /// Of a frame that is on its way.
+    pub(crate) const fn done(id: u64) -> Self {
+        Self {
+            id,
+            result: Ok(()),
+            buffer: None,
+        }
+    }
+}
+
 /// A received frame, as it is indicated.
 #[derive(Clone, Debug)]
 pub struct Received<B> {

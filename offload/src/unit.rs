@@ -142,7 +142,7 @@ pub(crate) struct Unit {
     slots: Vec<Option<Arc<Offloaded>>>,
     /// Removed, but perhaps in use by packets in flight.
     draining: Vec<Arc<Offloaded>>,
-    policies: HashMap<VmId, Arc<Spd>>,
+    policies: HashMap<VmId, Arc<Spd>, foldhash::fast::RandomState>,
     capacity: u32,
 }
 
@@ -152,7 +152,7 @@ impl Unit {
             sad: Sad::new(),
             slots: Vec::new(),
             draining: Vec::new(),
-            policies: HashMap::new(),
+            policies: HashMap::default(),
             capacity,
         }
     }
@@ -287,10 +287,21 @@ impl Unit {
             .collect()
     }
 
+    /// By handle alone, for frames that were bound to it before it was removed.
+    pub(crate) fn at_or_draining(&self, handle: OffloadHandle) -> Option<&Arc<Offloaded>> {
+        self.at(handle).or_else(|| {
+            let mut draining = self.draining.iter();
+            draining.find(|offloaded| offloaded.handle == handle)
+        })
+    }
+
     /// Frees removed associations that no packet in flight uses any more.
-    pub(crate) fn reap(&mut self) -> Vec<(OffloadHandle, SaIdentity)> {
+    pub(crate) fn reap(
+        &mut self,
+        mut in_flight: impl FnMut(&Offloaded) -> bool,
+    ) -> Vec<(OffloadHandle, SaIdentity)> {
         self.draining
-            .extract_if(.., |offloaded| Arc::strong_count(offloaded) == 1)
+            .extract_if(.., |offloaded| !in_flight(offloaded))
             .map(|offloaded| (offloaded.handle, offloaded.sa.identity()))
             .collect()
     }

@@ -114,6 +114,18 @@ impl ReplayWindow {
         Ok(u64::from(high) << 32 | u64::from(low))
     }
 
+    /// Of how many low halves, from that after `top` on, [`infer`](Self::infer) makes numbers
+    /// in the subspace of `top`, which lie ahead of it; 0 if that takes a closer look.
+    #[inline]
+    pub(crate) fn ahead(&self, top: u64, esn: bool) -> u32 {
+        let top_low = top as u32;
+        match self.size {
+            0 => 0,
+            size if esn && top_low < size - 1 => u32::MAX - (size - 1),
+            _ => u32::MAX - top_low,
+        }
+    }
+
     /// Whether the number may still be received, given the highest one so far.
     #[inline]
     pub(crate) fn judge(&self, top: u64, sequence: u64) -> Result<(), ReplayRefusal> {
@@ -146,6 +158,22 @@ impl ReplayWindow {
             word.store(word.load(Ordering::Relaxed) | bit, Ordering::Relaxed);
         }
         top.max(sequence)
+    }
+
+    /// Marks the number after top; `false` if there is no window or a very large one.
+    #[inline]
+    pub(crate) fn mark_next(&self, sequence: u64) -> bool {
+        match &self.words {
+            Words::Inline(words) if self.size != 0 => {
+                let position = sequence as u32 & self.mask;
+                // At most 16 words, so the index does not change.
+                let word = &words[(position / u64::BITS) as usize % INLINE_WORDS];
+                let bit = 1 << (position % u64::BITS);
+                word.store(word.load(Ordering::Relaxed) | bit, Ordering::Relaxed);
+                true
+            }
+            _ => false,
+        }
     }
 
     /// Moves the window up to `sequence` without any number having been received.

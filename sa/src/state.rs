@@ -39,6 +39,8 @@ pub(crate) struct PacketState {
     pub(crate) direction: Direction,
     pub(crate) mode: Mode,
     pub(crate) esn: bool,
+    /// An attempt at resynchronisation is due.
+    pub(crate) resync_due: AtomicBool,
 
     pub(crate) lifetime: LiveLifetime,
 
@@ -47,8 +49,6 @@ pub(crate) struct PacketState {
     born: Birth,
     /// Authentication failures since the last accepted packet or the last report.
     pub(crate) failures_in_a_row: AtomicU8,
-    /// An attempt at resynchronisation is due.
-    pub(crate) resync_due: AtomicBool,
     pub(crate) authentication_failures: AtomicU64,
     pub(crate) failures_reported: AtomicU64,
     pub(crate) replays: AtomicU64,
@@ -110,6 +110,7 @@ impl PacketState {
             direction: params.direction,
             mode: params.mode,
             esn: params.esn,
+            resync_due: AtomicBool::new(false),
             lifetime,
             per_direction: match params.direction {
                 Direction::Inbound => {
@@ -119,7 +120,6 @@ impl PacketState {
             },
             born,
             failures_in_a_row: AtomicU8::new(0),
-            resync_due: AtomicBool::new(false),
             authentication_failures: AtomicU64::new(0),
             failures_reported: AtomicU64::new(0),
             replays: AtomicU64::new(0),
@@ -261,7 +261,7 @@ mod tests {
 
     #[test]
     fn hot_words_share_cache_lines() {
-        assert!(offset_of!(PacketState, esn) < LINE);
+        assert!(offset_of!(PacketState, resync_due) < LINE);
         assert_eq!(offset_of!(PacketState, lifetime), LINE);
         assert_eq!(size_of::<LiveLifetime>(), LINE);
         assert_eq!(offset_of!(PacketState, per_direction), 2 * LINE);

@@ -6,16 +6,18 @@
 //!
 //! | module | what it does |
 //! | --- | --- |
-//! | [`xfrm`] | reads associations: `ip xfrm state add` lines and Wireshark's `esp_sa` rows |
+//! | [`xfrm`] | reads associations and policies: `ip xfrm` lines and Wireshark's `esp_sa` rows |
 //! | [`capture`], [`frame`], [`ingress`] | from a capture file to whole IP packets |
 //! | [`opener`], [`unseal`] | opens packets, and captures of them |
 //! | [`seal`] | seals the packets of a capture |
 //! | [`formats`], [`verify`] | reads vectors, runs them, keeps the score |
+//! | [`cli`] | the command line |
 //!
 //! Not here: the cryptography and the engine (`vesper-esp`), sockets, live interfaces.
 #![forbid(unsafe_code)]
 
 pub mod capture;
+pub mod cli;
 pub mod formats;
 pub mod frame;
 pub mod ingress;

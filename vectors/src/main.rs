@@ -2,11 +2,10 @@
 //! manual.
 #![forbid(unsafe_code)]
 
-mod cli;
-
 use std::process::ExitCode;
 
 use clap::Parser;
+use vesper_verify::cli;
 
 fn main() -> ExitCode {
     cli::run(cli::Arguments::parse())

@@ -7,7 +7,7 @@ use vesper_sa::{
     AddressRange, Df, Direction, Dscp, Ecn, Mode, ReplayProtection, Selector, Spi,
     UdpEncapsulation, WindowSize,
 };
-use vesper_verify::xfrm::{self, Entry, Row, SaFileError, State};
+use vesper_verify::xfrm::{self, Entry, Offload, Row, SaFileError, State};
 
 const ID: &str = "src 192.0.2.1 dst 192.0.2.2 proto esp spi 0x1000";
 const AEAD: &str = "aead 'rfc4106(gcm(aes))' 0x000102030405060708090a0b0c0d0e0f10111213 128";
@@ -51,6 +51,78 @@ fn a_line_of_the_kernel() {
     let params = state.params(Direction::Inbound);
     assert_eq!(params.sequence, 0);
     assert!(params.selectors.is_empty());
+}
+
+#[test]
+fn words_say_whose_it_is_and_who_does_the_work() {
+    let line = format!("vesper sa add host a vm web1 {ID} {AEAD} offload packet dev eth0 dir out");
+    let Ok(Entry::State(owned)) = parse_one(&line) else {
+        panic!("{line}");
+    };
+    assert_eq!(owned.host.as_deref(), Some("a"));
+    assert_eq!(owned.vm.as_deref(), Some("web1"));
+    assert_eq!(owned.offload, Some(Offload::Packet));
+    assert_eq!(owned.direction, Some(Direction::Outbound));
+    assert_eq!(
+        state("offload dev eth0 dir in").offload,
+        Some(Offload::Crypto)
+    );
+    assert_eq!(state("dir in").offload, None);
+    assert!(refusal("vm a vm b").starts_with("f.sa:1: vm: given twice"));
+}
+
+#[test]
+fn words_are_printed_as_they_are_read() {
+    for words in [
+        "",
+        "mode tunnel reqid 7 replay-window 128 replay-seq 0xfffffffd replay-seq-hi 0x7 \
+         replay-oseq 0x5 flag noecn decap-dscp nopmtudisc af-unspec esn \
+         extra-flag dont-encap-dscp encap espinudp 4500 4501 0.0.0.0 tfcpad 512 \
+         sel src 10.0.0.0/8 dst 10.1.2.3/32 proto 6 sport 80 limit byte-soft 100 \
+         limit time-soft 10 limit packet-hard 5 offload packet dir in",
+        "sel proto 1 type 8 code 0 flag wildrecv",
+        "dir out",
+    ] {
+        let first = state(words);
+        let printed = first.words_with_keys();
+        let Ok(Entry::State(second)) = parse_one(&printed) else {
+            panic!("{}", *printed);
+        };
+        assert_eq!(second.words_with_keys(), printed);
+        for direction in [Direction::Inbound, Direction::Outbound] {
+            assert_eq!(second.params(direction), first.params(direction));
+        }
+        assert_eq!(second.offload, first.offload);
+        let hidden = first.words();
+        assert!(
+            hidden.contains("rfc4106(gcm(aes)) <<Keys hidden>> 128"),
+            "{hidden}"
+        );
+        assert!(!hidden.contains("0x00010203"), "{hidden}");
+    }
+    let composed = format!(
+        "add {ID} enc ecb(cipher_null) '' auth-trunc hmac(sha256) 0x{} 128",
+        "11".repeat(32)
+    );
+    let Ok(Entry::State(null)) = parse_one(&composed) else {
+        panic!("{composed}");
+    };
+    assert!(parse_one(&null.words_with_keys()).is_ok());
+    assert!(
+        null.words()
+            .contains("auth-trunc hmac(sha256) <<Keys hidden>> 128")
+    );
+}
+
+#[test]
+fn values_are_named_but_never_keys() {
+    let fault = |words: &str| parse_one(&format!("add {ID} {AEAD} {words}")).unwrap_err();
+    assert_eq!(fault("mode beet").value.as_deref(), Some("beet"));
+    assert_eq!(fault("replay-window 7").value.as_deref(), Some("7"));
+    assert_eq!(fault("limit").value, None);
+    let key = parse_one(&format!("add {ID} aead 'rfc4106(gcm(aes))' 0x00zz 128")).unwrap_err();
+    assert_eq!(key.value, None);
+    assert!(!key.reason.remedy().is_empty());
 }
 
 #[test]

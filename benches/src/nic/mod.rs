@@ -25,7 +25,7 @@ use crate::contest::Fault;
 use crate::lanes::Cores;
 use crate::samples::Samples;
 
-use node::Path;
+use node::{Kind, Path};
 use processors::Processors;
 use track::{Bare, Spent, Track, Wired};
 
@@ -44,6 +44,15 @@ pub(crate) struct Selection {
     #[arg(long = "size", value_name = "BYTES", value_delimiter = ',', value_parser = size,
           default_value = "64,imix,1420")]
     sizes: Vec<Size>,
+    /// Paths to compare with the engine
+    #[arg(
+        long = "path",
+        value_name = "NAME",
+        value_delimiter = ',',
+        value_enum,
+        default_value = "synthetic,queue,function"
+    )]
+    paths: Vec<Kind>,
     /// Do not measure a second processor, which needs a second core
     #[arg(long)]
     one_core: bool,
@@ -94,7 +103,9 @@ pub(crate) fn measure(
     let (mut figures, mut pairs) = (Vec::new(), Vec::new());
     for case in selection.cases() {
         tick(&case.to_string());
-        figures.extend(paths(&case, cores.clock(), repetitions)?);
+        let paths = Path::ALL.into_iter();
+        let paths = paths.filter(|path| selection.paths.contains(&path.kind));
+        figures.extend(compare(&case, paths, cores.clock(), repetitions)?);
         if cores.count() > 1 {
             pairs.push(processors(&case, cores, repetitions)?);
         }
@@ -110,10 +121,15 @@ struct Runner {
     samples: [[Samples; 4]; 2],
 }
 
-/// The engine alone and all paths, in turn, repetition by repetition.
-fn paths(case: &Case, clock: &Clock, repetitions: usize) -> Result<Vec<Figures>, Fault> {
+/// The engine alone and these paths, in turn, repetition by repetition.
+fn compare(
+    case: &Case,
+    paths: impl Iterator<Item = Path>,
+    clock: &Clock,
+    repetitions: usize,
+) -> Result<Vec<Figures>, Fault> {
     let mut runners = vec![Runner::new(None, Box::new(Bare::new(case)?))];
-    for path in Path::ALL {
+    for path in paths {
         runners.push(Runner::new(Some(path), Box::new(Wired::new(case, path)?)));
     }
     for _ in 0..repetitions * TRIES {

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use clap::ValueEnum;
 use vesper_esp::aead::Cipher;
 use vesper_esp::{EspSa, association};
 use vesper_offload::{
@@ -31,7 +32,7 @@ pub(super) struct Path {
 }
 
 /// Who is between a machine and the adapter.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(super) enum Kind {
     /// The host, with a copy on receiving.
     Synthetic,

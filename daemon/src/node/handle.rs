@@ -1,14 +1,25 @@
 //! The control side of a running node.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use vesper_esp::PacketBuf;
-use vesper_offload::{Host, Nic};
-use vesper_sa::Timestamp;
+use vesper_offload::{Admission, Host, Nic};
+use vesper_sa::{Timestamp, VmId};
 
-type Command = Box<dyn FnOnce(&mut Host<PacketBuf>, Timestamp) + Send>;
+use super::driver::Driver;
+use super::machine::{Attach, AttachError};
+use super::waker::Waker;
+use crate::port::Port;
+
+type Ask<T> = Box<dyn FnOnce(&mut T, Timestamp) + Send>;
+
+/// What a worker is asked to do between two batches.
+enum Command {
+    Host(Ask<Host<PacketBuf>>),
+    Driver(Ask<Driver>),
+}
 
 /// A running node, as control requests see it. Cheap to clone.
 ///
@@ -19,10 +30,14 @@ pub struct NodeHandle {
     name: Arc<str>,
     nic: Arc<Nic<PacketBuf>>,
     commands: Sender<Command>,
+    worker: Arc<OnceLock<Arc<Waker>>>,
 }
 
 /// Where the worker that drives the host finds what it is asked to do.
-pub struct HostCommands(Receiver<Command>);
+pub struct HostCommands {
+    commands: Receiver<Command>,
+    worker: Arc<OnceLock<Arc<Waker>>>,
+}
 
 /// The worker that drives the host has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,12 +47,18 @@ impl NodeHandle {
     /// A handle, and the end of it that the worker keeps.
     pub fn new(name: &str, nic: Arc<Nic<PacketBuf>>) -> (Self, HostCommands) {
         let (commands, receiver) = unbounded();
+        let worker = Arc::new(OnceLock::new());
         let handle = Self {
             name: name.into(),
             nic,
             commands,
+            worker: Arc::clone(&worker),
         };
-        (handle, HostCommands(receiver))
+        let commands = HostCommands {
+            commands: receiver,
+            worker,
+        };
+        (handle, commands)
     }
 
     /// The name of the node.
@@ -59,21 +80,98 @@ impl NodeHandle {
         ask: impl FnOnce(&mut Host<PacketBuf>, Timestamp) -> R + Send + 'static,
     ) -> Result<R, Stopped> {
         let (answer, answered) = bounded(1);
-        let command: Command = Box::new(move |host, now| {
+        self.command(Command::Host(Box::new(move |host, now| {
             // Nobody waits any more if the asker has ended.
             let _ = answer.send(ask(host, now));
-        });
-        self.commands.send(command).map_err(|_| Stopped)?;
+        })))?;
         answered.recv().map_err(|_| Stopped)
+    }
+
+    /// Adds a machine with its port: in the adapter, in the host, and as a source of frames.
+    /// The answer names what the machine does not get.
+    pub fn attach(&self, machine: Attach) -> Result<Result<Admission, AttachError>, Stopped> {
+        self.drive(move |driver, now| driver.attach(machine, now))
+    }
+
+    /// Removes a machine and closes its port; what was on its way to it is lost. Its queue is
+    /// freed as soon as the adapter has let go of it.
+    pub fn detach(&self, vm: VmId) -> Result<Result<(), AttachError>, Stopped> {
+        self.drive(move |driver, now| driver.detach(vm, now))
+    }
+
+    /// Moves a machine to another port; its associations stay. Closes the old port.
+    pub fn replace_port(
+        &self,
+        vm: VmId,
+        port: Box<dyn Port>,
+    ) -> Result<Result<(), AttachError>, Stopped> {
+        self.drive(move |driver, _| driver.replace_port(vm, port))
+    }
+
+    /// Begins to take frames from machines.
+    pub fn release(&self) -> Result<(), Stopped> {
+        self.drive(|driver, _| driver.hold(false))
+    }
+
+    /// Stops to take frames from machines; those that are on their way go on.
+    pub fn hold(&self) -> Result<(), Stopped> {
+        self.drive(|driver, _| driver.hold(true))
+    }
+
+    pub(super) fn drive<R: Send + 'static>(
+        &self,
+        ask: impl FnOnce(&mut Driver, Timestamp) -> R + Send + 'static,
+    ) -> Result<R, Stopped> {
+        let (answer, answered) = bounded(1);
+        self.command(Command::Driver(Box::new(move |driver, now| {
+            let _ = answer.send(ask(driver, now));
+        })))?;
+        answered.recv().map_err(|_| Stopped)
+    }
+
+    fn command(&self, command: Command) -> Result<(), Stopped> {
+        self.commands.send(command).map_err(|_| Stopped)?;
+        if let Some(worker) = self.worker.get() {
+            worker.wake();
+        }
+        Ok(())
     }
 }
 
 impl HostCommands {
-    /// Does what is asked, if something is. Returns how much was done.
+    /// Does what is asked, if something is, for a host without ports; what concerns ports is
+    /// answered with [`Stopped`]. Returns how much was done.
     pub fn run(&self, host: &mut Host<PacketBuf>, now: Timestamp) -> usize {
         let mut done = 0;
-        for command in self.0.try_iter() {
-            command(host, now);
+        for command in self.commands.try_iter() {
+            if let Command::Host(command) = command {
+                command(host, now);
+            }
+            done += 1;
+        }
+        done
+    }
+
+    /// Who is to be woken when something is asked.
+    pub(super) fn set_worker(&self, waker: Arc<Waker>) {
+        // A node stays with its worker.
+        let _ = self.worker.set(waker);
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.commands.is_empty()
+    }
+}
+
+impl Driver {
+    /// Does what is asked, if something is. Returns how much was done.
+    pub(super) fn run_commands(&mut self, now: Timestamp) -> usize {
+        let mut done = 0;
+        while let Ok(command) = self.commands.commands.try_recv() {
+            match command {
+                Command::Host(command) => command(&mut self.host, now),
+                Command::Driver(command) => command(self, now),
+            }
             done += 1;
         }
         done

@@ -1,12 +1,34 @@
 //! Ports: where frames come from and go to. A virtual machine is behind one, the network behind
 //! another; each kind is one module behind [`Port`].
 
+mod af_packet;
+mod cable;
+mod generator;
+mod intake;
+mod link;
+mod loopback;
+mod open;
+mod pcap;
+mod sink;
+mod sys;
+mod tap;
+pub mod vhost_user;
+pub mod virtio_net;
+
 use std::fmt;
 use std::os::fd::BorrowedFd;
 
 use vesper_esp::{Buffer, PacketBuf};
 use vesper_offload::{HEADROOM, MacAddress};
 use vesper_sa::Timestamp;
+
+pub use af_packet::AfPacket;
+pub use cable::Cable;
+pub use generator::Generator;
+pub use loopback::Loopback;
+pub use open::{Opener, Place, PortError};
+pub use sink::Sink;
+pub use tap::{MOST_TAP_QUEUES, Tap};
 
 /// A frame that came out of a port, and what its sender leaves to the adapter.
 #[derive(Clone, Debug)]

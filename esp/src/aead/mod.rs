@@ -22,6 +22,12 @@ use format::EspKey;
 use iv::IvSource;
 
 pub use implementation::{FORCE, Implementation};
+#[cfg(target_arch = "x86_64")]
+pub(crate) use kernel::prefetch;
+
+/// Asks for memory before it is needed, where there is an instruction for it.
+#[cfg(not(target_arch = "x86_64"))]
+pub(crate) fn prefetch<T: ?Sized>(_value: &T, _offset: usize) {}
 
 /// One ESP packet to be sealed or opened in place.
 pub struct Job<'a> {

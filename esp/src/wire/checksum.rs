@@ -27,16 +27,6 @@ impl Checksum {
         Self((sum & 0xffff_ffff) + (sum >> 32))
     }
 
-    /// The sum so far, to be kept and continued.
-    pub(crate) const fn partial(self) -> u64 {
-        self.0
-    }
-
-    /// Continues a kept sum.
-    pub(crate) const fn from_partial(sum: u64) -> Self {
-        Self(sum)
-    }
-
     /// The checksum: the complement of the folded sum.
     pub const fn finish(self) -> u16 {
         let sum = (self.0 & 0xffff_ffff) + (self.0 >> 32);
@@ -45,6 +35,20 @@ impl Checksum {
         let sum = (sum & 0xffff) + (sum >> 16);
         !(sum as u16)
     }
+}
+
+/// Whether the checksum of an IPv4 header without options is right.
+#[inline]
+pub(crate) fn is_right(header: &[u8; 20]) -> bool {
+    // The order of bytes does not matter for the sum being all ones (RFC 1071 section 2).
+    let (words, _) = header.as_chunks::<4>();
+    let sum = words
+        .iter()
+        .fold(0, |sum, word| sum + u64::from(u32::from_ne_bytes(*word)));
+    let sum = (sum & 0xffff_ffff) + (sum >> 32);
+    let sum = (sum & 0xffff) + (sum >> 16);
+    let sum = (sum & 0xffff) + (sum >> 16);
+    sum == 0xffff
 }
 
 /// The checksum after one 16-bit word that it covers changed from `old` to `new`
@@ -90,6 +94,9 @@ mod tests {
             bytes[at * 2..at * 2 + 2].copy_from_slice(&new.to_be_bytes());
             bytes[18..].copy_from_slice(&adjusted(sum, old, new).to_be_bytes());
             prop_assert!(naive(&bytes) == 0);
+            prop_assert!(is_right(bytes.first_chunk().unwrap()));
+            bytes[at] ^= 1;
+            prop_assert!(!is_right(bytes.first_chunk().unwrap()));
         }
     }
 }

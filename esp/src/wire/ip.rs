@@ -98,6 +98,17 @@ pub enum IpVersion {
     V6,
 }
 
+impl IpVersion {
+    /// The protocol number of such a packet within another.
+    #[inline]
+    pub(crate) const fn protocol(self) -> u8 {
+        match self {
+            Self::V4 => protocol::IPV4,
+            Self::V6 => protocol::IPV6,
+        }
+    }
+}
+
 /// Where in its datagram a fragment belongs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fragment {

@@ -4,7 +4,7 @@ use core::net::IpAddr;
 
 use arrayvec::ArrayVec;
 
-use super::checksum::Checksum;
+use super::checksum::is_right;
 use super::ip::{IpHeader, IpVersion, WireError};
 use super::protocol;
 
@@ -83,37 +83,74 @@ impl Default for EncapsulationPorts {
     }
 }
 
+/// An ESP packet right behind an IPv4 header without options.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct PlainLocation {
+    pub(crate) spi: u32,
+    pub(crate) sequence: u32,
+    /// Bytes from the SPI to the end of the ICV.
+    pub(crate) esp_len: u32,
+    pub(crate) traffic_class: u8,
+}
+
+impl PlainLocation {
+    /// Bytes of the IP header.
+    pub(crate) const HEADER_LEN: usize = 20;
+    /// Offset of the byte that names the protocol.
+    pub(crate) const PROTOCOL_AT: usize = 9;
+}
+
 /// Finds the ESP packet in the IP packet `packet`, whose first byte is the version.
 #[inline]
 pub fn locate(packet: &[u8], ports: &EncapsulationPorts) -> Located {
-    // Most packets are ESP right behind an IPv4 header without options.
-    match packet.first_chunk::<28>() {
-        Some(start) if start[0] == 0x45 && start[9] == protocol::ESP => {
-            let total_len = usize::from(u16::from_be_bytes([start[2], start[3]]));
-            let whole = start[6] & 0x3f == 0 && start[7] == 0;
-            if whole && (28..=packet.len()).contains(&total_len) && checksum_is_plausible(start) {
-                return Located::Esp(EspLocation {
-                    version: IpVersion::V4,
-                    destination: IpAddr::from([start[16], start[17], start[18], start[19]]),
-                    traffic_class: start[1],
-                    udp: false,
-                    header_len: 20,
-                    protocol_at: 9,
-                    esp_at: 20,
-                    esp_len: total_len - 20,
-                    spi: u32::from_be_bytes([start[20], start[21], start[22], start[23]]),
-                    sequence: u32::from_be_bytes([start[24], start[25], start[26], start[27]]),
-                });
-            }
-        }
-        _ => {}
+    match locate_plain(packet) {
+        Some(plain) => Located::Esp(EspLocation {
+            version: IpVersion::V4,
+            destination: IpAddr::from([packet[16], packet[17], packet[18], packet[19]]),
+            traffic_class: plain.traffic_class,
+            udp: false,
+            header_len: PlainLocation::HEADER_LEN,
+            protocol_at: PlainLocation::PROTOCOL_AT,
+            esp_at: PlainLocation::HEADER_LEN,
+            esp_len: plain.esp_len as usize,
+            spi: plain.spi,
+            sequence: plain.sequence,
+        }),
+        None => locate_any(packet, ports),
     }
-    locate_any(packet, ports)
 }
 
-fn checksum_is_plausible(start: &[u8; 28]) -> bool {
-    let (header, _) = start.split_at(20);
-    start[10..12] == [0, 0] || Checksum::new().bytes(header).finish() == 0
+/// Destination and SPI of most ESP packets, as they are in the packet; `None` asks for a
+/// closer look.
+#[inline]
+pub(crate) fn plain_key(packet: &[u8]) -> Option<[u8; 8]> {
+    let start = packet.first_chunk::<24>()?;
+    let is_plain =
+        start[0] == 0x45 && start[9] == protocol::ESP && start[6] & 0x3f == 0 && start[7] == 0;
+    let [.., a, b, c, d, e, f, g, h] = *start;
+    is_plain.then_some([a, b, c, d, e, f, g, h])
+}
+
+/// [`locate`] for most packets; `None` asks for a closer look.
+#[inline(always)]
+pub(crate) fn locate_plain(packet: &[u8]) -> Option<PlainLocation> {
+    let start = packet.first_chunk::<28>()?;
+    let header = start.first_chunk::<20>()?;
+    let total_len = usize::from(u16::from_be_bytes([start[2], start[3]]));
+    let is_plain = start[0] == 0x45
+        && start[9] == protocol::ESP
+        && start[6] & 0x3f == 0
+        && start[7] == 0
+        && (28..=packet.len()).contains(&total_len)
+        && (start[10..12] == [0, 0] || is_right(header));
+    let number =
+        |at: usize| u32::from_be_bytes([start[at], start[at + 1], start[at + 2], start[at + 3]]);
+    is_plain.then(|| PlainLocation {
+        spi: number(20),
+        sequence: number(24),
+        esp_len: total_len as u32 - 20,
+        traffic_class: start[1],
+    })
 }
 
 /// As [`locate`], for every kind of packet.

@@ -8,6 +8,7 @@ pub use checksum::{Checksum, adjusted};
 pub(crate) use ip::{Brief, upper_layer};
 pub use ip::{Fragment, IpHeader, IpVersion, WireError, flow};
 pub use locate::{EncapsulationPorts, EspLocation, Located, NotEsp, locate};
+pub(crate) use locate::{PlainLocation, locate_plain, plain_key};
 
 /// IP protocol numbers that this crate acts upon.
 pub mod protocol {

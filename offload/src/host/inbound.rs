@@ -6,7 +6,7 @@ use vesper_esp::wire::{EncapsulationPorts, Located, flow, locate};
 use vesper_esp::{Buffer, EspSa, Inbound, Verdict};
 use vesper_sa::{Action, Direction, Event, ReceiveKey, Receiver, SaHandle, Spi, Timestamp, VmId};
 
-use super::outbound::Opened;
+use super::outbound::{ToProtect, Way};
 use super::{DataPath, Host, SoftwareReason};
 use crate::HEADROOM;
 use crate::crypto_status::{CryptoInfo, CryptoStatus};
@@ -65,12 +65,12 @@ impl<B: Buffer> Host<B> {
         for received in batch.drain(..) {
             match (received.owner, received.ipsec) {
                 (Some(owner), ReceivedIpsec::Host(HostWork::Protect { segment_size })) => {
-                    let opened = Opened {
+                    let opened = ToProtect {
                         frame: received.frame,
                         segment_size,
                         checksum: false,
                     };
-                    self.protect_opened(owner, now, vec![opened], false);
+                    self.protect(owner, now, [opened], Way::Wire);
                 }
                 (owner, ReceivedIpsec::Crypto(info)) => {
                     self.finish_crypto(owner, received, info, &mut to_open);
@@ -236,11 +236,8 @@ impl<B: Buffer> Host<B> {
                 continue;
             };
             self.count(owner, |counters| counters.opened += 1);
-            if let Some(rewrite) = self.wire_form(owner, packet.handle).rewrite {
-                frame.link.destination = rewrite.destination;
-                frame.link.source = rewrite.source;
-            }
-            frame.set_ip_ethertype();
+            let rewrite = self.wire_form(owner, packet.handle).rewrite;
+            frame.dress(frame.vlan, rewrite.as_ref());
             self.deliver(owner, packet.queue, frame);
         }
     }
@@ -249,9 +246,7 @@ impl<B: Buffer> Host<B> {
     /// by a copy.
     fn deliver(&mut self, vm: VmId, queue: QueueId, frame: Frame<B>) {
         if queue == QueueId::DEFAULT {
-            if let Some(port) = self.machines.get(&vm).map(|machine| machine.port) {
-                self.copy_to(port, &frame);
-            }
+            self.copy_to(vm, &frame);
             return self.nic.recycle(frame.payload);
         }
         let untagged = Frame {
@@ -276,16 +271,12 @@ impl<B: Buffer> Host<B> {
         if !self.admits_clear(vm, frame) {
             return self.count(vm, |counters| counters.losses.count(Loss::Policy));
         }
-        self.copy_to(port, frame);
+        self.copy_to(vm, frame);
     }
 
     /// The copy that the synthetic path costs.
-    fn copy_to(&mut self, port: PortId, frame: &Frame<B>) {
-        let machine = self
-            .machines
-            .values_mut()
-            .find(|machine| machine.port == port);
-        let Some(machine) = machine else {
+    fn copy_to(&mut self, vm: VmId, frame: &Frame<B>) {
+        let Some(machine) = self.machines.get_mut(&vm) else {
             return self.losses.count(Loss::NoDestination);
         };
         let losses = &mut machine.counters.losses;
@@ -315,10 +306,7 @@ impl<B: Buffer> Host<B> {
     }
 
     fn machine_at(&self, port: PortId) -> Option<VmId> {
-        let mut machines = self.machines.iter();
-        machines
-            .find(|(_, machine)| machine.port == port)
-            .map(|(vm, _)| *vm)
+        self.ports.get(&port).copied()
     }
 
     /// Whether a machine takes this frame without protection.

@@ -137,6 +137,8 @@ impl<B: Buffer> Host<B> {
             },
         );
         self.switch.set_address(address.mac, address.vlan, port);
+        self.ports.insert(port, vm);
+        self.order.push(vm);
         self.machines.insert(
             vm,
             Machine {
@@ -200,6 +202,8 @@ impl<B: Buffer> Host<B> {
         self.nic.remove_vm(vm).map_err(MachineError::Remove)?;
         if let Some(machine) = self.machines.remove(&vm) {
             self.switch.remove_port(machine.port);
+            self.ports.remove(&machine.port);
+            self.order.retain(|other| *other != vm);
             let Machine {
                 sends,
                 unsent,
@@ -208,7 +212,7 @@ impl<B: Buffer> Host<B> {
                 ..
             } = machine;
             let sends = sends.into_iter().map(|send| send.frame);
-            let unsent = unsent.into_iter().map(|send| send.frame);
+            let unsent = unsent.into_iter().map(|send| send.frame.payload);
             for buffer in sends.chain(unsent).chain(posted).chain(ready) {
                 self.nic.recycle(buffer);
             }

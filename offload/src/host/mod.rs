@@ -14,18 +14,23 @@ use vesper_esp::{Buffer, Counters, Engine, EspContext};
 use vesper_sa::{Event, SaHandle, Sad, Spd, Timestamp, VmId};
 
 use crate::fate::{Loss, Losses};
-use crate::nic::{Nic, NicEvent};
+use crate::nic::{Nic, NicEvent, Opened};
 use crate::settings::{Admission, VmAddress, VmSettings};
-use crate::transfer::{HostSend, Send};
+use crate::transfer::HostSend;
 use crate::unit::{OffloadHandle, PortId};
 use crate::vswitch::{SwitchLimits, VirtualSwitch};
 
+use outbound::Scratch;
+
 pub use machine::{DataPath, MachineCounters, MachineError};
-pub use outstanding::{AdapterWork, Outstanding, OutstandingCounters, Ticket};
+pub use outstanding::{AdapterWork, Outstanding, OutstandingCounters};
 pub use placement::{OffloadWish, Placement, SoftwareReason};
 
 /// How many events are kept until somebody takes them.
 const EVENTS: usize = 4096;
+
+/// Keys are what the host itself has given out.
+type Table<K, V> = HashMap<K, V, foldhash::fast::RandomState>;
 
 /// The host's side of an adapter, driven by one thread: what a hypervisor's root partition
 /// does. Machines with a virtual function go past it in both directions.
@@ -34,19 +39,23 @@ pub struct Host<B> {
     nic: Arc<Nic<B>>,
     engine: Engine,
     sad: Sad<EspContext>,
-    policies: HashMap<VmId, Arc<Spd>>,
+    policies: Table<VmId, Arc<Spd>>,
     switch: VirtualSwitch,
     machines: BTreeMap<VmId, Machine<B>>,
-    placements: HashMap<(VmId, SaHandle), PlacedSa>,
+    /// Who is at each port of the software switch.
+    ports: Table<PortId, VmId>,
+    placements: Table<(VmId, SaHandle), PlacedSa>,
     /// What the adapter's handles stand for.
-    offloaded: HashMap<OffloadHandle, (VmId, SaHandle)>,
+    offloaded: Table<OffloadHandle, (VmId, SaHandle)>,
     /// Those in crypto mode with ESN, of whose numbers the adapter has to be told.
     followed: BTreeSet<(VmId, SaHandle)>,
     events: Vec<NicEvent>,
     /// Frames of which the owner is not known.
     losses: Losses,
-    /// The machine whose turn is next.
+    /// The machines in the order of their turns, and whose turn was the last.
+    order: Vec<VmId>,
     turn: usize,
+    scratch: Scratch<B>,
 }
 
 #[derive(Debug)]
@@ -58,7 +67,7 @@ struct Machine<B> {
     /// Sent by the machine, not yet switched.
     sends: VecDeque<HostSend<B>>,
     /// Switched and protected, not yet taken by the adapter.
-    unsent: Vec<Send<B>>,
+    unsent: Vec<Opened<B>>,
     deficit: i64,
     posted: VecDeque<B>,
     ready: VecDeque<B>,
@@ -81,15 +90,18 @@ impl<B: Buffer> Host<B> {
             nic,
             engine: Engine::default(),
             sad: Sad::new(),
-            policies: HashMap::new(),
+            policies: Table::default(),
             switch: VirtualSwitch::new(limits),
             machines: BTreeMap::new(),
-            placements: HashMap::new(),
-            offloaded: HashMap::new(),
+            ports: Table::default(),
+            placements: Table::default(),
+            offloaded: Table::default(),
             followed: BTreeSet::new(),
             events: Vec::new(),
             losses: Losses::default(),
+            order: Vec::new(),
             turn: 0,
+            scratch: Scratch::default(),
         }
     }
 

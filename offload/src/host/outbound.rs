@@ -5,15 +5,17 @@ use std::sync::Arc;
 
 use vesper_esp::wire::flow;
 use vesper_esp::{Buffer, EspSa, Outbound, Verdict};
-use vesper_sa::{Action, Direction, Event, Mode, SaHandle, Timestamp, VmId};
+use vesper_sa::{Action, Direction, Event, Mode, Timestamp, VmId};
 
+use super::placement::WireForm;
 use super::{AdapterWork, Host, Placement};
 use crate::capability::OffloadMode;
 use crate::ethernet::{Frame, ethertype};
 use crate::fate::{Loss, SendError};
-use crate::nic::{BATCH, fill_checksum};
-use crate::rings::weight_of;
-use crate::transfer::{Completion, HostSend, Send, SendIpsec};
+use crate::flow_key::FlowKey;
+use crate::nic::{BATCH, Opened, fill_checksum};
+use crate::rings::{quantum, weight_of};
+use crate::transfer::{Completion, HostSend, SendIpsec};
 use crate::unit::{OffloadHandle, PortId};
 use crate::vswitch::Forward;
 
@@ -21,62 +23,101 @@ use crate::vswitch::Forward;
 const COMPLETION_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A frame of a machine, taken apart, and what is left to be done to it.
-pub(super) struct Opened<B> {
+pub(super) struct ToProtect<B> {
     pub(super) frame: Frame<B>,
     pub(super) segment_size: Option<u16>,
     pub(super) checksum: bool,
 }
 
-/// What is to be done with a frame of a machine.
-#[derive(Clone)]
+/// Where frames go that need no protection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Way {
+    /// Where the software switch says.
+    Switch,
+    /// To the wire: a virtual function has sent them, and the adapter could not protect them.
+    Wire,
+}
+
+/// What is to be done with the frames of a flow.
+#[derive(Debug)]
 enum Plan {
-    /// It goes where the software switch says.
+    /// Nothing about IPsec.
     Clear,
     /// The adapter does it all.
     Adapter(OffloadHandle),
     /// The host makes the ESP packet, the adapter encrypts it.
-    Frame(Arc<EspSa>, SaHandle, OffloadHandle),
+    Frame(Arc<EspSa>, WireForm, OffloadHandle),
     /// Software does it all.
-    Software(Arc<EspSa>, SaHandle),
+    Software(Arc<EspSa>, WireForm),
     Lose(Loss),
+}
+
+/// What the work on a batch needs; empty in between, it keeps its memory.
+#[derive(Debug)]
+pub(super) struct Scratch<B> {
+    taken: Vec<HostSend<B>>,
+    plans: Vec<Plan>,
+    frames: Vec<Planned<B>>,
+}
+
+/// A frame, the number of its plan, and what is left to be done to it.
+#[derive(Debug)]
+struct Planned<B> {
+    frame: Frame<B>,
+    plan: u32,
+    segment_size: Option<u16>,
+    checksum: bool,
+    /// Why ESP refused it.
+    refused: Option<Loss>,
+}
+
+impl<B> Default for Scratch<B> {
+    fn default() -> Self {
+        Self {
+            taken: Vec::new(),
+            plans: Vec::new(),
+            frames: Vec::new(),
+        }
+    }
 }
 
 impl<B: Buffer> Host<B> {
     /// Takes what machines have sent, in fair turns.
     pub(super) fn switch_sends(&mut self, now: Timestamp, budget: usize) -> usize {
-        let order: Vec<VmId> = self.machines.keys().copied().collect();
+        let mut taken = core::mem::take(&mut self.scratch.taken);
         let mut moved = 0;
         let mut idle = 0;
-        while moved < budget && idle < order.len() {
-            self.turn = (self.turn + 1) % order.len();
-            let Some(&vm) = order.get(self.turn) else {
+        while moved < budget && idle < self.order.len() {
+            self.turn = (self.turn + 1) % self.order.len();
+            let Some(&vm) = self.order.get(self.turn) else {
                 break;
             };
-            let Some(frames) = self.take_turn(vm) else {
+            if !self.take_turn(vm, &mut taken) {
                 idle += 1;
                 continue;
-            };
-            idle = 0;
-            moved += frames.len();
-            if !frames.is_empty() {
-                self.protect(vm, now, frames, true);
             }
+            idle = 0;
+            moved += taken.len();
+            self.protect_sends(vm, now, taken.drain(..));
         }
+        self.scratch.taken = taken;
         moved
     }
 
     /// A fair share of what a machine has sent, at most a batch; perhaps nothing, if it has had
-    /// more than its share before. `None` if nothing waits, or while the adapter has not even
+    /// more than its share before. `false` if nothing waits, or while the adapter has not even
     /// taken what came before.
-    fn take_turn(&mut self, vm: VmId) -> Option<Vec<HostSend<B>>> {
-        let machine = self.machines.get_mut(&vm)?;
-        self.nic.send_from_host(vm, &mut machine.unsent);
-        if !machine.unsent.is_empty() || machine.sends.is_empty() {
-            return None;
+    fn take_turn(&mut self, vm: VmId, frames: &mut Vec<HostSend<B>>) -> bool {
+        let Some(machine) = self.machines.get_mut(&vm) else {
+            return false;
+        };
+        if !machine.unsent.is_empty() {
+            self.nic.post_from_host(vm, &mut machine.unsent);
         }
-        let weight = machine.settings.vmq_weight.max(machine.settings.iov_weight);
-        machine.deficit += weight_of(1500) * 8 * i64::from(weight.max(1)) / 100;
-        let mut frames = Vec::with_capacity(BATCH);
+        if !machine.unsent.is_empty() || machine.sends.is_empty() {
+            return false;
+        }
+        machine.deficit += quantum(machine.settings.share());
         while machine.deficit > 0 && frames.len() < BATCH {
             let Some(send) = machine.sends.pop_front() else {
                 machine.deficit = 0;
@@ -85,150 +126,205 @@ impl<B: Buffer> Host<B> {
             machine.deficit -= weight_of(send.frame.data().len());
             frames.push(send);
         }
-        Some(frames)
+        true
     }
 
-    /// Applies policy to frames of a machine and sends them on. `switched` is false for frames
-    /// of a virtual function that the adapter could not protect: they are for the wire.
-    fn protect(&mut self, vm: VmId, now: Timestamp, frames: Vec<HostSend<B>>, switched: bool) {
-        let mut opened = Vec::with_capacity(frames.len());
-        for send in frames {
-            match Frame::open(send.frame) {
-                Ok(frame) => opened.push(Opened {
-                    frame,
-                    segment_size: send.segment_size,
-                    checksum: send.checksum,
-                }),
-                Err((buffer, _)) => self.lose(Some(vm), buffer, Loss::Malformed),
-            }
-        }
-        self.protect_opened(vm, now, opened, switched);
-    }
-
-    pub(super) fn protect_opened(
+    fn protect_sends(
         &mut self,
         vm: VmId,
         now: Timestamp,
-        opened: Vec<Opened<B>>,
-        switched: bool,
+        sends: impl IntoIterator<Item = HostSend<B>>,
     ) {
-        let mut frames: Vec<(Opened<B>, Plan)> = Vec::with_capacity(opened.len());
-        for frame in opened {
-            let plan = self.plan(vm, &frame.frame);
-            self.prepare(vm, frame, plan, &mut frames);
+        let mut malformed = Vec::new();
+        let opened = sends.into_iter().filter_map(|send| {
+            let opened = Frame::open(send.frame).map(|frame| ToProtect {
+                frame,
+                segment_size: send.segment_size,
+                checksum: send.checksum,
+            });
+            opened.map_err(|(buffer, _)| malformed.push(buffer)).ok()
+        });
+        self.protect(vm, now, opened, Way::Switch);
+        for buffer in malformed {
+            self.lose(Some(vm), buffer, Loss::Malformed);
         }
+    }
 
-        let mut software = Vec::new();
-        let mut framed = Vec::new();
-        for (opened, plan) in &mut frames {
-            let packet = &mut opened.frame.payload;
-            match plan {
-                Plan::Software(sa, _) => software.push(Outbound::new(sa, packet)),
-                Plan::Frame(sa, ..) => framed.push(Outbound::new(sa, packet)),
-                Plan::Clear | Plan::Adapter(_) | Plan::Lose(_) => {}
-            }
-        }
-        self.engine.encapsulate(now, &mut software);
-        self.engine.frame(now, &mut framed);
-        let software: Vec<Verdict> = software.iter().map(|entry| entry.verdict).collect();
-        let framed: Vec<Verdict> = framed.iter().map(|entry| entry.verdict).collect();
-        let (mut software, mut framed) = (software.into_iter(), framed.into_iter());
-
-        let mut sends = Vec::with_capacity(frames.len());
-        for (opened, plan) in frames {
-            let mut frame = opened.frame;
-            let work = AdapterWork {
-                framed: matches!(plan, Plan::Frame(..)),
-                segment_size: opened.segment_size,
-                checksum: opened.checksum,
+    /// Applies policy to frames of a machine and sends them on. Neighbours of one flow share a
+    /// plan: nothing that it depends on changes before all of them are planned.
+    pub(super) fn protect(
+        &mut self,
+        vm: VmId,
+        now: Timestamp,
+        frames: impl IntoIterator<Item = ToProtect<B>>,
+        way: Way,
+    ) {
+        let mut plans = core::mem::take(&mut self.scratch.plans);
+        let mut planned = core::mem::take(&mut self.scratch.frames);
+        let mut last = None;
+        for frame in frames {
+            let key = match frame.frame.is_ip() {
+                true => FlowKey::of(frame.frame.payload.data()),
+                false => None,
             };
-            let (ipsec, sealed) = match plan {
-                Plan::Lose(loss) => {
-                    self.lose(Some(vm), frame.payload, loss);
-                    continue;
-                }
-                Plan::Clear => {
-                    if switched && !self.switch(vm, &mut frame, now) {
-                        self.nic.recycle(frame.payload);
-                        continue;
-                    }
-                    (SendIpsec::Done, None)
-                }
-                Plan::Adapter(handle) => (SendIpsec::Handle(handle), None),
-                Plan::Software(_, handle) => (SendIpsec::Done, Some((software.next(), handle))),
-                Plan::Frame(_, handle, offloaded) => {
-                    (SendIpsec::Handle(offloaded), Some((framed.next(), handle)))
-                }
-            };
-            if let Some((verdict, handle)) = sealed {
-                match verdict {
-                    Some(Verdict::Sealed { .. }) => {}
-                    Some(Verdict::TooBig { .. }) => {
-                        self.lose(Some(vm), frame.payload, Loss::TooBig);
-                        continue;
-                    }
-                    _ => {
-                        self.lose(Some(vm), frame.payload, Loss::Esp);
-                        continue;
-                    }
-                }
-                let form = self.wire_form(vm, handle);
-                frame.vlan = form.vlan;
-                if let Some(rewrite) = form.rewrite {
-                    frame.link.destination = rewrite.destination;
-                    frame.link.source = rewrite.source;
-                }
-                frame.set_ip_ethertype();
-                self.count(vm, |counters| counters.sealed += 1);
+            if key.is_none() || last != key {
+                plans.push(self.plan(vm, &frame.frame));
+                last = key;
             }
-            match frame.close() {
-                Ok(buffer) => sends.push((buffer, ipsec, work)),
-                Err(frame) => self.lose(Some(vm), frame.payload, Loss::NoRoom),
-            }
+            let number = plans.len() - 1;
+            self.prepare(vm, frame, (number as u32, &plans[number]), &mut planned);
         }
-        self.post(vm, now, sends);
+        self.encapsulate(vm, now, &plans, &mut planned);
+        self.post(vm, now, &plans, &mut planned, way);
+        plans.clear();
+        self.scratch.plans = plans;
+        self.scratch.frames = planned;
     }
 
     /// Cuts and completes a frame, unless the adapter is to do so: it does where it protects
     /// the packet itself.
+    #[inline]
     fn prepare(
         &mut self,
         vm: VmId,
-        mut opened: Opened<B>,
-        plan: Plan,
-        ready: &mut Vec<(Opened<B>, Plan)>,
+        frame: ToProtect<B>,
+        (number, plan): (u32, &Plan),
+        planned: &mut Vec<Planned<B>>,
     ) {
-        if opened.segment_size.is_none() && !opened.checksum || matches!(plan, Plan::Lose(_)) {
-            return ready.push((opened, plan));
+        let mut frame = Planned {
+            frame: frame.frame,
+            plan: number,
+            segment_size: frame.segment_size,
+            checksum: frame.checksum,
+            refused: None,
+        };
+        if frame.segment_size.is_none() && !frame.checksum || matches!(plan, Plan::Lose(_)) {
+            return planned.push(frame);
         }
         let in_adapter = matches!(plan, Plan::Adapter(_));
-        let Some(size) = opened
+        let Some(size) = frame
             .segment_size
             .filter(|_| !in_adapter || !self.nic.cuts())
         else {
             if !in_adapter {
-                fill_checksum(opened.frame.payload.data_mut());
-                opened.checksum = false;
+                fill_checksum(frame.frame.payload.data_mut());
+                frame.checksum = false;
             }
-            return ready.push((opened, plan));
+            return planned.push(frame);
         };
-        match self.nic.cut(&opened.frame, size) {
+        match self.nic.cut(&frame.frame, size) {
             Some(segments) => {
-                self.nic.recycle(opened.frame.payload);
-                ready.extend(segments.into_iter().map(|frame| {
-                    let segment = Opened {
-                        frame,
-                        segment_size: None,
-                        checksum: false,
-                    };
-                    (segment, plan.clone())
+                self.nic.recycle(frame.frame.payload);
+                planned.extend(segments.into_iter().map(|frame| Planned {
+                    frame,
+                    plan: number,
+                    segment_size: None,
+                    checksum: false,
+                    refused: None,
                 }));
             }
-            None => self.lose(Some(vm), opened.frame.payload, Loss::LargeSend),
+            None => self.lose(Some(vm), frame.frame.payload, Loss::LargeSend),
         }
     }
 
-    /// What is to be done with a frame, by the policies of its machine.
+    /// Software's part of ESP, and the form of the frames around it.
+    fn encapsulate(&mut self, vm: VmId, now: Timestamp, plans: &[Plan], frames: &mut [Planned<B>]) {
+        let has_work = |plan: &Plan| matches!(plan, Plan::Software(..) | Plan::Frame(..));
+        if !plans.iter().any(has_work) {
+            return;
+        }
+        let (mut software, mut framed) = (Vec::new(), Vec::new());
+        for planned in frames.iter_mut() {
+            let packet = &mut planned.frame.payload;
+            match plans.get(planned.plan as usize) {
+                Some(Plan::Software(sa, _)) => software.push(Outbound::new(sa, packet)),
+                Some(Plan::Frame(sa, ..)) => framed.push(Outbound::new(sa, packet)),
+                _ => {}
+            }
+        }
+        self.engine.encapsulate(now, &mut software);
+        self.engine.frame(now, &mut framed);
+        let refusal = |entry: &Outbound<'_, &mut B>| match entry.verdict {
+            Verdict::Sealed { .. } => None,
+            Verdict::TooBig { .. } => Some(Loss::TooBig),
+            _ => Some(Loss::Esp),
+        };
+        let software: Vec<_> = software.iter().map(refusal).collect();
+        let framed: Vec<_> = framed.iter().map(refusal).collect();
+        let (mut software, mut framed) = (software.into_iter(), framed.into_iter());
+        let mut sealed = 0;
+        for planned in frames.iter_mut() {
+            let (refused, form) = match plans.get(planned.plan as usize) {
+                Some(Plan::Software(_, form)) => (software.next(), form),
+                Some(Plan::Frame(_, form, _)) => (framed.next(), form),
+                _ => continue,
+            };
+            planned.refused = refused.flatten();
+            if planned.refused.is_none() {
+                sealed += 1;
+                form.apply(&mut planned.frame);
+            }
+        }
+        self.count(vm, |counters| counters.sealed += sealed);
+    }
+
+    /// Sends frames to where their plans say.
+    fn post(
+        &mut self,
+        vm: VmId,
+        now: Timestamp,
+        plans: &[Plan],
+        frames: &mut Vec<Planned<B>>,
+        way: Way,
+    ) {
+        let Some(machine) = self.machines.get_mut(&vm) else {
+            for planned in frames.drain(..) {
+                self.nic.recycle(planned.frame.payload);
+            }
+            return;
+        };
+        let mut unsent = core::mem::take(&mut machine.unsent);
+        let mut outstanding = core::mem::take(&mut machine.outstanding);
+        for mut planned in frames.drain(..) {
+            let plan = plans.get(planned.plan as usize);
+            let ipsec = match (planned.refused, plan) {
+                (Some(loss), _) | (None, Some(&Plan::Lose(loss))) => {
+                    self.lose(Some(vm), planned.frame.payload, loss);
+                    continue;
+                }
+                (None, Some(Plan::Adapter(handle) | Plan::Frame(_, _, handle))) => {
+                    SendIpsec::Handle(*handle)
+                }
+                (None, Some(Plan::Clear)) if way == Way::Switch => {
+                    if !self.switch(vm, &mut planned.frame, now) {
+                        self.nic.recycle(planned.frame.payload);
+                        continue;
+                    }
+                    SendIpsec::Done
+                }
+                (None, Some(Plan::Clear | Plan::Software(..)) | None) => SendIpsec::Done,
+            };
+            let work = AdapterWork {
+                framed: matches!(plan, Some(Plan::Frame(..))),
+                segment_size: planned.segment_size,
+                checksum: planned.checksum,
+            };
+            unsent.push(Opened {
+                id: outstanding.begin(now, work),
+                frame: planned.frame,
+                ipsec,
+                segment_size: planned.segment_size,
+                checksum: planned.checksum,
+            });
+        }
+        self.nic.post_from_host(vm, &mut unsent);
+        if let Some(machine) = self.machines.get_mut(&vm) {
+            machine.unsent = unsent;
+            machine.outstanding = outstanding;
+        }
+    }
+
+    /// What is to be done with the frames of a flow, by the policies of their machine.
     fn plan(&mut self, vm: VmId, frame: &Frame<B>) -> Plan {
         let Some(policies) = self.policies.get(&vm) else {
             return Plan::Clear;
@@ -269,8 +365,8 @@ impl<B: Buffer> Host<B> {
             Some(Placement::Offloaded {
                 handle: offloaded,
                 mode: OffloadMode::Crypto,
-            }) => Plan::Frame(Arc::clone(sa), handle, *offloaded),
-            _ => Plan::Software(Arc::clone(sa), handle),
+            }) => Plan::Frame(Arc::clone(sa), self.wire_form(vm, handle), *offloaded),
+            _ => Plan::Software(Arc::clone(sa), self.wire_form(vm, handle)),
         }
     }
 
@@ -308,25 +404,6 @@ impl<B: Buffer> Host<B> {
         }
     }
 
-    fn post(&mut self, vm: VmId, now: Timestamp, frames: Vec<(B, SendIpsec, AdapterWork)>) {
-        let Some(machine) = self.machines.get_mut(&vm) else {
-            for (buffer, ..) in frames {
-                self.nic.recycle(buffer);
-            }
-            return;
-        };
-        for (frame, ipsec, work) in frames {
-            machine.unsent.push(Send {
-                id: machine.outstanding.begin(now, work),
-                frame,
-                ipsec,
-                segment_size: work.segment_size,
-                checksum: work.checksum,
-            });
-        }
-        self.nic.send_from_host(vm, &mut machine.unsent);
-    }
-
     /// Completions of what machines have sent on the synthetic path.
     ///
     /// Where the association had left the adapter between plan and post, a frame that is still
@@ -338,12 +415,12 @@ impl<B: Buffer> Host<B> {
         for (vm, machine) in &mut self.machines {
             self.nic.take_completions(*vm, now, &mut completions);
             for completion in completions.drain(..) {
-                let ticket = machine.outstanding.complete(completion.id);
+                let work = machine.outstanding.complete(completion.id);
                 let Some(buffer) = completion.buffer else {
                     continue;
                 };
                 let is_stale = completion.result == Err(SendError::Lost(Loss::ForeignHandle));
-                match ticket.map(|ticket| ticket.work) {
+                match work {
                     Some(work) if is_stale && !work.framed => {
                         let send = HostSend {
                             frame: buffer,
@@ -358,7 +435,7 @@ impl<B: Buffer> Host<B> {
             machine.outstanding.expire(now, COMPLETION_TIMEOUT);
         }
         for (vm, send) in again {
-            self.protect(vm, now, vec![send], true);
+            self.protect_sends(vm, now, [send]);
         }
     }
 }

@@ -9,7 +9,7 @@ use vesper_sa::{AddError, NotFound, SaHandle, Timestamp, VmId};
 
 use super::{Host, PlacedSa};
 use crate::capability::{OffloadMode, WhyNot};
-use crate::ethernet::VlanId;
+use crate::ethernet::{Frame, VlanId};
 use crate::nic::NicEvent;
 use crate::unit::{OffloadHandle, Rewrite, SaOffload};
 
@@ -195,9 +195,17 @@ impl<B: Buffer> Host<B> {
         self.fall_back(owner, handle, SoftwareReason::Withdrawn);
         self.placements.remove(&(owner, handle));
         self.sad.delete(owner, handle)?;
-        self.sad.reap();
-        self.nic.reap_sas();
+        self.reap_sas();
         Ok(())
+    }
+
+    /// Lets go of deleted associations, keys included, that no packet in flight uses any more;
+    /// how many remain.
+    pub fn reap_sas(&mut self) -> usize {
+        // The adapter first: what it holds, the database can not let go of.
+        self.nic.reap_sas();
+        self.sad.reap();
+        self.sad.draining()
     }
 
     /// Software reason for each association of an owner that is not in the adapter.
@@ -299,4 +307,11 @@ impl<B: Buffer> Host<B> {
 pub(super) struct WireForm {
     pub(super) vlan: Option<VlanId>,
     pub(super) rewrite: Option<Rewrite>,
+}
+
+impl WireForm {
+    /// Gives this form to the frame of an ESP packet.
+    pub(super) fn apply<B: Buffer>(&self, frame: &mut Frame<B>) {
+        frame.dress(self.vlan, self.rewrite.as_ref());
+    }
 }

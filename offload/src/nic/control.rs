@@ -129,7 +129,8 @@ impl<B: Buffer> Nic<B> {
         config.rebuild_flows(self.processors.len());
         drop(config);
         let mut sends = lock(&port.sends);
-        let pending = sends.pending.drain(..).map(|pending| pending.frame.payload);
+        let pending = sends.take_all().into_iter();
+        let pending = pending.map(|pending| pending.frame.payload);
         let mut recycled = lock(&self.recycled);
         recycled.extend(pending);
         let late: Vec<_> = sends

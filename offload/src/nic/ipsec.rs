@@ -125,7 +125,14 @@ impl<B: Buffer> Nic<B> {
 
     /// Lets go of deleted associations that no packet in flight uses any more, and says which.
     pub fn reap_sas(&self) -> Vec<(OffloadHandle, SaIdentity)> {
-        self.write().unit.reap()
+        let mut config = self.write();
+        // Nothing is being processed while the configuration is held for writing: what is in
+        // flight is in the owner's ring.
+        let Config { unit, vms, .. } = &mut *config;
+        unit.reap(|offloaded| {
+            let entry = vms.get(&offloaded.sa.owner());
+            entry.is_some_and(|entry| lock(&entry.port.sends).binds(offloaded.handle))
+        })
     }
 
     /// Deleted associations that packets in flight still use.
@@ -222,8 +229,7 @@ impl<B: Buffer> Nic<B> {
         }
         for entry in config.vms.values() {
             let mut sends = lock(&entry.port.sends);
-            let pending: Vec<_> = sends.pending.drain(..).collect();
-            for pending in pending {
+            for pending in sends.take_all() {
                 sends.fail(pending, SendError::Lost(Loss::Reset));
             }
         }
@@ -234,9 +240,6 @@ impl<B: Buffer> Nic<B> {
 
     /// Late pushes of sequence numbers whose time has come.
     pub(crate) fn apply_late_pushes(&self, now: Timestamp) {
-        if self.read().late_pushes.is_empty() {
-            return;
-        }
         let mut config = self.write();
         let due: Vec<_> = config
             .late_pushes

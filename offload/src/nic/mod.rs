@@ -8,6 +8,7 @@ mod receive;
 mod run;
 mod send;
 mod sriov;
+mod steering;
 mod transmit;
 
 use core::fmt;
@@ -32,6 +33,7 @@ use crate::unit::{OffloadHandle, PortId, Unit};
 pub use control::{NicUsage, RemoveVmError, VmUsage};
 pub(crate) use large_send::fill_checksum;
 pub use queues::{QueueError, QueueStatus};
+pub(crate) use send::Opened;
 pub use send::{Posted, SendRefusal};
 
 /// How many packets are processed together.
@@ -62,7 +64,7 @@ pub struct Nic<B> {
 #[derive(Debug)]
 pub(crate) struct Config<B> {
     pub(crate) enabled: Capabilities,
-    pub(crate) vms: HashMap<VmId, VmEntry<B>>,
+    pub(crate) vms: HashMap<VmId, VmEntry<B>, foldhash::fast::RandomState>,
     /// By number.
     pub(crate) queues: Vec<Option<Arc<Queue<B>>>>,
     pub(crate) filters: Filters,
@@ -101,9 +103,9 @@ pub(crate) struct Processor<B> {
     pub(crate) engine: Engine,
     pub(crate) cursor: usize,
     pub(crate) stalled_until: Timestamp,
-    pub(crate) work: HashMap<VmId, Work>,
+    pub(crate) work: HashMap<VmId, Work, foldhash::fast::RandomState>,
     pub(crate) waiting: Vec<crate::rings::Waiting<B>>,
-    pub(crate) sending: Vec<crate::rings::Pending<B>>,
+    pub(crate) sending: VecDeque<crate::rings::Pending<B>>,
     /// Queues that are to be freed and on whose way nothing is any more.
     pub(crate) stopped: Vec<QueueId>,
     pub(crate) wire: Vec<B>,
@@ -192,7 +194,7 @@ impl<B: Buffer> Nic<B> {
         lock(&default_queue.inner).state = QueueState::Running;
         let mut config = Config {
             enabled: profile.ipsec.clone(),
-            vms: HashMap::new(),
+            vms: HashMap::default(),
             queues: vec![Some(Arc::new(default_queue))],
             filters: Filters::new(profile.filters),
             unit: Unit::new(profile.ipsec.sa_capacity),
@@ -290,7 +292,13 @@ impl<B: Buffer> Nic<B> {
     pub fn work(&self, processor: usize) -> HashMap<VmId, Work> {
         self.processors
             .get(processor)
-            .map(|processor| lock(processor).work.clone())
+            .map(|processor| {
+                lock(processor)
+                    .work
+                    .iter()
+                    .map(|(vm, work)| (*vm, *work))
+                    .collect()
+            })
             .unwrap_or_default()
     }
 
@@ -374,9 +382,9 @@ impl<B: Buffer> Processor<B> {
             engine: Engine::default(),
             cursor: 0,
             stalled_until: Timestamp::ZERO,
-            work: HashMap::new(),
+            work: HashMap::default(),
             waiting: Vec::with_capacity(BATCH),
-            sending: Vec::with_capacity(BATCH),
+            sending: VecDeque::with_capacity(BATCH),
             stopped: Vec::new(),
             wire: Vec::with_capacity(BATCH),
             recycled: Vec::new(),

@@ -4,9 +4,10 @@ use arrayvec::ArrayVec;
 
 use vesper_esp::aead::{Job, open_batch};
 use vesper_esp::wire::{Located, flow, locate};
-use vesper_esp::{Buffer, Inbound, Opened, Verdict};
-use vesper_sa::{Action, Direction, ReceiveKey, Receiver, SaState, Spi, Timestamp, VmId};
+use vesper_esp::{Buffer, Engine, Inbound, Verdict};
+use vesper_sa::{Action, Direction, SaState, Spd, Timestamp, VmId};
 
+use super::steering::Steering;
 use super::{BATCH, Config, Nic, NicEvent, Processor};
 use crate::capability::OffloadMode;
 use crate::crypto_status::{CryptoInfo, CryptoStatus};
@@ -16,14 +17,19 @@ use crate::nic::large_send::checksum_is_right;
 use crate::queue::{QueueId, QueueState};
 use crate::rings::{Class, Queue, Waiting, lock};
 use crate::transfer::{HostWork, Received, ReceivedIpsec};
-use crate::unit::Offloaded;
+use crate::unit::{Offloaded, SaOffload};
 
-/// What became of one frame of a batch.
-enum Outcome {
-    Deliver(ReceivedIpsec),
-    /// To the host's software, for the owner of the queue.
-    ToHost,
-    Lose(Loss),
+/// What the cryptography did to one frame of a batch.
+#[derive(Clone, Copy)]
+enum Step<'a> {
+    /// Nothing: not ESP, or of no association here.
+    None,
+    /// Packet mode.
+    Opened(&'a Offloaded),
+    /// Packet mode: refused, to the loss of this machine.
+    Failed(VmId),
+    /// Crypto mode.
+    Decrypted(&'a Offloaded, CryptoInfo),
 }
 
 impl<B: Buffer> Nic<B> {
@@ -32,97 +38,31 @@ impl<B: Buffer> Nic<B> {
     /// that a machine sees.
     pub fn receive(&self, frames: impl IntoIterator<Item = B>) {
         let config = self.read();
+        let frames = frames.into_iter().filter_map(|frame| {
+            Frame::open(frame)
+                .map_err(|(buffer, _)| self.lose(&config, None, buffer, Loss::Malformed))
+                .ok()
+        });
+        self.steer(&config, frames);
+    }
+
+    /// Finds the queue of each frame and puts it there.
+    pub(crate) fn steer(&self, config: &Config<B>, frames: impl IntoIterator<Item = Frame<B>>) {
+        let mut steering = Steering::new(self, config);
         for frame in frames {
-            match Frame::open(frame) {
-                Ok(frame) if frame.link.destination.is_group() => {
-                    self.replicate(&config, &frame, None);
-                    self.enqueue(&config, QueueId::DEFAULT, frame, Class::Clear);
-                }
-                Ok(frame) => self.steer(&config, frame),
-                Err((buffer, _)) => self.lose(&config, None, buffer, Loss::Malformed),
+            if frame.link.destination.is_group() {
+                steering.let_go();
+                self.replicate(config, &frame, None);
+                steering.enqueue(QueueId::DEFAULT, frame, Class::Clear);
+                continue;
             }
-        }
-    }
-
-    /// Finds the queue of a unicast frame and puts it there.
-    pub(crate) fn steer(&self, config: &Config<B>, frame: Frame<B>) {
-        let filtered = config
-            .filters
-            .classify(frame.link.destination, frame.vlan)
-            .unwrap_or(QueueId::DEFAULT);
-        let owner = config.queue(filtered).and_then(|queue| queue.owner);
-        let (class, found) = self.classify(config, &frame, owner);
-        match found {
-            // An association that ends at the host names the machine.
-            Some(offloaded) if owner.is_none() => {
-                let queue = config
-                    .vms
-                    .get(&offloaded.sa.owner())
-                    .and_then(|entry| entry.queue);
-                if frame.vlan != offloaded.offload.vlan {
-                    let owner = Some(offloaded.sa.owner());
-                    return self.lose(config, owner, frame.payload, Loss::Vlan);
-                }
-                // In crypto mode the host has the rest to do, and a function is not its own.
-                let queue = queue
-                    .filter(|queue| {
-                        offloaded.offload.mode == OffloadMode::Packet
-                            || !config.is_of_function(*queue)
-                    })
-                    .unwrap_or(QueueId::DEFAULT);
-                self.enqueue(config, queue, frame, class);
-            }
-            Some(offloaded) if frame.vlan != offloaded.offload.vlan => {
-                self.lose(config, owner, frame.payload, Loss::Vlan);
-            }
-            _ => self.enqueue(config, filtered, frame, class),
-        }
-    }
-
-    fn classify<'a>(
-        &self,
-        config: &'a Config<B>,
-        frame: &Frame<B>,
-        owner: Option<VmId>,
-    ) -> (Class, Option<&'a Offloaded>) {
-        if !frame.is_ip() {
-            return (Class::Clear, None);
-        }
-        let packet = frame.payload.data();
-        match locate(packet, &self.ports) {
-            Located::Esp(esp) => {
-                let found = Spi::new(esp.spi).and_then(|spi| {
-                    let key = ReceiveKey {
-                        receiver: owner.map_or(Receiver::Host, Receiver::Vm),
-                        destination: esp.destination,
-                        spi,
-                    };
-                    config.unit.inbound(&key)
-                });
-                let found =
-                    found.filter(|offloaded| config.enabled.carries(offloaded.sa.mode(), packet));
-                match found {
-                    Some(offloaded) => (Class::Esp(offloaded.handle), Some(offloaded)),
-                    None => (Class::Unknown, None),
+            match steering.find(&frame) {
+                Ok((queue, class)) => steering.enqueue(queue, frame, class),
+                Err(owner) => {
+                    steering.let_go();
+                    self.lose(config, Some(owner), frame.payload, Loss::Vlan);
                 }
             }
-            Located::Fragment(_) => (Class::Unknown, None),
-            Located::NotEsp(_) | Located::Malformed(_) => (Class::Clear, None),
-        }
-    }
-
-    /// Puts a frame into the ring of a queue, of the default queue if that one does not
-    /// receive.
-    fn enqueue(&self, config: &Config<B>, id: QueueId, frame: Frame<B>, class: Class) {
-        let receives = |queue: &&std::sync::Arc<Queue<B>>| {
-            queue.id == QueueId::DEFAULT || lock(&queue.inner).state.receives()
-        };
-        let queue = config.queue(id).filter(receives);
-        let Some(queue) = queue.or(config.default_queue()) else {
-            return self.lose(config, None, frame.payload, Loss::Gone);
-        };
-        if let Err(waiting) = queue.enqueue(Waiting { frame, class }) {
-            self.lose(config, queue.owner, waiting.frame.payload, Loss::RingFull);
         }
     }
 
@@ -204,8 +144,8 @@ impl<B: Buffer> Nic<B> {
             .map(|waiting| waiting.frame.payload.data().len())
             .sum();
         if count > 0 {
-            let outcomes = self.open(config, queue, processor, now, &mut batch);
-            self.hand_over(config, queue, processor, now, &mut batch, outcomes);
+            let steps = self.open(config, &mut processor.engine, now, &mut batch);
+            self.hand_over(config, queue, processor, now, &mut batch, steps);
             let owner = queue.owner.unwrap_or(VmId::HOST);
             processor.account(owner, count, bytes);
         }
@@ -216,122 +156,72 @@ impl<B: Buffer> Nic<B> {
         (count, bytes)
     }
 
-    /// The cryptography of a batch, and what policy says about it.
-    fn open(
+    /// The cryptography of a batch.
+    fn open<'a>(
         &self,
-        config: &Config<B>,
-        queue: &Queue<B>,
-        processor: &mut Processor<B>,
+        config: &'a Config<B>,
+        engine: &mut Engine,
         now: Timestamp,
         batch: &mut [Waiting<B>],
-    ) -> ArrayVec<Outcome, BATCH> {
-        let associations: ArrayVec<Option<&Offloaded>, BATCH> = batch
-            .iter()
-            .map(|waiting| match waiting.class {
-                Class::Esp(handle) => config.unit.at(handle).map(|offloaded| &**offloaded),
-                Class::Clear | Class::Copy | Class::Unknown => None,
-            })
-            .collect();
-
-        let mut jobs: ArrayVec<Inbound<'_, &mut B>, BATCH> = ArrayVec::new();
-        for (waiting, association) in batch.iter_mut().zip(&associations) {
-            if let Some(offloaded) = association
-                && offloaded.offload.mode == OffloadMode::Packet
-            {
-                let mut job = Inbound::new(&mut waiting.frame.payload);
-                job.sa = Some(&offloaded.sa);
-                jobs.push(job);
+    ) -> ArrayVec<Step<'a>, BATCH> {
+        let mut steps: ArrayVec<Step<'a>, BATCH> = ArrayVec::new();
+        let mut to_open: ArrayVec<Inbound<'_, &mut B>, BATCH> = ArrayVec::new();
+        let mut to_decrypt: ArrayVec<Job<'_>, BATCH> = ArrayVec::new();
+        let mut last: Option<&'a Offloaded> = None;
+        for waiting in batch.iter_mut() {
+            let Class::Esp(handle) = waiting.class else {
+                steps.push(Step::None);
+                continue;
+            };
+            if last.is_none_or(|last| last.handle != handle) {
+                last = config.unit.at(handle).map(|offloaded| &**offloaded);
             }
-        }
-        processor.engine.decapsulate(now, &|_, _| None, &mut jobs);
-        let verdicts: ArrayVec<Verdict, BATCH> = jobs.iter().map(|job| job.verdict).collect();
-        drop(jobs);
-
-        let mut verdicts = verdicts.into_iter();
-        let policies = queue.owner.and_then(|owner| config.unit.policies(owner));
-        batch
-            .iter_mut()
-            .zip(&associations)
-            .map(
-                |(waiting, association)| match (association, waiting.class) {
-                    (Some(offloaded), _) if offloaded.offload.mode == OffloadMode::Packet => {
-                        let verdict = verdicts.next().unwrap_or(Verdict::Pending);
-                        opened(offloaded, verdict, &mut waiting.frame)
-                    }
-                    (Some(offloaded), _) => {
-                        let info = self.open_in_place(offloaded, waiting.frame.payload.data_mut());
-                        Outcome::Deliver(
-                            info.map_or(ReceivedIpsec::Untouched, ReceivedIpsec::Crypto),
-                        )
-                    }
-                    // Unknown, or deleted since: software has the next say, if there is any.
-                    (None, Class::Unknown | Class::Esp(_)) if policies.is_some() => Outcome::ToHost,
-                    (None, Class::Unknown | Class::Esp(_)) => {
-                        Outcome::Deliver(ReceivedIpsec::Untouched)
-                    }
-                    (None, Class::Clear | Class::Copy) => {
-                        let frame = &waiting.frame;
-                        let admitted = policies.is_none_or(|policies| match frame.is_ip() {
-                            true => flow(frame.payload.data()).is_some_and(|flow| {
-                                policies.lookup(Direction::Inbound, &flow) == Action::Bypass
-                            }),
-                            false => frame.link.ethertype == ethertype::ARP,
-                        });
-                        match admitted {
-                            true => Outcome::Deliver(ReceivedIpsec::Untouched),
-                            false => Outcome::Lose(Loss::Policy),
+            let packet = &mut waiting.frame.payload;
+            steps.push(match last {
+                None => Step::None,
+                Some(offloaded) if offloaded.offload.mode == OffloadMode::Packet => {
+                    let mut job = Inbound::new(packet);
+                    job.sa = Some(&offloaded.sa);
+                    to_open.push(job);
+                    Step::Opened(offloaded)
+                }
+                Some(offloaded) => {
+                    let located = locate(packet.data(), &self.ports);
+                    match to_decrypt_in_place(offloaded, located, packet.data_mut()) {
+                        (Some(info), job) => {
+                            to_decrypt.extend(job);
+                            Step::Decrypted(offloaded, info)
                         }
+                        (None, _) => Step::None,
                     }
-                },
-            )
-            .collect()
-    }
-
-    /// Crypto mode: authenticates and decrypts the ESP packet where it is. `None` if it is not
-    /// ESP after all.
-    fn open_in_place(&self, offloaded: &Offloaded, packet: &mut [u8]) -> Option<CryptoInfo> {
-        let Located::Esp(esp) = locate(packet, &self.ports) else {
-            return None;
-        };
-        let sa = &offloaded.sa;
-        let cipher = sa.context().cipher();
-        let suite = cipher.suite();
-        let sequence = offloaded.infer(esp.sequence);
-        let mut info = CryptoInfo {
-            handle: offloaded.handle,
-            status: CryptoStatus::InvalidPacketSyntax,
-            sequence,
-            esp_offset: esp.esp_at as u16,
-            next_header: 0,
-            pad_length: 0,
-            sa_delete_req: sa.state() >= SaState::Dead,
-        };
-        let text = esp.esp_len.checked_sub(8 + suite.iv_len + suite.icv_len);
-        if text.is_none_or(|text| text < 2 || !text.is_multiple_of(suite.alignment)) {
-            return Some(info);
+                }
+            });
         }
-        let esp = packet.get_mut(esp.esp_at..esp.esp_at + esp.esp_len)?;
-        let mut jobs = [Job {
-            cipher,
-            sequence,
-            esn: sa.esn(),
-            esp,
-            authentic: false,
-        }];
-        open_batch(&mut jobs);
-        let [job] = jobs;
-        info.status = CryptoStatus::authentication_failed(sa.mode());
-        if job.authentic {
-            info.status = CryptoStatus::Success;
-            let end = job.esp.len() - suite.icv_len;
-            if let Some([pad_length, next_header]) = job.esp.get(end - 2..end) {
-                (info.pad_length, info.next_header) = (*pad_length, *next_header);
+        open_batch(&mut to_decrypt);
+        engine.decapsulate(now, &|_, _| None, &mut to_open);
+        let (mut opened, mut decrypted) = (to_open.iter(), to_decrypt.iter());
+        for step in &mut steps {
+            match step {
+                Step::Opened(offloaded) => {
+                    if !opened
+                        .next()
+                        .is_some_and(|job| matches!(job.verdict, Verdict::Opened(_)))
+                    {
+                        *step = Step::Failed(offloaded.sa.owner());
+                    }
+                }
+                // Without a job its syntax is wrong.
+                Step::Decrypted(offloaded, info) if info.status == CryptoStatus::Success => {
+                    let job = decrypted.next();
+                    finish_decrypted(offloaded, info, job);
+                }
+                _ => {}
             }
         }
-        Some(info)
+        steps
     }
 
-    /// Puts a batch where it belongs.
+    /// Puts a batch where it belongs, and says what policy has to say.
     fn hand_over(
         &self,
         config: &Config<B>,
@@ -339,46 +229,69 @@ impl<B: Buffer> Nic<B> {
         processor: &mut Processor<B>,
         now: Timestamp,
         batch: &mut Vec<Waiting<B>>,
-        outcomes: ArrayVec<Outcome, BATCH>,
+        steps: ArrayVec<Step<'_>, BATCH>,
     ) {
-        let opened_by_association = |waiting: &Waiting<B>| match waiting.class {
-            Class::Esp(handle) => config.unit.at(handle).map(|offloaded| offloaded.sa.owner()),
-            Class::Clear | Class::Copy | Class::Unknown => None,
-        };
+        let policies = queue.owner.and_then(|owner| config.unit.policies(owner));
         let mut losses: ArrayVec<(Option<VmId>, Loss), BATCH> = ArrayVec::new();
         let mut to_host: ArrayVec<Received<B>, BATCH> = ArrayVec::new();
         let mut opened = 0;
-        {
-            let mut inner = lock(&queue.inner);
-            for (waiting, outcome) in batch.drain(..).zip(outcomes) {
-                let owner = queue.owner.or_else(|| opened_by_association(&waiting));
-                let exchange = waiting.class != Class::Copy;
-                let received = |ipsec| Received {
-                    frame: waiting.frame,
-                    queue: queue.id,
-                    owner,
-                    ipsec,
-                };
-                match outcome {
-                    Outcome::Lose(loss) => {
-                        let lost = received(ReceivedIpsec::Untouched);
-                        processor.recycled.push(lost.frame.payload);
-                        losses.push((owner, loss));
+        let mut inner = lock(&queue.inner);
+        for (waiting, step) in batch.drain(..).zip(steps) {
+            let Waiting { mut frame, class } = waiting;
+            let mut owner = queue.owner;
+            let outcome = match step {
+                Step::Opened(offloaded) => {
+                    opened += 1;
+                    owner = owner.or(Some(offloaded.sa.owner()));
+                    Ok(finish_opened(&offloaded.offload, &mut frame))
+                }
+                Step::Decrypted(offloaded, info) => {
+                    owner = owner.or(Some(offloaded.sa.owner()));
+                    Ok(ReceivedIpsec::Crypto(info))
+                }
+                Step::Failed(failed) => {
+                    owner = owner.or(Some(failed));
+                    Err(Loss::Esp)
+                }
+                // Unknown, or deleted since: software has the next say, if there is any.
+                Step::None => match class {
+                    Class::Unknown | Class::Esp(_) if policies.is_some() => {
+                        Ok(ReceivedIpsec::Host(HostWork::Open))
                     }
-                    Outcome::ToHost => to_host.push(received(ReceivedIpsec::Host(HostWork::Open))),
-                    Outcome::Deliver(ipsec) => {
-                        opened += u64::from(matches!(ipsec, ReceivedIpsec::Opened { .. }));
-                        match inner.deliver(queue, received(ipsec), exchange, now) {
-                            Ok(exchanged) => processor.recycled.extend(exchanged),
-                            Err((buffer, loss)) => {
-                                processor.recycled.push(buffer);
-                                losses.push((owner, loss));
-                            }
-                        }
-                    }
+                    Class::Unknown | Class::Esp(_) => Ok(ReceivedIpsec::Untouched),
+                    Class::Clear | Class::Copy => match admits_clear(policies, &frame) {
+                        true => Ok(ReceivedIpsec::Untouched),
+                        false => Err(Loss::Policy),
+                    },
+                },
+            };
+            let ipsec = match outcome {
+                Ok(ipsec) => ipsec,
+                Err(loss) => {
+                    processor.recycled.push(frame.payload);
+                    losses.push((owner, loss));
+                    continue;
+                }
+            };
+            let received = Received {
+                frame,
+                queue: queue.id,
+                owner,
+                ipsec,
+            };
+            if let ReceivedIpsec::Host(_) = ipsec {
+                to_host.push(received);
+                continue;
+            }
+            match inner.deliver(queue, received, class != Class::Copy, now) {
+                Ok(exchanged) => processor.recycled.extend(exchanged),
+                Err((buffer, loss)) => {
+                    processor.recycled.push(buffer);
+                    losses.push((owner, loss));
                 }
             }
         }
+        drop(inner);
         if let Some(default_queue) = config.default_queue().filter(|_| !to_host.is_empty()) {
             let mut inner = lock(&default_queue.inner);
             for received in to_host {
@@ -407,21 +320,73 @@ impl<B: Buffer> Nic<B> {
     }
 }
 
-/// What the engine's verdict means for the frame.
-fn opened<B: Buffer>(offloaded: &Offloaded, verdict: Verdict, frame: &mut Frame<B>) -> Outcome {
-    match verdict {
-        Verdict::Opened(Opened { .. }) => {
-            if let Some(rewrite) = offloaded.offload.rewrite {
-                frame.link.destination = rewrite.destination;
-                frame.link.source = rewrite.source;
-            }
-            frame.set_ip_ethertype();
-            let checksum = match offloaded.offload.inner_checksum {
-                true => checksum_is_right(frame.payload.data()),
-                false => None,
-            };
-            Outcome::Deliver(ReceivedIpsec::Opened { checksum })
-        }
-        _ => Outcome::Lose(Loss::Esp),
+/// Crypto mode: what there is to say about an ESP packet before its cryptography, and what
+/// there is to decrypt where it is; the status is that of success if anything. Nothing if it is
+/// not ESP after all.
+fn to_decrypt_in_place<'a>(
+    offloaded: &'a Offloaded,
+    located: Located,
+    packet: &'a mut [u8],
+) -> (Option<CryptoInfo>, Option<Job<'a>>) {
+    let Located::Esp(esp) = located else {
+        return (None, None);
+    };
+    let sa = &offloaded.sa;
+    let cipher = sa.context().cipher();
+    let suite = cipher.suite();
+    let sequence = offloaded.infer(esp.sequence);
+    let mut info = CryptoInfo {
+        handle: offloaded.handle,
+        status: CryptoStatus::InvalidPacketSyntax,
+        sequence,
+        esp_offset: esp.esp_at as u16,
+        next_header: 0,
+        pad_length: 0,
+        sa_delete_req: sa.state() >= SaState::Dead,
+    };
+    let text = esp.esp_len.checked_sub(8 + suite.iv_len + suite.icv_len);
+    let is_whole = text.is_some_and(|text| text >= 2 && text.is_multiple_of(suite.alignment));
+    let bytes = packet.get_mut(esp.esp_at..esp.esp_at + esp.esp_len);
+    let job = bytes.filter(|_| is_whole).map(|bytes| Job {
+        cipher,
+        sequence,
+        esn: sa.esn(),
+        esp: bytes,
+        authentic: false,
+    });
+    if job.is_some() {
+        info.status = CryptoStatus::Success;
     }
+    (Some(info), job)
+}
+
+/// Crypto mode: what the cryptography has found.
+fn finish_decrypted(offloaded: &Offloaded, info: &mut CryptoInfo, job: Option<&Job<'_>>) {
+    let Some(job) = job.filter(|job| job.authentic) else {
+        info.status = CryptoStatus::authentication_failed(offloaded.sa.mode());
+        return;
+    };
+    let end = job.esp.len() - offloaded.sa.context().cipher().suite().icv_len;
+    if let Some([pad_length, next_header]) = job.esp.get(end - 2..end) {
+        (info.pad_length, info.next_header) = (*pad_length, *next_header);
+    }
+}
+
+/// Packet mode: the frame around what was opened.
+fn finish_opened<B: Buffer>(offload: &SaOffload, frame: &mut Frame<B>) -> ReceivedIpsec {
+    frame.dress(frame.vlan, offload.rewrite.as_ref());
+    let checksum = match offload.inner_checksum {
+        true => checksum_is_right(frame.payload.data()),
+        false => None,
+    };
+    ReceivedIpsec::Opened { checksum }
+}
+
+/// Whether policy lets an unprotected frame in.
+fn admits_clear<B: Buffer>(policies: Option<&Spd>, frame: &Frame<B>) -> bool {
+    policies.is_none_or(|policies| match frame.is_ip() {
+        true => flow(frame.payload.data())
+            .is_some_and(|flow| policies.lookup(Direction::Inbound, &flow) == Action::Bypass),
+        false => frame.link.ethertype == ethertype::ARP,
+    })
 }

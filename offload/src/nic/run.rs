@@ -8,18 +8,13 @@ use vesper_esp::Buffer;
 use vesper_sa::{Timestamp, VmId};
 
 use super::{BATCH, Flow, Nic, Processor, Work};
-use crate::rings::{lock, weight_of};
+use crate::rings::{lock, quantum, weight_of};
 
 /// What came of one turn.
 struct Turn {
     packets: usize,
     /// Nothing waited. A flow that only pays back is not idle.
     is_idle: bool,
-}
-
-/// The share of a flow in one round: eight full packets for a weight of 100.
-const fn quantum(weight: u16) -> i64 {
-    weight as i64 * weight_of(1500) * 8 / 100
 }
 
 impl<B: Buffer> Nic<B> {
@@ -32,19 +27,24 @@ impl<B: Buffer> Nic<B> {
         let Some(processor_state) = self.processors.get(processor) else {
             return 0;
         };
-        self.apply_late_pushes(now);
         let mut state = lock(processor_state);
         if now < state.stalled_until {
             return 0;
         }
         let mut done = 0;
         {
-            let config = self.read();
+            let mut config = self.read();
+            if !config.late_pushes.is_empty() {
+                drop(config);
+                self.apply_late_pushes(now);
+                config = self.read();
+            }
             let Some(flows) = config.flows.get(processor) else {
                 return 0;
             };
+            let room = self.wire_room();
             let mut idle = 0;
-            while done < budget && idle < flows.len() && !self.wire_is_full(&state) {
+            while done < budget && idle < flows.len() && state.wire.len() < room {
                 state.cursor = (state.cursor + 1) % flows.len();
                 let Some(flow) = flows.get(state.cursor) else {
                     break;
@@ -58,7 +58,7 @@ impl<B: Buffer> Nic<B> {
                     ),
                     Flow::Send(port) => self.turn(
                         &port.deficit,
-                        port.weight(),
+                        port.settings.share(),
                         &mut state,
                         |nic, state, most| nic.process_send(&config, port, state, now, most),
                     ),
@@ -104,10 +104,10 @@ impl<B: Buffer> Nic<B> {
         turn
     }
 
-    /// Whether so much is on the wire that nobody takes that sending has to wait.
-    fn wire_is_full(&self, state: &Processor<B>) -> bool {
-        let limit = self.profile.ring * 16;
-        state.wire.len() >= limit || lock(&self.wire).len() >= limit
+    /// How many frames more the wire takes before sending has to wait for somebody to take
+    /// them off.
+    fn wire_room(&self) -> usize {
+        (self.profile.ring * 16).saturating_sub(lock(&self.wire).len())
     }
 
     fn flush(&self, state: &mut Processor<B>) {

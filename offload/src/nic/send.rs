@@ -1,17 +1,16 @@
 //! Posting frames to be sent, and taking completions.
 
 use core::fmt;
-use std::sync::Arc;
-
 use vesper_esp::Buffer;
 use vesper_sa::{Timestamp, VmId};
 
 use super::{Config, Nic, VmEntry};
 use crate::ethernet::Frame;
 use crate::fate::{Loss, SendError};
-use crate::rings::{Pending, Plan, SendRing, lock};
+use crate::rings::{Pending, Plan, SendRing, VmPort, lock};
 use crate::sriov::{Function, VfId, VfState};
 use crate::transfer::{Completion, Send, SendIpsec};
+use crate::unit::OffloadHandle;
 
 /// How much of a batch was posted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,17 +44,57 @@ impl fmt::Display for SendRefusal {
 
 impl core::error::Error for SendRefusal {}
 
+impl Posted {
+    const NOBODY: Posted = Posted {
+        accepted: 0,
+        stopped: Some(SendRefusal::NoSender),
+    };
+}
+
+/// A [`Send`] with its frame taken apart.
+#[derive(Debug)]
+pub(crate) struct Opened<B> {
+    pub(crate) id: u64,
+    pub(crate) frame: Frame<B>,
+    pub(crate) ipsec: SendIpsec,
+    pub(crate) segment_size: Option<u16>,
+    pub(crate) checksum: bool,
+}
+
+impl<B: Buffer> Opened<B> {
+    #[inline(always)]
+    fn of(send: Send<B>) -> Result<Self, Completion<B>> {
+        match Frame::open(send.frame) {
+            Ok(frame) => Ok(Self {
+                id: send.id,
+                frame,
+                ipsec: send.ipsec,
+                segment_size: send.segment_size,
+                checksum: send.checksum,
+            }),
+            Err((buffer, _)) => Err(refuse(send.id, buffer, Loss::Malformed)),
+        }
+    }
+}
+
 impl<B: Buffer> Nic<B> {
     /// Posts frames through the physical function: the host's own, or those of a machine that
     /// came through the software switch. What is accepted is taken out of `frames`.
     pub fn send_from_host(&self, owner: VmId, frames: &mut Vec<Send<B>>) -> Posted {
         let config = self.read();
         match config.vms.get(&owner) {
-            Some(entry) => self.post(&config, entry, Function::Physical, frames),
-            None => Posted {
-                accepted: 0,
-                stopped: Some(SendRefusal::NoSender),
-            },
+            Some(entry) => self.post(&config, entry, Function::Physical, frames, Opened::of),
+            None => Posted::NOBODY,
+        }
+    }
+
+    /// As [`send_from_host`](Self::send_from_host), for a host that has taken the frames apart
+    /// already.
+    pub(crate) fn post_from_host(&self, owner: VmId, frames: &mut Vec<Opened<B>>) -> Posted {
+        let config = self.read();
+        match config.vms.get(&owner) {
+            Some(entry) => self.post(&config, entry, Function::Physical, frames, Ok),
+            None => Posted::NOBODY,
         }
     }
 
@@ -69,11 +108,8 @@ impl<B: Buffer> Nic<B> {
             .filter(|function| function.state == VfState::Active)
             .and_then(|function| config.vms.get(&function.vm));
         match active {
-            Some(entry) => self.post(&config, entry, Function::Virtual(vf), frames),
-            None => Posted {
-                accepted: 0,
-                stopped: Some(SendRefusal::NoSender),
-            },
+            Some(entry) => self.post(&config, entry, Function::Virtual(vf), frames, Opened::of),
+            None => Posted::NOBODY,
         }
     }
 
@@ -92,12 +128,13 @@ impl<B: Buffer> Nic<B> {
         into.extend(completions.drain(..));
     }
 
-    fn post(
+    fn post<S>(
         &self,
         config: &Config<B>,
         entry: &VmEntry<B>,
         from: Function,
-        frames: &mut Vec<Send<B>>,
+        frames: &mut Vec<S>,
+        open: impl Fn(S) -> Result<Opened<B>, Completion<B>>,
     ) -> Posted {
         let port = &entry.port;
         let mut sends = lock(&port.sends);
@@ -115,13 +152,21 @@ impl<B: Buffer> Nic<B> {
                 (accepted, stopped) = (accepted / 2, Some(SendRefusal::RingFull));
             }
         }
+        sends.counters.posted += accepted as u64;
+        let mut admission = Admission {
+            config,
+            port,
+            is_function: from != Function::Physical,
+            admitted: None,
+        };
         for send in frames.drain(..accepted) {
-            sends.counters.posted += 1;
-            match admit(config, entry, from, send) {
-                Ok(pending) => sends.pending.push_back(pending),
-                Err((completion, loss)) => {
-                    sends.counters.send_losses.count(loss);
-                    sends.completions.push_back(completion);
+            match open(send).and_then(|send| admission.admit(from, send)) {
+                Ok(pending) => sends.push(pending),
+                Err(refused) => {
+                    if let Err(error) = refused.result {
+                        sends.counters.send_losses.count(error.loss());
+                    }
+                    sends.completions.push_back(refused);
                 }
             }
         }
@@ -129,60 +174,79 @@ impl<B: Buffer> Nic<B> {
     }
 }
 
-/// Checks a frame before it gets into the ring: what may not be sent ends here, and never
+/// Checks frames before they get into the ring: what may not be sent ends here, and never
 /// leaves in clear.
-fn admit<B: Buffer>(
-    config: &Config<B>,
-    entry: &VmEntry<B>,
-    from: Function,
-    send: Send<B>,
-) -> Result<Pending<B>, (Completion<B>, Loss)> {
-    let port = &entry.port;
-    let refuse = |buffer, loss| {
-        let completion = Completion {
-            id: send.id,
-            result: Err(SendError::Lost(loss)),
-            buffer: Some(buffer),
+struct Admission<'a, B> {
+    config: &'a Config<B>,
+    port: &'a VmPort<B>,
+    is_function: bool,
+    /// The last handle that was found to be the sender's.
+    admitted: Option<OffloadHandle>,
+}
+
+impl<B: Buffer> Admission<'_, B> {
+    #[inline(always)]
+    fn admit(&mut self, from: Function, send: Opened<B>) -> Result<Pending<B>, Completion<B>> {
+        let mut frame = send.frame;
+        if self.is_function
+            && let Some(loss) = self.violation(&frame, send.ipsec)
+        {
+            return Err(refuse(send.id, frame.give_back(), loss));
+        }
+        if frame.vlan.is_none() {
+            frame.vlan = self.port.address.vlan;
+        }
+        let plan = match send.ipsec {
+            SendIpsec::Policy => Plan::Policy,
+            SendIpsec::Done => Plan::Done,
+            SendIpsec::Handle(handle) => match self.admits(handle) {
+                true => Plan::Bound(handle),
+                false => return Err(refuse(send.id, frame.give_back(), Loss::ForeignHandle)),
+            },
         };
-        Err((completion, loss))
-    };
-    let mut frame = match Frame::open(send.frame) {
-        Ok(frame) => frame,
-        Err((buffer, _)) => return refuse(buffer, Loss::Malformed),
-    };
-    let is_function = from != Function::Physical;
-    let loss = if is_function && frame.vlan.is_some() {
-        // The VLAN is the adapter's business, not the machine's.
-        Some(Loss::Vlan)
-    } else if is_function && !port.settings.trusted && frame.link.source != port.address.mac {
-        Some(Loss::Spoofed)
-    } else if is_function && send.ipsec == SendIpsec::Done {
-        Some(Loss::Policy)
-    } else {
-        None
-    };
-    if let Some(loss) = loss {
-        return refuse(frame.give_back(), loss);
+        Ok(Pending {
+            id: send.id,
+            is_segment: false,
+            frame,
+            plan,
+            segment_size: send.segment_size,
+            checksum: send.checksum,
+            from,
+        })
     }
-    if frame.vlan.is_none() {
-        frame.vlan = port.address.vlan;
+
+    /// What a function may not do.
+    fn violation(&self, frame: &Frame<B>, ipsec: SendIpsec) -> Option<Loss> {
+        if frame.vlan.is_some() {
+            // The VLAN is the adapter's business, not the machine's.
+            Some(Loss::Vlan)
+        } else if !self.port.settings.trusted && frame.link.source != self.port.address.mac {
+            Some(Loss::Spoofed)
+        } else if ipsec == SendIpsec::Done {
+            Some(Loss::Policy)
+        } else {
+            None
+        }
     }
-    let plan = match send.ipsec {
-        SendIpsec::Policy => Plan::Policy,
-        SendIpsec::Done => Plan::Done,
-        SendIpsec::Handle(handle) => match config.unit.get(port.vm, handle) {
-            Some(offloaded) if offloaded.offload.port == port.port => {
-                Plan::Bound(Arc::clone(offloaded))
-            }
-            _ => return refuse(frame.give_back(), Loss::ForeignHandle),
-        },
-    };
-    Ok(Pending {
-        id: Some(send.id),
-        frame,
-        plan,
-        segment_size: send.segment_size,
-        checksum: send.checksum,
-        from,
-    })
+
+    /// Whether a handle names an association of the sender, on its port.
+    fn admits(&mut self, handle: OffloadHandle) -> bool {
+        if self.admitted == Some(handle) {
+            return true;
+        }
+        let found = self.config.unit.get(self.port.vm, handle);
+        let admits = found.is_some_and(|offloaded| offloaded.offload.port == self.port.port);
+        if admits {
+            self.admitted = Some(handle);
+        }
+        admits
+    }
+}
+
+fn refuse<B>(id: u64, buffer: B, loss: Loss) -> Completion<B> {
+    Completion {
+        id,
+        result: Err(SendError::Lost(loss)),
+        buffer: Some(buffer),
+    }
 }

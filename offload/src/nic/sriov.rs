@@ -358,11 +358,11 @@ impl<B: Buffer> Config<B> {
         };
         let port = Arc::clone(&entry.port);
         let mut sends = lock(&port.sends);
-        for pending in core::mem::take(&mut sends.pending) {
+        for pending in sends.take_all() {
             if pending.from == Function::Virtual(vf) {
                 sends.fail(pending, SendError::Lost(Loss::Gone));
             } else {
-                sends.pending.push_back(pending);
+                sends.push(pending);
             }
         }
     }

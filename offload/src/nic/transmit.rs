@@ -1,49 +1,67 @@
 //! Sending: from a machine's ring through the IPsec unit to the wire, or to a function of this
 //! adapter.
 
+use std::collections::VecDeque;
+
 use arrayvec::ArrayVec;
 
 use vesper_esp::aead::{Job, seal_batch};
 use vesper_esp::wire::{EncapsulationPorts, Located, flow, locate};
-use vesper_esp::{Buffer, Outbound, Verdict};
-use vesper_sa::{Action, Direction, Timestamp, VmId};
+use vesper_esp::{Buffer, Engine, Outbound, Verdict};
+use vesper_sa::{Action, Direction, Mode, Spd, Timestamp, VmId};
 
 use super::{BATCH, Config, Nic, Processor};
 use crate::capability::OffloadMode;
-use crate::ethernet::{Frame, VlanId, ethertype};
+use crate::ethernet::{Frame, MacAddress, VlanId, ethertype};
 use crate::fate::{Loss, SendError};
 use crate::fault::Faults;
+use crate::flow_key::FlowKey;
 use crate::nic::large_send::fill_checksum;
 use crate::queue::QueueId;
 use crate::rings::{Pending, Plan, SendRing, VmPort, lock};
 use crate::sriov::Function;
 use crate::transfer::{Completion, HostWork, Received, ReceivedIpsec};
-use crate::unit::{Offloaded, Rewrite};
+use crate::unit::{OffloadHandle, Offloaded};
 
 /// What is done about IPsec for one frame of a batch.
-enum Step {
+#[derive(Clone, Copy)]
+enum Step<'a> {
     Clear,
-    /// Packet mode; the engine's verdict decides.
-    Seal {
-        vlan: Option<VlanId>,
-        rewrite: Option<Rewrite>,
-    },
-    /// Crypto mode, done.
-    Sealed,
+    /// Packet mode: the engine has sealed it.
+    Seal(&'a Offloaded),
+    /// Crypto mode: encrypted in place.
+    Encrypt,
     ToHost,
-    Fail(SendError),
+    /// The next one of the batch's errors.
+    Fail,
+}
+
+/// The steps of a batch, and why some failed, in their order.
+struct Protected<'a> {
+    steps: ArrayVec<Step<'a>, BATCH>,
+    errors: ArrayVec<SendError, BATCH>,
 }
 
 /// What policy, or the host, says about one frame.
+#[derive(Clone, Copy)]
 enum Choice<'a> {
     Clear,
-    Associate(&'a Offloaded),
+    /// The adapter makes ESP of it.
+    Packet(&'a Offloaded),
+    /// It is ESP, to be encrypted.
+    Crypto(&'a Offloaded),
     ToHost,
     Fail(Loss),
 }
 
-/// The end of a send: its identifier, if it is to be completed, or the frame and why it failed.
-type Ended<B> = Result<Option<u64>, (Pending<B>, SendError)>;
+impl<'a> Choice<'a> {
+    fn of(offloaded: &'a Offloaded) -> Self {
+        match offloaded.offload.mode {
+            OffloadMode::Packet => Self::Packet(offloaded),
+            OffloadMode::Crypto => Self::Crypto(offloaded),
+        }
+    }
+}
 
 impl<B: Buffer> Nic<B> {
     /// Processes up to `most` frames of a machine's send ring, as far as its rate limit
@@ -57,33 +75,26 @@ impl<B: Buffer> Nic<B> {
         most: usize,
     ) -> (usize, usize) {
         let mut batch = core::mem::take(&mut processor.sending);
-        let mut bytes = 0;
+        let most = most.min(BATCH);
         {
             let mut sends = lock(&port.sends);
-            while batch.len() < most.min(BATCH) {
-                let is_large = |pending: &Pending<B>| pending.segment_size.is_some();
-                let Some(next) = sends.pending.front() else {
-                    break;
-                };
-                // A large send is a batch of its own.
-                if !batch.is_empty() && (is_large(next) || batch.last().is_some_and(is_large)) {
-                    break;
-                }
-                let len = next.frame.payload.data().len();
-                if !sends.limiter.admit(now, len) {
-                    break;
-                }
-                bytes += len;
-                batch.extend(sends.pending.pop_front());
+            let sends = &mut *sends;
+            if sends.large == 0 && sends.limiter.is_unlimited() && sends.pending.len() <= most {
+                core::mem::swap(&mut sends.pending, &mut batch);
+            } else {
+                sends.take_batch(now, most, &mut batch);
             }
         }
+        let bytes = batch
+            .iter()
+            .map(|pending| pending.frame.payload.data().len())
+            .sum();
         let count = batch.len();
         if count > 0 {
-            match batch.first().and_then(|pending| pending.segment_size) {
+            match batch.front().and_then(|pending| pending.segment_size) {
                 Some(size) => self.send_large(config, port, processor, now, &mut batch, size),
-                None => self.send_batch(config, port, processor, now, &mut batch),
+                None => self.send_batch(config, port, processor, now, &mut batch, bytes),
             }
-            lock(&port.sends).counters.sent_bytes += bytes as u64;
             processor.account(port.vm, count, bytes);
         }
         processor.sending = batch;
@@ -97,19 +108,20 @@ impl<B: Buffer> Nic<B> {
         port: &VmPort<B>,
         processor: &mut Processor<B>,
         now: Timestamp,
-        batch: &mut Vec<Pending<B>>,
+        batch: &mut VecDeque<Pending<B>>,
         size: u16,
     ) {
-        let Some(mut large) = batch.pop() else {
+        let Some(large) = batch.pop_front() else {
             return;
         };
-        let may_cut = match choose(config, port.vm, &large.plan, &large.frame) {
+        let choice = Chooser::new(config, port.vm).choose(large.plan, &large.frame);
+        let may_cut = match choice {
             Choice::Clear => true,
-            Choice::Associate(offloaded) if offloaded.offload.mode == OffloadMode::Crypto => false,
-            Choice::Associate(_) if config.enabled.large_send => true,
-            Choice::Associate(_) if matches!(large.plan, Plan::Bound(_)) => false,
+            Choice::Crypto(_) => false,
+            Choice::Packet(_) if config.enabled.large_send => true,
+            Choice::Packet(_) if matches!(large.plan, Plan::Bound(_)) => false,
             // Whole, so that the host cuts it before it protects it.
-            Choice::Associate(_) | Choice::ToHost => {
+            Choice::Packet(_) | Choice::ToHost => {
                 return self.send_by_host(config, port, processor, now, large);
             }
             Choice::Fail(loss) => {
@@ -120,24 +132,23 @@ impl<B: Buffer> Nic<B> {
         let Some(segments) = segments else {
             return lock(&port.sends).fail(large, SendError::Lost(Loss::LargeSend));
         };
+        let bytes = large.frame.payload.data().len();
         let mut segments: Vec<_> = segments
             .into_iter()
             .map(|frame| large.segment(frame))
             .collect();
-        lock(&port.sends).counters.segments += segments.len() as u64;
+        {
+            let mut sends = lock(&port.sends);
+            sends.counters.segments += segments.len() as u64;
+            sends.counters.sent_bytes += bytes as u64;
+        }
         while !segments.is_empty() {
             batch.extend(segments.drain(..segments.len().min(BATCH)));
-            self.send_batch(config, port, processor, now, batch);
+            self.send_batch(config, port, processor, now, batch, 0);
         }
         processor.recycled.push(large.frame.payload);
-        if let Some(id) = large.id.take() {
-            let completion = Completion {
-                id,
-                result: Ok(()),
-                buffer: None,
-            };
-            self.complete(config, &mut lock(&port.sends), completion, now);
-        }
+        let done = Completion::done(large.id);
+        self.complete(config, &mut lock(&port.sends), done, now);
     }
 
     /// Leaves a large send to the host, which cuts and protects it.
@@ -154,109 +165,195 @@ impl<B: Buffer> Nic<B> {
         self.leave_to_host(config, processor, frames, now);
         let mut sends = lock(&port.sends);
         sends.counters.to_host += 1;
-        if let Some(id) = large.id {
-            let completion = Completion {
-                id,
-                result: Ok(()),
-                buffer: None,
-            };
-            self.complete(config, &mut sends, completion, now);
-        }
+        self.complete(config, &mut sends, Completion::done(large.id), now);
     }
 
+    /// Does to a batch of frames whatever is to be done about IPsec, sends them, and completes
+    /// those that are no segments. `bytes` are theirs, as posted.
     fn send_batch(
         &self,
         config: &Config<B>,
         port: &VmPort<B>,
         processor: &mut Processor<B>,
         now: Timestamp,
-        batch: &mut Vec<Pending<B>>,
+        batch: &mut VecDeque<Pending<B>>,
+        bytes: usize,
     ) {
-        let mut steps: ArrayVec<Step, BATCH> = ArrayVec::new();
-        let mut jobs: ArrayVec<Outbound<'_, &mut B>, BATCH> = ArrayVec::new();
-        for pending in batch.iter_mut() {
-            if pending.checksum {
-                fill_checksum(pending.frame.payload.data_mut());
-            }
-            let step = match choose(config, port.vm, &pending.plan, &pending.frame) {
-                Choice::Clear => Step::Clear,
-                Choice::ToHost => Step::ToHost,
-                Choice::Fail(loss) => Step::Fail(SendError::Lost(loss)),
-                Choice::Associate(offloaded) => match offloaded.offload.mode {
-                    OffloadMode::Crypto => {
-                        let packet = pending.frame.payload.data_mut();
-                        match seal_in_place(offloaded, packet, &self.ports) {
-                            true => Step::Sealed,
-                            false => Step::Fail(SendError::Lost(Loss::NotFramed)),
-                        }
-                    }
-                    OffloadMode::Packet
-                        if !config
-                            .enabled
-                            .carries(offloaded.sa.mode(), pending.frame.payload.data()) =>
-                    {
-                        Step::Fail(SendError::Lost(Loss::NotOffloadable))
-                    }
-                    OffloadMode::Packet => {
-                        jobs.push(Outbound::new(&offloaded.sa, &mut pending.frame.payload));
-                        Step::Seal {
-                            vlan: offloaded.offload.vlan,
-                            rewrite: offloaded.offload.rewrite,
-                        }
-                    }
-                },
-            };
-            steps.push(step);
-        }
-        processor.engine.encapsulate(now, &mut jobs);
-        let verdicts: ArrayVec<Verdict, BATCH> = jobs.iter().map(|job| job.verdict).collect();
-        drop(jobs);
-
-        let mut verdicts = verdicts.into_iter();
-        let mut done: ArrayVec<(Pending<B>, Result<bool, SendError>), BATCH> = ArrayVec::new();
-        let (mut sealed, mut to_host) = (0, 0);
+        let Protected { steps, errors } = self.protect(
+            config,
+            port.vm,
+            &mut processor.engine,
+            now,
+            batch.make_contiguous(),
+        );
+        let mut errors = errors.into_iter();
         let mut for_host: ArrayVec<Received<B>, BATCH> = ArrayVec::new();
-        for (mut pending, step) in batch.drain(..).zip(steps) {
-            let result = match step {
-                Step::Clear => Ok(false),
-                Step::Sealed => Ok(true),
-                Step::Fail(error) => Err(error),
+        let mut local: ArrayVec<Frame<B>, BATCH> = ArrayVec::new();
+        let mut route = Route::default();
+        let mut sends = lock(&port.sends);
+        let mut sealed = 0;
+        sends.counters.sent_bytes += bytes as u64;
+        for (pending, step) in batch.drain(..).zip(&steps) {
+            let Pending {
+                id,
+                is_segment,
+                mut frame,
+                ..
+            } = pending;
+            match *step {
+                Step::Seal(offloaded) => {
+                    frame.dress(offloaded.offload.vlan, offloaded.offload.rewrite.as_ref());
+                    sealed += 1;
+                    if config.faulty {
+                        self.spoil(frame.payload.data_mut());
+                    }
+                }
+                Step::Encrypt => {
+                    sealed += 1;
+                    if config.faulty {
+                        self.spoil(frame.payload.data_mut());
+                    }
+                }
+                Step::Clear => {}
                 Step::ToHost => {
-                    to_host += 1;
-                    for_host.push(for_software(port.vm, pending.frame, None));
-                    if let Some(id) = pending.id {
-                        let completion = Completion {
-                            id,
-                            result: Ok(()),
-                            buffer: None,
-                        };
-                        self.complete(config, &mut lock(&port.sends), completion, now);
+                    sends.counters.to_host += 1;
+                    for_host.push(for_software(port.vm, frame, None));
+                    if !is_segment {
+                        self.complete(config, &mut sends, Completion::done(id), now);
                     }
                     continue;
                 }
-                Step::Seal { vlan, rewrite } => match verdicts.next() {
-                    Some(Verdict::Sealed { .. }) => {
-                        pending.frame.vlan = vlan;
-                        if let Some(rewrite) = rewrite {
-                            pending.frame.link.destination = rewrite.destination;
-                            pending.frame.link.source = rewrite.source;
-                        }
-                        pending.frame.set_ip_ethertype();
-                        Ok(true)
+                Step::Fail => {
+                    let error = errors.next().unwrap_or(SendError::Lost(Loss::NotFramed));
+                    sends.fail_frame(id, is_segment, frame, error, &mut processor.recycled);
+                    continue;
+                }
+            }
+            if config.switch.is_some() && route.is_local(config, &frame) {
+                local.push(frame);
+            } else {
+                match frame.close() {
+                    Ok(buffer) => processor.wire.push(buffer),
+                    Err(frame) => {
+                        let error = SendError::Lost(Loss::NoRoom);
+                        sends.fail_frame(id, is_segment, frame, error, &mut processor.recycled);
+                        continue;
                     }
-                    Some(Verdict::TooBig { mtu }) => Err(SendError::TooBig { mtu }),
-                    Some(Verdict::Drop(reason)) => Err(SendError::Esp(reason)),
-                    _ => Err(SendError::Lost(Loss::NotFramed)),
-                },
-            };
-            sealed += u64::from(result == Ok(true));
-            done.push((pending, result));
+                }
+            }
+            sends.counters.sent += 1;
+            if !is_segment {
+                self.complete(config, &mut sends, Completion::done(id), now);
+            }
         }
-        self.leave_to_host(config, processor, for_host, now);
-        self.emit_batch(config, port, processor, now, done);
-        let mut sends = lock(&port.sends);
         sends.counters.sealed += sealed;
-        sends.counters.to_host += to_host;
+        drop(sends);
+        self.leave_to_host(config, processor, for_host, now);
+        if !local.is_empty() {
+            self.send_locally(config, port, processor, local);
+        }
+    }
+
+    /// The NIC switch: frames for functions of this adapter, and for groups.
+    fn send_locally(
+        &self,
+        config: &Config<B>,
+        port: &VmPort<B>,
+        processor: &mut Processor<B>,
+        frames: ArrayVec<Frame<B>, BATCH>,
+    ) {
+        for frame in frames {
+            if !frame.link.destination.is_group() {
+                self.steer(config, [frame]);
+                continue;
+            }
+            self.replicate(config, &frame, Some(port.vm));
+            match frame.close() {
+                Ok(buffer) => processor.wire.push(buffer),
+                Err(frame) => {
+                    processor.recycled.push(frame.payload);
+                    lock(&port.sends).counters.send_losses.count(Loss::NoRoom);
+                }
+            }
+        }
+    }
+
+    /// What is done about IPsec for each frame; it is done, except in what a step names.
+    fn protect<'a>(
+        &self,
+        config: &'a Config<B>,
+        owner: VmId,
+        engine: &mut Engine,
+        now: Timestamp,
+        batch: &mut [Pending<B>],
+    ) -> Protected<'a> {
+        let mut steps: ArrayVec<Step<'a>, BATCH> = ArrayVec::new();
+        let mut failures: ArrayVec<(usize, SendError), BATCH> = ArrayVec::new();
+        let mut to_seal: ArrayVec<Outbound<'_, &mut B>, BATCH> = ArrayVec::new();
+        let mut to_encrypt: ArrayVec<Job<'_>, BATCH> = ArrayVec::new();
+        let mut chooser = Chooser::new(config, owner);
+        for (index, pending) in batch.iter_mut().enumerate() {
+            if pending.checksum {
+                fill_checksum(pending.frame.payload.data_mut());
+            }
+            let choice = chooser.choose(pending.plan, &pending.frame);
+            let packet = &mut pending.frame.payload;
+            let step = match choice {
+                Choice::Packet(offloaded) => {
+                    let mode = offloaded.sa.mode();
+                    if mode == Mode::Tunnel || config.enabled.carries(mode, packet.data()) {
+                        to_seal.push(Outbound::new(&offloaded.sa, packet));
+                        Step::Seal(offloaded)
+                    } else {
+                        failures.push((index, SendError::Lost(Loss::NotOffloadable)));
+                        Step::Fail
+                    }
+                }
+                Choice::Crypto(offloaded) => {
+                    match to_encrypt_in_place(offloaded, packet.data_mut(), &self.ports) {
+                        Some(job) => {
+                            to_encrypt.push(job);
+                            Step::Encrypt
+                        }
+                        None => {
+                            failures.push((index, SendError::Lost(Loss::NotFramed)));
+                            Step::Fail
+                        }
+                    }
+                }
+                Choice::Clear => Step::Clear,
+                Choice::ToHost => Step::ToHost,
+                Choice::Fail(loss) => {
+                    failures.push((index, SendError::Lost(loss)));
+                    Step::Fail
+                }
+            };
+            steps.push(step);
+        }
+        if !to_encrypt.is_empty() {
+            seal_batch(&mut to_encrypt);
+        }
+        engine.encapsulate(now, &mut to_seal);
+        let is_sealed = |job: &Outbound<'_, _>| matches!(job.verdict, Verdict::Sealed { .. });
+        if !to_seal.iter().all(is_sealed) {
+            let sealing = steps.iter_mut().enumerate();
+            let sealing = sealing.filter(|(_, step)| matches!(step, Step::Seal(_)));
+            for ((index, step), job) in sealing.zip(&to_seal) {
+                let error = match job.verdict {
+                    Verdict::Sealed { .. } => continue,
+                    Verdict::TooBig { mtu } => SendError::TooBig { mtu },
+                    Verdict::Drop(reason) => SendError::Esp(reason),
+                    _ => SendError::Lost(Loss::NotFramed),
+                };
+                *step = Step::Fail;
+                failures.push((index, error));
+            }
+            failures.sort_unstable_by_key(|(index, _)| *index);
+        }
+        Protected {
+            steps,
+            errors: failures.into_iter().map(|(_, error)| error).collect(),
+        }
     }
 
     /// Frames that the host's software has to protect come to it through the default queue.
@@ -282,78 +379,8 @@ impl<B: Buffer> Nic<B> {
         }
     }
 
-    /// The frames of a batch leave, and their sends are completed.
-    fn emit_batch(
-        &self,
-        config: &Config<B>,
-        port: &VmPort<B>,
-        processor: &mut Processor<B>,
-        now: Timestamp,
-        done: ArrayVec<(Pending<B>, Result<bool, SendError>), BATCH>,
-    ) {
-        let mut ended: ArrayVec<Ended<B>, BATCH> = ArrayVec::new();
-        for (mut pending, result) in done {
-            ended.push(match result {
-                Err(error) => Err((pending, error)),
-                Ok(sealed) => {
-                    if sealed && config.faulty {
-                        self.spoil(pending.frame.payload.data_mut());
-                    }
-                    let id = pending.id;
-                    match self.forward(config, port, processor, pending.frame) {
-                        Ok(()) => Ok(id),
-                        Err(frame) => {
-                            pending.frame = frame;
-                            Err((pending, SendError::Lost(Loss::NoRoom)))
-                        }
-                    }
-                }
-            });
-        }
-        let mut sends = lock(&port.sends);
-        for end in ended {
-            match end {
-                Ok(id) => {
-                    sends.counters.sent += 1;
-                    if let Some(id) = id {
-                        let completion = Completion {
-                            id,
-                            result: Ok(()),
-                            buffer: None,
-                        };
-                        self.complete(config, &mut sends, completion, now);
-                    }
-                }
-                Err((pending, error)) => sends.fail(pending, error),
-            }
-        }
-    }
-
-    /// To a function of this adapter, if the destination is one and there is a NIC switch;
-    /// else to the wire.
-    fn forward(
-        &self,
-        config: &Config<B>,
-        port: &VmPort<B>,
-        processor: &mut Processor<B>,
-        frame: Frame<B>,
-    ) -> Result<(), Frame<B>> {
-        if config.switch.is_some() {
-            let destination = frame.link.destination;
-            if destination.is_group() {
-                self.replicate(config, &frame, Some(port.vm));
-            } else if let Some(queue) = config.filters.classify(destination, frame.vlan)
-                && config.is_switched(queue)
-            {
-                self.steer(config, frame);
-                return Ok(());
-            }
-        }
-        processor.wire.push(frame.close()?);
-        Ok(())
-    }
-
     /// The end of a send that went well, with what a fault makes of it.
+    #[inline]
     fn complete(
         &self,
         config: &Config<B>,
@@ -361,10 +388,19 @@ impl<B: Buffer> Nic<B> {
         completion: Completion<B>,
         now: Timestamp,
     ) {
-        if !config.faulty {
+        if config.faulty {
+            self.complete_faultily(sends, completion, now);
+        } else {
             sends.completions.push_back(completion);
-            return;
         }
+    }
+
+    fn complete_faultily(
+        &self,
+        sends: &mut SendRing<B>,
+        completion: Completion<B>,
+        now: Timestamp,
+    ) {
         let mut faults = lock(&self.faults);
         let plan = faults.plan;
         if faults.strikes(plan.lost_completion) {
@@ -435,55 +471,128 @@ impl<B: Buffer> Config<B> {
     }
 }
 
-/// What to do about IPsec for a frame.
-fn choose<'a, B: Buffer>(
+/// Whether the NIC switch has something to do with frames for an address: what it has found
+/// for the one before.
+#[derive(Default)]
+struct Route {
+    to: Option<(MacAddress, Option<VlanId>)>,
+    is_local: bool,
+}
+
+impl Route {
+    /// Whether a frame goes to a function of this adapter, or to a group.
+    #[inline]
+    fn is_local<B: Buffer>(&mut self, config: &Config<B>, frame: &Frame<B>) -> bool {
+        let to = (frame.link.destination, frame.vlan);
+        if self.to != Some(to) {
+            let queue = config.filters.classify(to.0, to.1);
+            self.to = Some(to);
+            self.is_local = to.0.is_group() || queue.is_some_and(|queue| config.is_switched(queue));
+        }
+        self.is_local
+    }
+}
+
+/// Says what to do about IPsec for the frames of one machine's batch. What it has found for
+/// one frame it knows for the next one of the same flow: nothing changes meanwhile.
+struct Chooser<'a, B> {
     config: &'a Config<B>,
     owner: VmId,
-    plan: &'a Plan,
-    frame: &Frame<B>,
-) -> Choice<'a> {
-    match plan {
-        Plan::Done => return Choice::Clear,
-        Plan::Bound(offloaded) => return Choice::Associate(offloaded),
-        Plan::Policy => {}
+    policies: Option<&'a Spd>,
+    flow: Option<(FlowKey, Choice<'a>)>,
+    bound: Option<(OffloadHandle, Choice<'a>)>,
+}
+
+impl<'a, B: Buffer> Chooser<'a, B> {
+    fn new(config: &'a Config<B>, owner: VmId) -> Self {
+        Self {
+            config,
+            owner,
+            policies: config.unit.policies(owner),
+            flow: None,
+            bound: None,
+        }
     }
-    let Some(policies) = config.unit.policies(owner) else {
-        return Choice::Clear;
-    };
-    if !frame.is_ip() {
-        return match frame.link.ethertype {
-            ethertype::ARP => Choice::Clear,
-            _ => Choice::Fail(Loss::Policy),
-        };
-    }
-    let packet = frame.payload.data();
-    let Some(flow) = flow(packet) else {
-        return Choice::Fail(Loss::Malformed);
-    };
-    match policies.lookup(Direction::Outbound, &flow) {
-        Action::Bypass => Choice::Clear,
-        Action::Discard => Choice::Fail(Loss::Policy),
-        Action::Protect(protection) => {
-            let destination = protection.destination(&flow);
-            match config.unit.outbound(owner, protection.reqid, destination) {
-                Some(offloaded)
-                    if offloaded.offload.mode == OffloadMode::Packet
-                        && config.enabled.carries(offloaded.sa.mode(), packet) =>
-                {
-                    Choice::Associate(offloaded)
+
+    #[inline(always)]
+    fn choose(&mut self, plan: Plan, frame: &Frame<B>) -> Choice<'a> {
+        match plan {
+            Plan::Done => Choice::Clear,
+            Plan::Bound(handle) => match self.bound {
+                Some((bound, choice)) if bound == handle => choice,
+                _ => {
+                    let found = self.config.unit.at_or_draining(handle);
+                    let choice = found.map_or(Choice::Fail(Loss::ForeignHandle), |offloaded| {
+                        Choice::of(offloaded)
+                    });
+                    self.bound = Some((handle, choice));
+                    choice
                 }
-                // Not offloaded, or in crypto mode, where the host makes the ESP packet.
-                _ => Choice::ToHost,
+            },
+            Plan::Policy => match self.policies {
+                Some(policies) => self.by_policy(policies, frame),
+                None => Choice::Clear,
+            },
+        }
+    }
+
+    #[inline(always)]
+    fn by_policy(&mut self, policies: &Spd, frame: &Frame<B>) -> Choice<'a> {
+        if !frame.is_ip() {
+            return match frame.link.ethertype {
+                ethertype::ARP => Choice::Clear,
+                _ => Choice::Fail(Loss::Policy),
+            };
+        }
+        let packet = frame.payload.data();
+        let key = FlowKey::of(packet);
+        match (key, self.flow) {
+            (Some(key), Some((known, choice))) if key == known => choice,
+            _ => {
+                let choice = self.look_up(policies, packet);
+                self.flow = key.map(|key| (key, choice));
+                choice
             }
+        }
+    }
+
+    #[inline(never)]
+    fn look_up(&self, policies: &Spd, packet: &[u8]) -> Choice<'a> {
+        let Some(flow) = flow(packet) else {
+            return Choice::Fail(Loss::Malformed);
+        };
+        let protection = match policies.lookup(Direction::Outbound, &flow) {
+            Action::Bypass => return Choice::Clear,
+            Action::Discard => return Choice::Fail(Loss::Policy),
+            Action::Protect(protection) => protection,
+        };
+        let destination = protection.destination(&flow);
+        let config = self.config;
+        let found = config
+            .unit
+            .outbound(self.owner, protection.reqid, destination);
+        match found {
+            Some(offloaded)
+                if offloaded.offload.mode == OffloadMode::Packet
+                    && config.enabled.carries(offloaded.sa.mode(), packet) =>
+            {
+                Choice::Packet(offloaded)
+            }
+            // Not offloaded, or in crypto mode, where the host makes the ESP packet.
+            _ => Choice::ToHost,
         }
     }
 }
 
-/// Crypto mode: encrypts the ESP packet that the host has made, if it is one of this
-/// association.
-fn seal_in_place(offloaded: &Offloaded, packet: &mut [u8], ports: &EncapsulationPorts) -> bool {
+/// Crypto mode: what there is to encrypt in the packet that the host has made, if it is an ESP
+/// packet of this association.
+fn to_encrypt_in_place<'a>(
+    offloaded: &'a Offloaded,
+    packet: &'a mut [u8],
+    ports: &EncapsulationPorts,
+) -> Option<Job<'a>> {
     let Located::Esp(esp) = locate(packet, ports) else {
-        return false;
+        return None;
     };
     let sa = &offloaded.sa;
     let suite = sa.context().cipher().suite();
@@ -492,19 +601,12 @@ fn seal_in_place(offloaded: &Offloaded, packet: &mut [u8], ports: &Encapsulation
         && esp.destination == sa.params().destination
         && sa.direction() == Direction::Outbound
         && text.is_some_and(|text| text >= 2 && text.is_multiple_of(suite.alignment));
-    let Some(bytes) = packet
-        .get_mut(esp.esp_at..esp.esp_at + esp.esp_len)
-        .filter(|_| is_framed)
-    else {
-        return false;
-    };
-    let mut jobs = [Job {
+    let bytes = packet.get_mut(esp.esp_at..esp.esp_at + esp.esp_len)?;
+    is_framed.then(|| Job {
         cipher: sa.context().cipher(),
         sequence: offloaded.infer(esp.sequence),
         esn: sa.esn(),
         esp: bytes,
         authentic: false,
-    }];
-    seal_batch(&mut jobs);
-    true
+    })
 }

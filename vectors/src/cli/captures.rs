@@ -4,14 +4,14 @@ use std::fs::{self, File};
 use std::io::{self, BufReader, BufWriter, Write};
 use std::path::Path;
 
+use crate::capture::{CaptureReader, CaptureWriter};
+use crate::opener::Opener;
+use crate::seal::{self, SealError, Sealer};
+use crate::unseal::{self, UnsealError};
+use crate::xfrm::{self, Entry};
 use comfy_table::Cell;
 use indicatif::ProgressBar;
 use vesper_esp::aead::Implementation;
-use vesper_verify::capture::{CaptureReader, CaptureWriter};
-use vesper_verify::opener::Opener;
-use vesper_verify::seal::{self, SealError, Sealer};
-use vesper_verify::unseal::{self, UnsealError};
-use vesper_verify::xfrm::{self, Entry};
 
 use super::table::{number, table};
 use super::{EncapArguments, PcapArguments, Stop, create, grouped, judged, print_json, progress};

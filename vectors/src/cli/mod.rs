@@ -1,4 +1,4 @@
-//! The command line: arguments, exit codes, and where output goes.
+//! The command line of `vesper-verify`: arguments, exit codes, and where output goes.
 
 mod captures;
 mod table;
@@ -11,12 +11,12 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
+use crate::capture::CaptureWriter;
 use clap::{Args, Parser, Subcommand};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use owo_colors::{OwoColorize, Stream};
 use serde::Serialize;
 use vesper_esp::aead::Implementation;
-use vesper_verify::capture::CaptureWriter;
 
 /// Checks IPsec ESP test vectors on every implementation, and opens and seals captures.
 #[derive(Debug, Parser)]
@@ -27,7 +27,7 @@ use vesper_verify::capture::CaptureWriter;
     after_help = "Exit status: 0 something ran and all of it passed; 1 a failure, or nothing ran; \
                   2 usage, or an unreadable or malformed file."
 )]
-pub(crate) struct Arguments {
+pub struct Arguments {
     #[command(subcommand)]
     command: Option<Command>,
     #[command(flatten)]
@@ -121,7 +121,7 @@ impl From<io::Error> for Stop {
 }
 
 /// Runs the command; `true` of it is exit status 0, `false` 1, an error 2.
-pub(crate) fn run(arguments: Arguments) -> ExitCode {
+pub fn run(arguments: Arguments) -> ExitCode {
     let result = match &arguments.command {
         Some(Command::Pcap(pcap)) => captures::open(pcap),
         Some(Command::Encap(encap)) => captures::seal(encap),

@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 use std::io::{self, Write};
 
+use crate::verify::{Report, Source, builtin, find};
 use comfy_table::Cell;
 use serde::Serialize;
 use vesper_esp::Suite;
 use vesper_esp::aead::Implementation;
-use vesper_verify::verify::{Report, Source, builtin, find};
 
 use super::table::{number, table};
 use super::{Stop, VectorArguments, grouped, judged, print_json, progress};

@@ -1,5 +1,5 @@
-//! Security associations as people write them down: `ip xfrm state add ...` lines and rows of
-//! Wireshark's `esp_sa` table.
+//! Security associations and policies as people write them down: `ip xfrm state add ...` and
+//! `ip xfrm policy add ...` lines, and rows of Wireshark's `esp_sa` table.
 //!
 //! Every word of a line is either honoured, or known to have no effect on ESP processing
 //! (`docs/verify.md` lists both), or an error that names the file, the line, the word and the
@@ -21,6 +21,8 @@
 mod algorithm;
 mod flags;
 mod lexeme;
+mod policy;
+mod print;
 mod selector;
 mod shell;
 mod state;
@@ -40,8 +42,12 @@ use vesper_sa::Spi;
 use zeroize::Zeroizing;
 
 pub use flags::Flags;
-pub use state::State;
+pub use policy::{PolicyAction, PolicyLine, Template};
+pub use print::{HIDDEN, selector_words};
+pub use state::{Offload, State};
 pub use wireshark::{AddressPattern, Row, SpiPattern};
+
+use words::{Fault, Object, Words};
 
 /// One association of a file.
 #[derive(Clone, Debug)]
@@ -92,33 +98,108 @@ pub fn parse(text: &str, file: &str) -> Result<Vec<Entry>, SaFileError> {
     let mut entries = Vec::new();
     let mut seen: HashMap<(IpAddr, Spi), usize> = HashMap::new();
     for command in shell::commands(text, file)? {
-        let located = |(line, word, reason)| SaFileError {
-            file: file.to_owned(),
-            line,
-            word,
-            reason,
-        };
+        let located = |fault| SaFileError::new(file, fault);
         let entry = match &command.text {
-            shell::Text::Words(words) => Entry::State(Box::new(
-                state::parse(command.line, words).map_err(located)?,
-            )),
-            shell::Text::Row(row) => Entry::Row(
-                wireshark::parse(command.line, row)
-                    .map_err(|(word, reason)| located((command.line, word, reason)))?,
-            ),
+            shell::Text::Words(words) => {
+                let mut words = Words::new(words);
+                if words::command(&mut words).map_err(located)? == Object::Policy {
+                    return Err(located(words.fault(Reason::Unsupported(
+                        "only associations can be read here, not policies",
+                    ))));
+                }
+                let state = state::parse(command.line, &mut words).map_err(located)?;
+                Entry::State(Box::new(state))
+            }
+            shell::Text::Row(row) => Entry::Row(wireshark::parse(command.line, row).map_err(
+                |(word, reason)| {
+                    located(Fault {
+                        line: command.line,
+                        word,
+                        value: None,
+                        reason,
+                    })
+                },
+            )?),
         };
         if let Entry::State(state) = &entry
             && let Some(first) = seen.insert((state.destination, state.spi), state.line)
         {
-            return Err(located((
-                state.line,
-                "spi".to_owned(),
-                Reason::Duplicate { first },
-            )));
+            return Err(located(Fault {
+                line: state.line,
+                word: "spi".to_owned(),
+                value: Some(state.spi.to_string()),
+                reason: Reason::Duplicate { first },
+            }));
         }
         entries.push(entry);
     }
     Ok(entries)
+}
+
+/// What a line of `ip xfrm` adds.
+#[derive(Clone, Debug)]
+pub enum Line {
+    /// An `ip xfrm state add` line.
+    State(Box<State>),
+    /// An `ip xfrm policy add` line.
+    Policy(Box<PolicyLine>),
+}
+
+/// Parses the text of a file of associations and policies, one a line, as they are given to
+/// `ip`; `file` is its name for messages. A line that does not say what it is about (`state` or
+/// `policy`) is about an association.
+///
+/// # Errors
+/// The first line that cannot be honoured.
+pub fn parse_lines(text: &str, file: &str) -> Result<Vec<Line>, SaFileError> {
+    let located = |fault| SaFileError::new(file, fault);
+    let line = |command: &shell::Command| match &command.text {
+        shell::Text::Words(words) => {
+            let mut words = Words::new(words);
+            match words::command(&mut words)? {
+                Object::State => {
+                    state::parse(command.line, &mut words).map(|state| Line::State(Box::new(state)))
+                }
+                Object::Policy => policy::parse(command.line, &mut words)
+                    .map(|policy| Line::Policy(Box::new(policy))),
+            }
+        }
+        shell::Text::Row(_) => Err(Fault {
+            line: command.line,
+            word: "row".to_owned(),
+            value: None,
+            reason: Reason::Unsupported(
+                "a row of Wireshark's table lacks mode and replay window; give `ip xfrm` words",
+            ),
+        }),
+    };
+    shell::commands(text, file)?
+        .iter()
+        .map(|command| line(command).map_err(located))
+        .collect()
+}
+
+/// Parses the words after `policy add`; see [`parse_lines`].
+///
+/// # Errors
+/// The first line that cannot be honoured.
+pub fn parse_policies(text: &str, file: &str) -> Result<Vec<PolicyLine>, SaFileError> {
+    let mut policies = Vec::new();
+    for command in shell::commands(text, file)? {
+        let located = |fault| SaFileError::new(file, fault);
+        let shell::Text::Words(words) = &command.text else {
+            return Err(located(Fault {
+                line: command.line,
+                word: "row".to_owned(),
+                value: None,
+                reason: Reason::Expected("the words of `ip xfrm policy add`"),
+            }));
+        };
+        let mut words = Words::new(words);
+        words::policy_command(&mut words).map_err(located)?;
+        policies.push(policy::parse(command.line, &mut words).map_err(located)?);
+    }
+    Ok(policies)
 }
 
 /// A suite with the key material for it. Wiped when dropped, never shown.
@@ -208,8 +289,22 @@ pub struct SaFileError {
     pub line: usize,
     /// The word that is at fault.
     pub word: String,
+    /// The value that it was given, if one was; never a key.
+    pub value: Option<String>,
     /// What is wrong with it.
     pub reason: Reason,
+}
+
+impl SaFileError {
+    fn new(file: &str, fault: Fault) -> Self {
+        Self {
+            file: file.to_owned(),
+            line: fault.line,
+            word: fault.word,
+            value: fault.value,
+            reason: fault.reason,
+        }
+    }
 }
 
 /// What is wrong with a word of a line.
@@ -218,7 +313,7 @@ pub struct SaFileError {
 pub enum Reason {
     /// A quote is opened and never closed on its line.
     UnclosedQuote,
-    /// Not a word of `ip xfrm state add`.
+    /// Not a word of `ip xfrm state add` or `ip xfrm policy add`.
     Unknown,
     /// The line ends where the word's value should be.
     NoValue,
@@ -248,6 +343,26 @@ pub enum Reason {
     },
 }
 
+impl Reason {
+    /// The way out, in a few words.
+    pub fn remedy(&self) -> String {
+        match self {
+            Self::UnclosedQuote => "close the quote on the same line".to_owned(),
+            Self::Unknown => "leave it out, or correct its spelling".to_owned(),
+            Self::NoValue => "give its value".to_owned(),
+            Self::Missing => "add it".to_owned(),
+            Self::Twice => "give it once".to_owned(),
+            Self::Expected(what) => format!("give {what}"),
+            Self::Unsupported(_) => "leave it out, or choose what is supported".to_owned(),
+            Self::Algorithm(_) => "choose a suite of RFC 8221, such as AES-GCM".to_owned(),
+            Self::KeyLength { expected, .. } => {
+                format!("give {expected} bytes in hexadecimal after 0x, the salt at the end")
+            }
+            Self::Duplicate { .. } => "remove one of the two lines".to_owned(),
+        }
+    }
+}
+
 impl fmt::Display for ReadError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -269,6 +384,7 @@ impl fmt::Display for SaFileError {
             line,
             word,
             reason,
+            value: _,
         } = self;
         write!(f, "{file}:{line}: {word}: {reason}")
     }

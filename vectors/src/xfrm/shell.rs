@@ -54,6 +54,7 @@ pub(super) fn commands(text: &str, file: &str) -> Result<Vec<Command>, SaFileErr
             file: file.to_owned(),
             line,
             word: "quote".to_owned(),
+            value: None,
             reason,
         })?;
         if let Some(first) = words.first() {

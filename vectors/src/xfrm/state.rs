@@ -11,8 +11,7 @@ use vesper_sa::{
 use super::algorithm::Algorithms;
 use super::flags::Flags;
 use super::lexeme::{address, number};
-use super::shell::Word;
-use super::words::{Fault, Words, command};
+use super::words::{Fault, Words};
 use super::{Keys, Reason, selector};
 
 /// What an `ip xfrm state add` line says.
@@ -20,6 +19,10 @@ use super::{Keys, Reason, selector};
 pub struct State {
     /// The line of the file that it begins on, counted from 1.
     pub line: usize,
+    /// `host`: the host that has the association; not a word of `ip`.
+    pub host: Option<String>,
+    /// `vm`: the virtual machine that owns the association; not a word of `ip`.
+    pub vm: Option<String>,
     /// `spi`.
     pub spi: Spi,
     /// `src`; the unspecified address if the line has none.
@@ -33,6 +36,8 @@ pub struct State {
     /// `dir in|out`, also as a part of `offload`. Few lines have it: the kernel takes an
     /// association for both.
     pub direction: Option<Direction>,
+    /// `offload`.
+    pub offload: Option<Offload>,
     /// `encap espinudp`.
     pub encapsulation: Option<UdpEncapsulation>,
     /// `replay-window`; off if the line has none or 0.
@@ -51,6 +56,16 @@ pub struct State {
     pub flags: Flags,
     /// `aead`, or `enc` and `auth-trunc`.
     pub keys: Keys,
+}
+
+/// Who does what for an association that is offloaded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Offload {
+    /// The adapter encrypts and authenticates; software goes on where it can not. What the
+    /// kernel takes for `offload` without a mode.
+    Crypto,
+    /// The adapter does all of it; without it there is no association.
+    Packet,
 }
 
 impl State {
@@ -87,21 +102,22 @@ impl State {
     }
 }
 
-/// Parses one command; `words` is not empty.
-pub(super) fn parse(line: usize, words: &[Word]) -> Result<State, Fault> {
-    let mut words = Words::new(words);
-    command(&mut words)?;
+/// Parses what follows `ip xfrm state add`.
+pub(super) fn parse(line: usize, words: &mut Words<'_>) -> Result<State, Fault> {
     let mut draft = Draft::default();
     while words.peek().is_some() {
         words.step();
-        draft.word(&mut words)?;
+        draft.word(words)?;
     }
-    draft.finish(line, &words)
+    draft.finish(line, words)
 }
 
 /// A line that is being read.
 #[derive(Default)]
 struct Draft {
+    host: Option<String>,
+    vm: Option<String>,
+    offload: Option<Offload>,
     source: Option<IpAddr>,
     destination: Option<IpAddr>,
     proto: Option<()>,
@@ -124,6 +140,14 @@ impl Draft {
     /// Honours the word that was just taken, with its values.
     fn word(&mut self, words: &mut Words<'_>) -> Result<(), Fault> {
         match words.current() {
+            "host" => {
+                let host = words.value()?.to_owned();
+                once(&mut self.host, host, words)
+            }
+            "vm" => {
+                let vm = words.value()?.to_owned();
+                once(&mut self.vm, vm, words)
+            }
             "src" => {
                 let source = ip_address(words)?;
                 once(&mut self.source, source, words)
@@ -175,9 +199,14 @@ impl Draft {
             }
             "dir" => self.direction(words),
             "offload" => {
+                let offload = match words.peek() {
+                    Some("packet") => Offload::Packet,
+                    _ => Offload::Crypto,
+                };
                 if let Some("packet" | "crypto") = words.peek() {
                     words.value()?;
                 }
+                once(&mut self.offload, offload, words)?;
                 if words.peek() == Some("dev") {
                     words.value()?;
                     words.value()?;
@@ -265,7 +294,14 @@ impl Draft {
     }
 
     fn finish(self, line: usize, words: &Words<'_>) -> Result<State, Fault> {
-        let fault = |word: &str, reason| Err((line, word.to_owned(), reason));
+        let fault = |word: &str, reason| {
+            Err(Fault {
+                line,
+                word: word.to_owned(),
+                value: None,
+                reason,
+            })
+        };
         let Some(destination) = self.destination else {
             return fault("dst", Reason::Missing);
         };
@@ -299,9 +335,17 @@ impl Draft {
                 Reason::Unsupported("ICMP errors outside of `sel` cannot be let through"),
             );
         }
-        let replay = self
-            .replay()
-            .map_err(|reason| (line, "replay-window".to_owned(), reason))?;
+        let replay = match self.replay() {
+            Ok(replay) => replay,
+            Err(reason) => {
+                return Err(Fault {
+                    line,
+                    word: "replay-window".to_owned(),
+                    value: self.window.map(|window| window.to_string()),
+                    reason,
+                });
+            }
+        };
         let [seq, seq_hi, oseq, oseq_hi] = self.sequence.map(Option::unwrap_or_default);
         for (name, high) in [("replay-seq-hi", seq_hi), ("replay-oseq-hi", oseq_hi)] {
             if high != 0 && !self.flags.esn {
@@ -318,6 +362,9 @@ impl Draft {
             .map_err(|(word, reason)| words.fault_at(word, reason))?;
         Ok(State {
             line,
+            host: self.host,
+            vm: self.vm,
+            offload: self.offload,
             spi,
             source,
             destination,
@@ -352,19 +399,19 @@ impl Draft {
 }
 
 /// Sets what a line may say once only.
-fn once<T>(slot: &mut Option<T>, value: T, words: &Words<'_>) -> Result<(), Fault> {
+pub(super) fn once<T>(slot: &mut Option<T>, value: T, words: &Words<'_>) -> Result<(), Fault> {
     match slot.replace(value) {
         None => Ok(()),
         Some(_) => Err(words.fault(Reason::Twice)),
     }
 }
 
-fn ip_address(words: &mut Words<'_>) -> Result<IpAddr, Fault> {
+pub(super) fn ip_address(words: &mut Words<'_>) -> Result<IpAddr, Fault> {
     address(words.value()?).ok_or_else(|| words.fault(Reason::Expected("an IP address")))
 }
 
 /// The value of `mode`, which may be abbreviated.
-fn mode(words: &mut Words<'_>) -> Result<Mode, Fault> {
+pub(super) fn mode(words: &mut Words<'_>) -> Result<Mode, Fault> {
     let name = words.value()?;
     let is = |full: &str| !name.is_empty() && full.starts_with(name);
     if is("transport") {

@@ -4,14 +4,30 @@ use super::Reason;
 use super::lexeme::{number, shown};
 use super::shell::Word;
 
-/// Line, word and reason.
-pub(super) type Fault = (usize, String, Reason);
+/// A word that can not be honoured.
+#[derive(Debug)]
+pub(super) struct Fault {
+    pub(super) line: usize,
+    pub(super) word: String,
+    /// The value that was given to the word, if one was; never a key.
+    pub(super) value: Option<String>,
+    pub(super) reason: Reason,
+}
+
+/// What a line is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Object {
+    State,
+    Policy,
+}
 
 /// A cursor over the words of a line.
 pub(super) struct Words<'a> {
     words: &'a [Word],
     /// The word that is being honoured, for messages.
     name: &'a str,
+    /// The value of it that was taken last.
+    value: Option<&'a Word>,
     next: usize,
 }
 
@@ -21,6 +37,7 @@ impl<'a> Words<'a> {
         Self {
             words,
             name: "",
+            value: None,
             next: 0,
         }
     }
@@ -34,6 +51,7 @@ impl<'a> Words<'a> {
     pub(super) fn step(&mut self) {
         if let Some(word) = self.words.get(self.next) {
             self.name = word.text.as_str();
+            self.value = None;
             self.next += 1;
         }
     }
@@ -55,18 +73,30 @@ impl<'a> Words<'a> {
             return Err(self.fault(Reason::NoValue));
         };
         self.next += 1;
+        self.value = Some(word);
         Ok(word.text.as_str())
     }
 
-    /// Blames the word that is being honoured.
+    /// Blames the word that is being honoured, and the value of it that was taken last.
     pub(super) fn fault(&self, reason: Reason) -> Fault {
-        self.fault_at(self.name, reason)
+        // What follows these may be a key.
+        let is_secret = matches!(self.name, "aead" | "enc" | "auth" | "auth-trunc");
+        let value = self.value.filter(|_| !is_secret).map(shown);
+        Fault {
+            value,
+            ..self.fault_at(self.name, reason)
+        }
     }
 
     /// Blames the next word.
     pub(super) fn fault_here(&self, reason: Reason) -> Fault {
         match self.words.get(self.next) {
-            Some(word) => (word.line, shown(word), reason),
+            Some(word) => Fault {
+                line: word.line,
+                word: shown(word),
+                value: None,
+                reason,
+            },
             None => self.fault(reason),
         }
     }
@@ -74,7 +104,12 @@ impl<'a> Words<'a> {
     /// Blames a word by its name, on the line of the last word taken.
     pub(super) fn fault_at(&self, name: &str, reason: Reason) -> Fault {
         let last = self.next.saturating_sub(1).min(self.words.len() - 1);
-        (self.words[last].line, name.to_owned(), reason)
+        Fault {
+            line: self.words[last].line,
+            word: name.to_owned(),
+            value: None,
+            reason,
+        }
     }
 
     /// Takes a number up to `most`.
@@ -91,8 +126,10 @@ impl<'a> Words<'a> {
     }
 }
 
-/// The words in front: `sudo`, `ip` with its options, `xfrm state add`; all may be left out.
-pub(super) fn command(words: &mut Words<'_>) -> Result<(), Fault> {
+/// The words in front of an association or a policy, all of which may be left out: `sudo`, `ip`
+/// with its options or `vesper`, `xfrm state add`. Returns what the line is about, which is an
+/// association unless it says otherwise.
+pub(super) fn command(words: &mut Words<'_>) -> Result<Object, Fault> {
     // What `ip` accepts for a word by its first letters.
     let abbreviates = |word: &str, full: &str| !word.is_empty() && full.starts_with(word);
     if words.peek() == Some("sudo") {
@@ -116,30 +153,56 @@ pub(super) fn command(words: &mut Words<'_>) -> Result<(), Fault> {
         }
         match words.peek() {
             Some(object) if abbreviates(object, "xfrm") => words.step(),
-            _ => return Err(words.fault_here(Reason::Expected("`xfrm state add`"))),
+            _ => {
+                return Err(
+                    words.fault_here(Reason::Expected("`xfrm state add` or `xfrm policy add`"))
+                );
+            }
         }
-    } else if program == "xfrm" {
+    } else if program == "xfrm" || program == "vesper" {
         words.step();
     }
     let after_object = words.next > 0 && words.current() != "sudo";
-    match words.peek() {
+    let object = match words.peek() {
         Some(object)
             if abbreviates(object, "state") && (after_object || object == "state")
                 || object == "sa" =>
         {
             words.step();
+            Object::State
+        }
+        Some(object) if abbreviates(object, "policy") && (after_object || object == "policy") => {
+            words.step();
+            Object::Policy
         }
         _ if after_object => {
-            return Err(words.fault_here(Reason::Expected(
-                "`state add`: only associations can be read, not policies",
-            )));
+            return Err(words.fault_here(Reason::Expected("`state add` or `policy add`")));
         }
-        _ => {}
-    }
+        _ => Object::State,
+    };
     match words.peek() {
         Some(verb) if abbreviates(verb, "add") || abbreviates(verb, "update") => words.step(),
-        Some("src" | "dst" | "proto" | "spi") => {}
+        Some("src" | "dst" | "proto" | "spi" | "host" | "vm" | "dir") => {}
         _ => return Err(words.fault_here(Reason::Expected("`ip xfrm state add`"))),
     }
-    Ok(())
+    Ok(object)
+}
+
+/// The words in front of a policy, all of which may be left out.
+pub(super) fn policy_command(words: &mut Words<'_>) -> Result<(), Fault> {
+    // Selectors begin like associations, so what `command` would take for one is a policy here.
+    if matches!(words.peek(), Some("add" | "update")) {
+        words.step();
+        return Ok(());
+    }
+    if matches!(
+        words.peek(),
+        Some("src" | "dst" | "proto" | "sport" | "dport" | "host" | "vm" | "dir")
+    ) {
+        return Ok(());
+    }
+    match command(words)? {
+        Object::Policy => Ok(()),
+        Object::State => Err(words.fault(Reason::Expected("`ip xfrm policy add`"))),
+    }
 }

@@ -36,6 +36,7 @@ mod known_answers;
 mod lanes;
 mod narrow;
 mod packet;
+mod prefetch;
 mod selftest;
 #[cfg(test)]
 mod tests;
@@ -49,6 +50,7 @@ use zeroize::Zeroize;
 
 pub(crate) use key::{Form, GcmKey};
 use packet::Packet;
+pub(crate) use prefetch::prefetch;
 
 use super::Job;
 

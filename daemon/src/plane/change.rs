@@ -1,0 +1,487 @@
+//! One set of changes: checked as a whole, made durable, and put in force in one call per node.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fmt;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use vesper_esp::EspSa;
+use vesper_offload::{OffloadWish, Placement, SoftwareReason};
+use vesper_sa::{Action, AddError, Lifetime, Mode, Policy, Protection, SaHandle, Spd, VmId};
+use vesper_verify::xfrm::{PolicyAction, Template};
+use zeroize::Zeroizing;
+
+use super::persistence::{Change, Secret};
+use super::record::{Origin, PolicyRecord, SaId, SaRecord};
+use super::registry::{Registry, SaName};
+use super::{Plane, Refusal};
+
+/// What a set of changes has changed: a line for each thing, in words.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Diff {
+    /// What is new.
+    pub added: Vec<String>,
+    /// What is different: a machine with other settings, an association with other keys.
+    pub changed: Vec<String>,
+    /// What is gone.
+    pub removed: Vec<String>,
+}
+
+/// Changes that are made together, or not at all.
+#[derive(Default)]
+pub(super) struct Draft {
+    pub(super) add: Vec<NewSa>,
+    pub(super) remove: Vec<Arc<SaRecord>>,
+    /// The policies that these machines are to have, all of them in their order.
+    pub(super) policies: BTreeMap<VmId, NewPolicies>,
+}
+
+/// An association that is made, but not in force.
+pub(super) struct NewSa {
+    pub(super) node: usize,
+    pub(super) host: Arc<str>,
+    pub(super) vm: Option<Arc<str>>,
+    pub(super) sa: Arc<EspSa>,
+    pub(super) wish: OffloadWish,
+    /// It must be in the adapter, or not be at all.
+    pub(super) packet_only: bool,
+    pub(super) limit: u32,
+    pub(super) lifetime: Lifetime,
+    pub(super) words: Arc<str>,
+    pub(super) secret: Zeroizing<String>,
+    pub(super) fingerprint: [u8; 32],
+    pub(super) origin: Origin,
+    pub(super) needs_rekey: Option<Arc<str>>,
+    /// It is in the store already.
+    pub(super) recovered: bool,
+}
+
+/// All policies of a machine.
+pub(super) struct NewPolicies {
+    pub(super) node: usize,
+    pub(super) host: Arc<str>,
+    pub(super) vm: Arc<str>,
+    pub(super) require_protection: bool,
+    pub(super) list: Vec<Arc<PolicyRecord>>,
+}
+
+/// What one node is asked to do.
+#[derive(Default)]
+struct NodeChange {
+    /// Deleted first, since others take their names.
+    replaced: Vec<(VmId, SaHandle)>,
+    add: Vec<(Arc<EspSa>, OffloadWish, bool)>,
+    policies: Vec<(VmId, Option<Spd>)>,
+    remove: Vec<(VmId, SaHandle)>,
+    /// The limits of the owners that get associations, which are lifted while both the new
+    /// and the old ones are there.
+    limits: HashMap<VmId, u32>,
+}
+
+type Added = std::vec::IntoIter<(SaHandle, Placement)>;
+
+/// Why a node has refused an association, of which this is the place in the list.
+enum NodeRefusal {
+    Add(usize, AddError),
+    Packet(SoftwareReason),
+}
+
+impl Plane {
+    /// Makes all of the changes, or none. The caller holds [`Plane::begin_change`].
+    pub(super) fn apply(&self, draft: Draft) -> Result<Vec<SaId>, Refusal> {
+        let replaced = check(&self.registry(), &draft)?;
+        let mut nodes = nodes_of(&draft, &replaced);
+        // A node that has ended fails here, where nothing has changed.
+        for index in nodes.keys() {
+            Self::now(&self.node(*index)?)?;
+        }
+        let undo = self.undo_of(&draft)?;
+        self.persistence.commit(&changes_of(&draft))?;
+        let done = self
+            .begin(&draft)
+            .and_then(|()| self.call_nodes(&draft, &mut nodes));
+        let mut added = match done {
+            Ok(added) => added,
+            Err(refusal) => {
+                let undo: Vec<_> = undo.iter().map(Undo::change).collect();
+                // If this fails as well, the store is what the operator hears of.
+                self.persistence.commit(&undo)?;
+                return Err(refusal);
+            }
+        };
+        Ok(self.record(draft, &mut added))
+    }
+
+    fn begin(&self, draft: &Draft) -> Result<(), Refusal> {
+        for new in &draft.add {
+            if new.needs_rekey.is_some() {
+                new.sa.close();
+            } else {
+                self.persistence.begin(&new.host, &new.sa)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn call_nodes(
+        &self,
+        draft: &Draft,
+        nodes: &mut BTreeMap<usize, NodeChange>,
+    ) -> Result<HashMap<usize, Added>, Refusal> {
+        let mut added = HashMap::new();
+        for (index, change) in core::mem::take(nodes) {
+            let node = self.node(index)?;
+            let answer = node
+                .handle
+                .call(move |host, _| put_in_force(host, change))?;
+            let here = answer.map_err(|refusal| {
+                let mut here = draft.add.iter().filter(|new| new.node == index);
+                match refusal {
+                    NodeRefusal::Add(place, error) => {
+                        add_refused(here.nth(place).map(|new| &*new.sa), &error)
+                    }
+                    NodeRefusal::Packet(reason) => packet_refused(&reason.to_string()),
+                }
+            })?;
+            added.insert(index, here);
+        }
+        Ok(added)
+    }
+
+    /// Writes into the registry what is in force now.
+    fn record(&self, draft: Draft, added: &mut HashMap<usize, Added>) -> Vec<SaId> {
+        let mut ended = Vec::new();
+        let mut ids = Vec::new();
+        let nodes: HashSet<usize> = draft.remove.iter().map(|record| record.node).collect();
+        {
+            let mut registry = self.registry_mut();
+            for record in draft.remove {
+                registry.remove_sa(record.id);
+                ended.push((Arc::clone(&record.host), record.identity()));
+            }
+            for new in draft.add {
+                let id = SaId(registry.next_id());
+                let place = added.get_mut(&new.node).and_then(Iterator::next);
+                // Each node has answered for each of its associations.
+                let Some((handle, placement)) = place else {
+                    continue;
+                };
+                ids.push(id);
+                registry.insert_sa(SaRecord {
+                    id,
+                    origin: new.origin,
+                    node: new.node,
+                    host: new.host,
+                    vm: new.vm,
+                    sa: new.sa,
+                    handle,
+                    words: new.words,
+                    fingerprint: new.fingerprint,
+                    lifetime: new.lifetime,
+                    added: SystemTime::now(),
+                    placement,
+                    needs_rekey: new.needs_rekey,
+                });
+            }
+            for (vm, policies) in draft.policies {
+                registry.policies.insert(vm, policies.list);
+            }
+        }
+        for (host, sa) in &ended {
+            self.persistence.end(host, sa);
+        }
+        // The registry has let go of them: their keys are wiped now, or with the last packet.
+        for index in nodes {
+            if let Ok(node) = self.node(index) {
+                let _ = node.handle.call(|host, _| host.reap_sas());
+            }
+        }
+        ids
+    }
+
+    /// What puts the store back to where it was.
+    fn undo_of<'a>(&self, draft: &'a Draft) -> Result<Vec<Undo<'a>>, Refusal> {
+        let mut undo = Vec::new();
+        for new in draft.add.iter().filter(|new| !new.recovered) {
+            undo.push(Undo::Delete(&new.host, &new.sa));
+        }
+        for record in &draft.remove {
+            let words = self.persistence.words(&record.host, &record.identity())?;
+            undo.extend(words.map(|words| Undo::Put(Arc::clone(record), words)));
+        }
+        let registry = self.registry();
+        for (vm, policies) in &draft.policies {
+            let before = registry.policies.get(vm).cloned().unwrap_or_default();
+            undo.push(Undo::Policies(&policies.host, &policies.vm, before));
+        }
+        Ok(undo)
+    }
+}
+
+/// What would put one thing in the store back.
+enum Undo<'a> {
+    Delete(&'a str, &'a Arc<EspSa>),
+    Put(Arc<SaRecord>, Zeroizing<String>),
+    Policies(&'a str, &'a str, Vec<Arc<PolicyRecord>>),
+}
+
+impl Undo<'_> {
+    fn change(&self) -> Change<'_> {
+        match self {
+            Self::Delete(host, sa) => Change::DeleteSa {
+                host,
+                sa: sa.identity(),
+            },
+            Self::Put(record, words) => Change::PutSa {
+                host: &record.host,
+                sa: record.identity(),
+                words: Secret(words),
+                configured: record.origin == Origin::Configured,
+            },
+            Self::Policies(host, vm, list) => set_policies(host, vm, list),
+        }
+    }
+}
+
+fn changes_of(draft: &Draft) -> Vec<Change<'_>> {
+    let removed = draft.remove.iter().map(|record| Change::DeleteSa {
+        host: &record.host,
+        sa: record.identity(),
+    });
+    let added = draft
+        .add
+        .iter()
+        .filter(|new| !new.recovered)
+        .map(|new| Change::PutSa {
+            host: &new.host,
+            sa: new.sa.identity(),
+            words: Secret(&new.secret),
+            configured: new.origin == Origin::Configured,
+        });
+    let policies = draft
+        .policies
+        .values()
+        .map(|policies| set_policies(&policies.host, &policies.vm, &policies.list));
+    removed.chain(added).chain(policies).collect()
+}
+
+fn set_policies<'a>(host: &'a str, vm: &'a str, list: &[Arc<PolicyRecord>]) -> Change<'a> {
+    let line =
+        |record: &Arc<PolicyRecord>| (record.line.to_string(), record.origin == Origin::Configured);
+    Change::SetPolicies {
+        host,
+        vm,
+        policies: list.iter().map(line).collect(),
+    }
+}
+
+/// Checks names and quotas as the databases of the nodes will; which of those that go are
+/// replaced by one of the same name.
+fn check(registry: &Registry, draft: &Draft) -> Result<HashSet<SaId>, Refusal> {
+    let mut going: HashMap<SaName, SaId> = HashMap::new();
+    let mut counts: HashMap<(usize, VmId), i64> = HashMap::new();
+    for record in &draft.remove {
+        going.insert(SaName::of(record.node, &record.sa), record.id);
+        *counts.entry((record.node, record.sa.owner())).or_default() -= 1;
+    }
+    let mut replaced = HashSet::new();
+    let mut coming = HashSet::new();
+    for new in &draft.add {
+        let name = SaName::of(new.node, &new.sa);
+        let exists = registry.sa_named(&name).is_some();
+        match going.get(&name) {
+            Some(id) => {
+                replaced.insert(*id);
+            }
+            None if exists => return Err(exists_already(&new.sa)),
+            None => {}
+        }
+        if !coming.insert(name) {
+            return Err(exists_already(&new.sa));
+        }
+        let owner = (new.node, new.sa.owner());
+        let count = counts.entry(owner).or_default();
+        *count += 1;
+        if i64::from(registry.owned(owner.0, owner.1)) + *count > i64::from(new.limit) {
+            return Err(quota_exceeded(new.vm.as_deref(), new.limit));
+        }
+    }
+    Ok(replaced)
+}
+
+fn nodes_of(draft: &Draft, replaced: &HashSet<SaId>) -> BTreeMap<usize, NodeChange> {
+    let mut nodes: BTreeMap<usize, NodeChange> = BTreeMap::new();
+    for record in &draft.remove {
+        let node = nodes.entry(record.node).or_default();
+        let list = match replaced.contains(&record.id) {
+            true => &mut node.replaced,
+            false => &mut node.remove,
+        };
+        list.push((record.sa.owner(), record.handle));
+    }
+    for new in &draft.add {
+        let node = nodes.entry(new.node).or_default();
+        node.limits.insert(new.sa.owner(), new.limit);
+        node.add
+            .push((Arc::clone(&new.sa), new.wish.clone(), new.packet_only));
+    }
+    for (vm, policies) in &draft.policies {
+        let table = table(&policies.list, policies.require_protection);
+        let node = nodes.entry(policies.node).or_default();
+        node.policies.push((*vm, table));
+    }
+    nodes
+}
+
+/// Runs on the worker, between two batches.
+fn put_in_force(
+    host: &mut vesper_offload::Host<vesper_esp::PacketBuf>,
+    change: NodeChange,
+) -> Result<Added, NodeRefusal> {
+    for owner in change.limits.keys() {
+        host.set_sa_limit(*owner, u32::MAX);
+    }
+    for (owner, handle) in change.replaced {
+        // It is there: the registry mirrors the database.
+        let _ = host.delete_sa(owner, handle);
+    }
+    let mut added: Vec<(VmId, SaHandle, Placement)> = Vec::with_capacity(change.add.len());
+    let mut refusal = None;
+    for (place, (sa, wish, packet_only)) in change.add.into_iter().enumerate() {
+        let owner = sa.owner();
+        match host.add_sa(sa, wish) {
+            Ok(handle) => {
+                let placement = host.placement(owner, handle).cloned();
+                let placement = placement.unwrap_or(Placement::Software(SoftwareReason::NotAsked));
+                added.push((owner, handle, placement.clone()));
+                if let (true, Placement::Software(reason)) = (packet_only, placement) {
+                    refusal = Some(NodeRefusal::Packet(reason));
+                    break;
+                }
+            }
+            Err(error) => {
+                refusal = Some(NodeRefusal::Add(place, error));
+                break;
+            }
+        }
+    }
+    if refusal.is_some() {
+        for (owner, handle, _) in &added {
+            let _ = host.delete_sa(*owner, *handle);
+        }
+    } else {
+        for (vm, policies) in change.policies {
+            host.set_policies(vm, policies);
+        }
+        for (owner, handle) in change.remove {
+            let _ = host.delete_sa(owner, handle);
+        }
+    }
+    for (owner, limit) in change.limits {
+        host.set_sa_limit(owner, limit);
+    }
+    match refusal {
+        Some(refusal) => Err(refusal),
+        None => Ok(added
+            .into_iter()
+            .map(|(_, handle, placement)| (handle, placement))
+            .collect::<Vec<_>>()
+            .into_iter()),
+    }
+}
+
+/// The table that a node looks packets up in; `None`: they pass as they are.
+pub(super) fn table(list: &[Arc<PolicyRecord>], require_protection: bool) -> Option<Spd> {
+    let policies: Vec<_> = list
+        .iter()
+        .map(|record| Policy {
+            direction: record.line.direction,
+            selector: record.line.selector.clone(),
+            action: action(&record.line.action),
+        })
+        .collect();
+    match (require_protection, policies.is_empty()) {
+        (true, _) => Some(Spd::new(policies)),
+        (false, true) => None,
+        (false, false) => Some(Spd::with_default(policies, Action::Bypass)),
+    }
+}
+
+fn action(action: &PolicyAction) -> Action {
+    match action {
+        PolicyAction::Block => Action::Discard,
+        PolicyAction::Pass => Action::Bypass,
+        PolicyAction::Protect(Template {
+            destination,
+            reqid,
+            mode,
+            ..
+        }) => Action::Protect(Protection {
+            reqid: *reqid,
+            tunnel: destination.filter(|_| *mode == Mode::Tunnel),
+        }),
+    }
+}
+
+pub(super) fn quota_exceeded(vm: Option<&str>, limit: u32) -> Refusal {
+    Refusal::conflict(
+        "vm",
+        vm.unwrap_or("(host)"),
+        format!("has its {limit} SAs already"),
+        "delete one, or raise its sa_limit",
+    )
+}
+
+fn exists_already(sa: &EspSa) -> Refusal {
+    Refusal::conflict(
+        "spi",
+        sa.spi(),
+        format!(
+            "in use: there is an {} SA to {} with it",
+            sa.direction(),
+            sa.params().destination
+        ),
+        "choose another SPI, or delete that SA",
+    )
+}
+
+pub(super) fn packet_refused(reasons: &str) -> Refusal {
+    Refusal::conflict(
+        "offload",
+        "packet",
+        format!("the adapter can not: {reasons}"),
+        "leave `packet` out, so that software may do it",
+    )
+}
+
+fn add_refused(sa: Option<&EspSa>, error: &AddError) -> Refusal {
+    match sa {
+        Some(sa) => Refusal::conflict("spi", sa.spi(), error.to_string(), ""),
+        None => Refusal::conflict("", "", error.to_string(), ""),
+    }
+}
+
+impl Diff {
+    /// Whether nothing has changed.
+    pub fn is_empty(&self) -> bool {
+        self.added.is_empty() && self.changed.is_empty() && self.removed.is_empty()
+    }
+}
+
+impl fmt::Display for Diff {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.is_empty() {
+            return f.write_str("nothing has changed");
+        }
+        let removed = self.removed.iter().map(|line| ('-', line));
+        let changed = self.changed.iter().map(|line| ('~', line));
+        let added = self.added.iter().map(|line| ('+', line));
+        for (index, (sign, line)) in removed.chain(changed).chain(added).enumerate() {
+            if index > 0 {
+                f.write_str("\n")?;
+            }
+            write!(f, "{sign} {line}")?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,258 @@
+//! Verbs on machines.
+
+use std::sync::Arc;
+
+use vesper_offload::{MachineError, OffloadMode, RemoveVmError};
+
+use super::change::{Draft, table};
+use super::event::Subject;
+use super::record::{Origin, VmRecord};
+use super::spec::MachineSpec;
+use super::{Plane, Refusal, SaFilter, Scope};
+
+/// What may change of a machine while packets pass. `None` leaves things as they are.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct VmChange {
+    /// How many associations it may have, offloaded or not.
+    pub sa_limit: Option<u32>,
+    /// How many of them may be offloaded.
+    pub ipsec_offload_limit: Option<u32>,
+    /// The processor of the adapter that serves it.
+    pub processor: Option<usize>,
+    /// How its associations are offloaded from now on unless their words say it.
+    pub offload: Option<Vec<OffloadMode>>,
+    /// Packets that no policy matches are discarded.
+    pub require_protection: Option<bool>,
+}
+
+impl Plane {
+    /// Adds a machine to its host and adapter. Until it has policies nothing of it passes, if
+    /// it requires protection.
+    pub fn add_vm(&self, spec: MachineSpec, origin: Origin) -> Result<Arc<VmRecord>, Refusal> {
+        let _changing = self.begin_change();
+        let (_, node, id) = self.admit(&spec)?;
+        let asked = spec.clone();
+        let admission = node.handle.call(move |host, _| {
+            let admission = host.add_machine(id, asked.address, asked.settings)?;
+            host.set_sa_limit(id, asked.sa_limit);
+            host.set_policies(id, table(&[], asked.require_protection));
+            Ok(admission)
+        })?;
+        let admission = admission.map_err(|error| machine_refused(&spec, &error))?;
+        let fallbacks = admission.fallbacks.iter().map(ToString::to_string);
+        Ok(self.register(spec, origin, id, fallbacks.collect()))
+    }
+
+    /// Takes on a machine that was added to host and adapter already, under the number of
+    /// [`vm_id`](Self::vm_id); what it does not get is told in `fallbacks`.
+    pub fn adopt_vm(
+        &self,
+        spec: MachineSpec,
+        origin: Origin,
+        fallbacks: Vec<String>,
+    ) -> Result<Arc<VmRecord>, Refusal> {
+        let _changing = self.begin_change();
+        let (_, node, id) = self.admit(&spec)?;
+        let asked = spec.clone();
+        node.handle.call(move |host, _| {
+            host.set_sa_limit(id, asked.sa_limit);
+            host.set_policies(id, table(&[], asked.require_protection));
+        })?;
+        Ok(self.register(spec, origin, id, fallbacks))
+    }
+
+    /// The number that a machine has, now and at every start.
+    pub fn vm_id(&self, host: &str, name: &str) -> Result<vesper_sa::VmId, Refusal> {
+        Ok(self.persistence.vm_id(host, name)?)
+    }
+
+    /// Changes a machine while its packets pass.
+    pub fn change_vm(
+        &self,
+        host: Option<&str>,
+        name: &str,
+        change: &VmChange,
+    ) -> Result<Arc<VmRecord>, Refusal> {
+        let _changing = self.begin_change();
+        let vm = self.vm_named(host, name)?;
+        let node = self.node(vm.node)?;
+        let mut spec = vm.spec.clone();
+        if let Some(limit) = change.sa_limit {
+            spec.sa_limit = limit;
+        }
+        if let Some(limit) = change.ipsec_offload_limit {
+            spec.settings.ipsec_offload_limit = limit;
+        }
+        if let Some(offload) = &change.offload {
+            spec.offload.clone_from(offload);
+        }
+        if let Some(require) = change.require_protection {
+            spec.require_protection = require;
+        }
+        let processor = change.processor;
+        let processors = node.handle.nic().processors();
+        if let Some(processor) = processor.filter(|&processor| processor >= processors) {
+            return Err(Refusal::words(
+                "processor",
+                processor,
+                format!("the adapter has {processors} processors, counted from 0"),
+                "choose one of them",
+            ));
+        }
+        let id = vm.id;
+        let policies = table(&self.policies_of(&vm).list, spec.require_protection);
+        let asked = spec.clone();
+        let answer = node.handle.call(move |host, _| {
+            let nic = Arc::clone(host.nic());
+            nic.set_ipsec_offload_limit(id, asked.settings.ipsec_offload_limit)?;
+            if let Some(processor) = processor {
+                nic.set_processor(id, processor)?;
+            }
+            host.set_sa_limit(id, asked.sa_limit);
+            host.set_policies(id, policies);
+            // A higher limit may let in what was refused before.
+            host.restore();
+            Ok(())
+        })?;
+        answer.map_err(|error| machine_refused(&spec, &MachineError::Settings(error)))?;
+        let changed = Arc::new(VmRecord {
+            spec,
+            ..(*vm).clone()
+        });
+        self.registry_mut().vms.insert(id, Arc::clone(&changed));
+        self.refresh_placements(&changed.spec.host);
+        self.tell_vm("vm-changed", &changed, "changed");
+        Ok(changed)
+    }
+
+    /// Removes a machine with its policies and associations. A machine with a receive queue
+    /// takes two calls: the first one takes everything from it and asks the adapter for the
+    /// queue, and is refused with a conflict that says so.
+    pub fn remove_vm(&self, host: Option<&str>, name: &str) -> Result<(), Refusal> {
+        let _changing = self.begin_change();
+        let vm = self.vm_named(host, name)?;
+        let mut draft = Draft {
+            remove: self.sas(Scope::Vm(vm.id), &SaFilter::default()),
+            ..Draft::default()
+        };
+        if self.registry().policies.contains_key(&vm.id) {
+            let mut policies = self.policies_of(&vm);
+            policies.list.clear();
+            // Until it is gone nothing of it passes in clear text.
+            policies.require_protection = true;
+            draft.policies.insert(vm.id, policies);
+        }
+        self.apply(draft)?;
+        let (node, id) = (self.node(vm.node)?, vm.id);
+        node.handle
+            .call(move |host, _| host.remove_machine(id))?
+            .map_err(|error| machine_refused(&vm.spec, &error))?;
+        {
+            let mut registry = self.registry_mut();
+            registry.vms.remove(&id);
+            registry.policies.remove(&id);
+        }
+        self.tell_vm("vm-removed", &vm, "removed");
+        Ok(())
+    }
+
+    /// All machines.
+    pub fn vms(&self) -> Vec<Arc<VmRecord>> {
+        self.registry().vms.values().cloned().collect()
+    }
+
+    /// The machine with this name, which may be `HOST/NAME`.
+    pub fn vm_named(&self, host: Option<&str>, name: &str) -> Result<Arc<VmRecord>, Refusal> {
+        let (host, short) = match name.split_once('/') {
+            Some((before, short)) => (Some(before), short),
+            None => (host, name),
+        };
+        let registry = self.registry();
+        let vms = registry.vms.values();
+        let mut found =
+            vms.filter(|vm| vm.spec.name == short && host.is_none_or(|host| vm.spec.host == host));
+        match (found.next(), found.next()) {
+            (None, _) => Err(Refusal::not_found("vm", name)),
+            (Some(vm), None) => Ok(Arc::clone(vm)),
+            (Some(one), Some(other)) => Err(Refusal::words(
+                "vm",
+                name,
+                format!(
+                    "several hosts have one: {} and {}",
+                    one.spec.host, other.spec.host
+                ),
+                "say `host NAME` as well, or `vm HOST/NAME`",
+            )),
+        }
+    }
+
+    /// The number of a machine that does not exist yet, and its node.
+    fn admit(&self, spec: &MachineSpec) -> Result<(usize, super::Node, vesper_sa::VmId), Refusal> {
+        let is_plain = |letter: char| letter.is_ascii_alphanumeric() || "._-".contains(letter);
+        if spec.name.is_empty() || spec.name.len() > 64 || !spec.name.chars().all(is_plain) {
+            return Err(Refusal::words(
+                "vm",
+                &spec.name,
+                "a name has 1 to 64 letters, digits, `.`, `_` or `-`",
+                "choose another name",
+            ));
+        }
+        let (index, node) = self.node_named(Some(&spec.host))?;
+        if self.registry().vm_on(index, &spec.name).is_some() {
+            return Err(Refusal::conflict(
+                "vm",
+                &spec.name,
+                format!("exists already on {}", spec.host),
+                "choose another name, or remove that one",
+            ));
+        }
+        let id = self.persistence.vm_id(&spec.host, &spec.name)?;
+        Ok((index, node, id))
+    }
+
+    fn register(
+        &self,
+        spec: MachineSpec,
+        origin: Origin,
+        id: vesper_sa::VmId,
+        fallbacks: Vec<String>,
+    ) -> Arc<VmRecord> {
+        let node = self.node_named(Some(&spec.host));
+        let record = Arc::new(VmRecord {
+            id,
+            origin,
+            node: node.map_or(0, |(index, _)| index),
+            spec,
+            fallbacks,
+        });
+        self.registry_mut().vms.insert(id, Arc::clone(&record));
+        self.tell_vm("vm-added", &record, "added");
+        record
+    }
+
+    fn tell_vm(&self, kind: &'static str, vm: &VmRecord, verb: &str) {
+        let subject = Subject {
+            owner: Some(vm.id),
+            vm: Some(vm.spec.name.as_str().into()),
+            ..Subject::default()
+        };
+        let host: Arc<str> = vm.spec.host.as_str().into();
+        let text = format!("{} {verb}", vm.spec.name);
+        self.events.tell(kind, &host, subject, text);
+    }
+}
+
+fn machine_refused(spec: &MachineSpec, error: &MachineError) -> Refusal {
+    let remedy = match error {
+        MachineError::Settings(_) => "change its settings",
+        MachineError::Remove(RemoveVmError::HasQueue(_)) => {
+            "it is being freed; remove the machine again in a moment"
+        }
+        MachineError::Remove(RemoveVmError::HasFunction(_)) => "detach its virtual function first",
+        MachineError::Unknown(_) | MachineError::Remove(RemoveVmError::Unknown(_)) => {
+            "list the machines"
+        }
+        MachineError::Sriov(_) => "look at the NIC switch",
+    };
+    Refusal::conflict("vm", &spec.name, error.to_string(), remedy)
+}

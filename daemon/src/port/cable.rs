@@ -1,0 +1,217 @@
+//! A cable between two hosts of one process: frames change hands without a copy.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use rtrb::{Consumer, Producer, RingBuffer};
+use vesper_esp::{Buffer, PacketBuf};
+use vesper_sa::Timestamp;
+
+use super::{Incoming, Pool, Port, PortStatus};
+use crate::node::Waker;
+
+/// Frames that a cable holds in each direction.
+const FRAMES: usize = 1024;
+
+/// One end of a cable. For each frame that it takes out it gives an empty buffer back, so that
+/// neither end runs out of buffers.
+#[derive(Debug)]
+pub struct Cable {
+    frames: Consumer<PacketBuf>,
+    empties_back: Producer<PacketBuf>,
+    to_peer: Producer<PacketBuf>,
+    empties: Consumer<PacketBuf>,
+    own: Arc<End>,
+    peer: Arc<End>,
+    status: PortStatus,
+}
+
+/// What the other end sees of an end.
+#[derive(Debug)]
+struct End {
+    waker: Waker,
+    /// It has frames that there was no room for.
+    is_blocked: AtomicBool,
+}
+
+impl Cable {
+    /// A cable for IP packets of up to `mtu` bytes.
+    pub fn new(mtu: u32) -> io::Result<(Self, Self)> {
+        let end = || -> io::Result<Arc<End>> {
+            Ok(Arc::new(End {
+                waker: Waker::new()?,
+                is_blocked: AtomicBool::new(false),
+            }))
+        };
+        let (left, right) = (end()?, end()?);
+        let (to_right, from_left) = RingBuffer::new(FRAMES);
+        let (to_left, from_right) = RingBuffer::new(FRAMES);
+        // An empty buffer goes back for each frame that was taken out; as long as it has not
+        // been collected there is one frame fewer on the way.
+        let (back_to_left, empties_left) = RingBuffer::new(2 * FRAMES);
+        let (back_to_right, empties_right) = RingBuffer::new(2 * FRAMES);
+        let status = PortStatus {
+            up: true,
+            mtu,
+            ..PortStatus::default()
+        };
+        Ok((
+            Self {
+                frames: from_right,
+                empties_back: back_to_right,
+                to_peer: to_right,
+                empties: empties_left,
+                own: Arc::clone(&left),
+                peer: Arc::clone(&right),
+                status: status.clone(),
+            },
+            Self {
+                frames: from_left,
+                empties_back: back_to_left,
+                to_peer: to_left,
+                empties: empties_right,
+                own: right,
+                peer: left,
+                status,
+            },
+        ))
+    }
+
+    fn collect_empties(&mut self, pool: &mut Pool) {
+        let count = self.empties.slots();
+        if let Ok(chunk) = self.empties.read_chunk(count) {
+            chunk.into_iter().for_each(|buffer| pool.give(buffer));
+        }
+    }
+}
+
+impl Port for Cable {
+    fn receive(
+        &mut self,
+        _: Timestamp,
+        pool: &mut Pool,
+        most: usize,
+        into: &mut Vec<Incoming>,
+    ) -> usize {
+        self.collect_empties(pool);
+        let count = self
+            .frames
+            .slots()
+            .min(most)
+            .min(pool.free())
+            .min(self.empties_back.slots());
+        if count == 0 {
+            return 0;
+        }
+        if let Ok(chunk) = self.empties_back.write_chunk_uninit(count) {
+            chunk.fill_from_iter(std::iter::from_fn(|| pool.free.pop()));
+        }
+        if let Ok(chunk) = self.frames.read_chunk(count) {
+            for frame in chunk {
+                self.status.received_bytes += frame.data().len() as u64;
+                into.push(Incoming::new(frame));
+            }
+        }
+        self.status.received += count as u64;
+        if self.peer.is_blocked.load(Ordering::Relaxed) {
+            self.peer.waker.wake();
+        }
+        count
+    }
+
+    fn send(&mut self, _: Timestamp, pool: &mut Pool, frames: &mut Vec<PacketBuf>) {
+        self.collect_empties(pool);
+        let count = self.to_peer.slots().min(frames.len());
+        self.own
+            .is_blocked
+            .store(count < frames.len(), Ordering::Relaxed);
+        if count == 0 {
+            return;
+        }
+        let bytes = frames[..count].iter().map(|frame| frame.data().len());
+        self.status.sent_bytes += bytes.sum::<usize>() as u64;
+        self.status.sent += count as u64;
+        if let Ok(chunk) = self.to_peer.write_chunk_uninit(count) {
+            chunk.fill_from_iter(frames.drain(..count));
+        }
+        self.peer.waker.wake();
+    }
+
+    fn status(&self) -> PortStatus {
+        PortStatus {
+            up: !self.frames.is_abandoned(),
+            ..self.status.clone()
+        }
+    }
+
+    fn wake(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.own.waker.as_fd())
+    }
+
+    fn prepare_sleep(&mut self, sleeping: bool) -> bool {
+        self.own.waker.set_asleep(sleeping);
+        let has_room = self.own.is_blocked.load(Ordering::Relaxed) && self.to_peer.slots() > 0;
+        sleeping && (!self.frames.is_empty() || has_room)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: Timestamp = Timestamp::ZERO;
+
+    #[test]
+    fn frames_cross_in_order_and_buffers_come_back() {
+        let (mut left, mut right) = Cable::new(1500).unwrap();
+        let (mut pool, mut other) = (Pool::new(100, 100), Pool::new(100, 100));
+        let mut received = Vec::new();
+        for round in 0..200_u32 {
+            let mut frames: Vec<_> = (0..50)
+                .map(|index| pool.copy(&(round * 50 + index).to_be_bytes()).unwrap())
+                .collect();
+            left.send(NOW, &mut pool, &mut frames);
+            assert!(frames.is_empty());
+            received.clear();
+            assert_eq!(right.receive(NOW, &mut other, 60, &mut received), 50);
+            for (index, incoming) in (0..).zip(&received) {
+                assert_eq!(incoming.frame.data(), (round * 50 + index).to_be_bytes());
+            }
+            received
+                .drain(..)
+                .for_each(|incoming| other.give(incoming.frame));
+            assert_eq!(other.free(), 100);
+        }
+        let status = right.status();
+        assert_eq!((status.received, status.received_bytes), (10_000, 40_000));
+    }
+
+    #[test]
+    fn a_full_cable_keeps_the_rest_and_says_when_there_is_room() {
+        let (mut left, mut right) = Cable::new(1500).unwrap();
+        let (mut pool, mut other) = (Pool::new(2048, 10), Pool::new(2048, 10));
+        let mut frames: Vec<_> = (0..FRAMES + 10).map(|_| pool.copy(&[1]).unwrap()).collect();
+        left.send(NOW, &mut pool, &mut frames);
+        assert_eq!(frames.len(), 10);
+        assert!(!left.prepare_sleep(true));
+        right.receive(NOW, &mut other, 20, &mut Vec::new());
+        assert!(left.prepare_sleep(true));
+        left.prepare_sleep(false);
+        left.send(NOW, &mut pool, &mut frames);
+        assert!(frames.is_empty());
+    }
+
+    #[test]
+    fn without_free_buffers_frames_stay_on_the_cable() {
+        let (mut left, mut right) = Cable::new(1500).unwrap();
+        let (mut pool, mut empty) = (Pool::new(4, 10), Pool::new(0, 10));
+        let mut frames = vec![pool.copy(&[1]).unwrap()];
+        left.send(NOW, &mut pool, &mut frames);
+        assert_eq!(right.receive(NOW, &mut empty, 20, &mut Vec::new()), 0);
+        assert!(right.prepare_sleep(true));
+        drop(left);
+        assert!(!right.status().up);
+    }
+}

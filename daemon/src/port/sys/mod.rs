@@ -1,0 +1,11 @@
+//! System calls on network interfaces that neither `rustix` nor `nix` has: interface ioctls, TAP
+//! queues, options and batches of packet sockets.
+//!
+//! The only place of this crate where `unsafe` may stand.
+#![allow(unsafe_code)]
+
+mod interface;
+mod packet;
+
+pub(super) use interface::{TapQueue, interface, open_tap, set_mtu, set_up};
+pub(super) use packet::{BATCH, Info, PacketSocket};

@@ -1,0 +1,123 @@
+//! Nodes without ports, driven by a thread each, and a plane over them.
+#![allow(
+    dead_code,
+    unreachable_pub,
+    reason = "each test file uses a part of it"
+)]
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use vesper_daemon::node::NodeHandle;
+use vesper_daemon::plane::{
+    MachineSpec, NodeSpec, Origin, Persistence, Plane, SaSpec, Scope, Volatile,
+};
+use vesper_esp::PacketBuf;
+use vesper_offload::{Host, MacAddress, Nic, Profile, SwitchLimits};
+use vesper_sa::Timestamp;
+use vesper_verify::xfrm::{self, Line, State};
+
+/// A plane with running nodes.
+pub struct Bed {
+    pub plane: Arc<Plane>,
+    stop: Arc<AtomicBool>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Bed {
+    /// Host `a` with the machines `web1` and `web2`, and host `b` with `db1`.
+    pub fn new() -> Self {
+        Self::with(Arc::new(Volatile::default()), Profile::full())
+    }
+
+    pub fn with(persistence: Arc<dyn Persistence>, profile: Profile) -> Self {
+        let plane = Arc::new(Plane::new(persistence).unwrap());
+        let stop = Arc::new(AtomicBool::new(false));
+        let mut threads = Vec::new();
+        for (number, name) in [(1, "a"), (2, "b")] {
+            let nic = Arc::new(Nic::<PacketBuf>::new(profile.clone()));
+            let (handle, commands) = NodeHandle::new(name, Arc::clone(&nic));
+            let stop = Arc::clone(&stop);
+            threads.push(thread::spawn(move || {
+                let mut host = Host::new(nic, SwitchLimits::default());
+                let began = Instant::now();
+                while !stop.load(Ordering::Relaxed) {
+                    let now =
+                        Timestamp::from_nanos(1_000_000_000 + began.elapsed().as_nanos() as u64);
+                    if commands.run(&mut host, now) == 0 {
+                        host.run(now, 32);
+                        for processor in 0..host.nic().processors() {
+                            host.nic().run_processor(processor, now, 32);
+                        }
+                        thread::sleep(Duration::from_micros(50));
+                    }
+                }
+            }));
+            let spec = NodeSpec {
+                addresses: vec![IpAddr::from([192, 0, 2, number])],
+                mac: MacAddress([2, 0, 0, 0, number, 1]),
+                gateway: Some(MacAddress([2, 0, 0, 0, 3 - number, 1])),
+                vlan: None,
+            };
+            plane.add_node(handle, spec);
+        }
+        for (host, name, number) in [("a", "web1", 1), ("a", "web2", 2), ("b", "db1", 3)] {
+            let mut spec = MachineSpec::new(host, name, MacAddress([2, 0, 0, 1, 0, number]));
+            spec.settings.vmq_weight = if name == "web2" { 0 } else { 100 };
+            plane.add_vm(spec, Origin::Configured).unwrap();
+        }
+        Self {
+            plane,
+            stop,
+            threads,
+        }
+    }
+
+    pub fn add(&self, words: &str) -> Result<u64, String> {
+        self.plane
+            .add_sas(
+                Scope::All,
+                vec![SaSpec::new(state(words))],
+                Origin::Requested,
+            )
+            .map(|ids| ids[0].0)
+            .map_err(|refusal| refusal.to_string())
+    }
+}
+
+impl Drop for Bed {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        for thread in self.threads.drain(..) {
+            thread.join().unwrap();
+        }
+    }
+}
+
+pub fn state(words: &str) -> State {
+    match xfrm::parse_lines(words, "test").unwrap().remove(0) {
+        Line::State(state) => *state,
+        Line::Policy(_) => panic!("{words}"),
+    }
+}
+
+pub const KEY: &str = "0x000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f20212223";
+
+/// An association of `web1` on host `a`, outbound.
+pub fn outbound(spi: u32) -> String {
+    format!(
+        "vm web1 src 192.0.2.1 dst 192.0.2.2 proto esp spi {spi:#x} reqid 7 mode tunnel \
+         aead rfc4106(gcm(aes)) {KEY} 128"
+    )
+}
+
+/// The same towards it.
+pub fn inbound(spi: u32) -> String {
+    format!(
+        "vm web1 src 192.0.2.2 dst 192.0.2.1 proto esp spi {spi:#x} reqid 7 mode tunnel \
+         replay-window 64 aead rfc4106(gcm(aes)) {KEY} 128"
+    )
+}

@@ -1,0 +1,93 @@
+//! Recognising the next packet of a flow without taking it apart.
+
+use vesper_esp::wire::protocol;
+
+/// What policy looks at in an ordinary packet: IPv4 without options, whole, TCP or UDP. Two
+/// packets with equal keys are of the same flow, so that what was decided for one holds for
+/// the other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct FlowKey {
+    addresses: u64,
+    ports: u32,
+    protocol: u8,
+}
+
+impl FlowKey {
+    /// The key of an IP packet; `None` if it is not an ordinary one, and has to be looked at.
+    #[inline]
+    pub(crate) fn of(packet: &[u8]) -> Option<Self> {
+        let start = packet.first_chunk::<24>()?;
+        let total_len = usize::from(u16::from_be_bytes([start[2], start[3]]));
+        let is_ordinary = start[0] == 0x45
+            && start[6] & 0x3f == 0
+            && start[7] == 0
+            && matches!(start[9], protocol::TCP | protocol::UDP)
+            && (24..=packet.len()).contains(&total_len);
+        let (_, rest) = start.split_first_chunk::<12>()?;
+        let (addresses, ports) = rest.split_first_chunk::<8>()?;
+        is_ordinary.then_some(Self {
+            addresses: u64::from_ne_bytes(*addresses),
+            ports: u32::from_ne_bytes(*ports.first_chunk()?),
+            protocol: start[9],
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use etherparse::PacketBuilder;
+    use vesper_esp::wire::flow;
+
+    fn packet(source: [u8; 4], destination: [u8; 4], ports: (u16, u16), tcp: bool) -> Vec<u8> {
+        let mut packet = Vec::new();
+        let ip = PacketBuilder::ipv4(source, destination, 64);
+        match tcp {
+            true => ip.tcp(ports.0, ports.1, 7, 7).write(&mut packet, &[1]),
+            false => ip.udp(ports.0, ports.1).write(&mut packet, &[1]),
+        }
+        .unwrap();
+        packet
+    }
+
+    #[test]
+    fn keys_are_equal_where_flows_are() {
+        let mut packets = Vec::new();
+        for source in [[10, 0, 0, 1], [10, 0, 0, 2]] {
+            for destination in [[10, 1, 0, 1], [10, 1, 0, 2]] {
+                for ports in [(1, 2), (2, 1)] {
+                    for tcp in [false, true] {
+                        packets.push(packet(source, destination, ports, tcp));
+                    }
+                }
+            }
+        }
+        for one in &packets {
+            for other in &packets {
+                let keys = (FlowKey::of(one).unwrap(), FlowKey::of(other).unwrap());
+                assert_eq!(keys.0 == keys.1, flow(one) == flow(other));
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_not_ordinary_has_no_key() {
+        let right = packet([10, 0, 0, 1], [10, 0, 0, 2], (1, 2), false);
+        assert!(FlowKey::of(&right).is_some());
+        // IPv6, options, more fragments, a later fragment, another protocol, lengths.
+        for (at, value) in [
+            (0, 0x65),
+            (0, 0x46),
+            (6, 0x20),
+            (7, 1),
+            (9, 1),
+            (2, 1),
+            (3, 23),
+        ] {
+            let mut other = right.clone();
+            other[at] = value;
+            assert_eq!(FlowKey::of(&other), None, "{at}");
+        }
+        assert_eq!(FlowKey::of(&right[..23]), None);
+    }
+}
