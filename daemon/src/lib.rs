@@ -16,8 +16,11 @@
 //! `vesper-sa`; this crate has the sockets, threads and files.
 #![deny(unsafe_code)]
 
+pub mod cli;
 pub mod config;
+pub mod control;
 pub mod node;
+pub mod ops;
 pub mod pair;
 pub mod plane;
 pub mod port;

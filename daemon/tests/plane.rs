@@ -7,6 +7,7 @@ use vesper_daemon::plane::{
     Desired, Kind, MachineSpec, Origin, PolicyFilter, Resume, SaFilter, SaSpec, Scope, Severity,
     VmChange,
 };
+use vesper_daemon::store::Loss;
 use vesper_offload::{MacAddress, OffloadMode, Profile};
 use vesper_sa::Direction;
 use vesper_verify::xfrm::{PolicyLine, parse_policies};
@@ -208,7 +209,7 @@ fn what_must_be_rekeyed_carries_nothing() {
     let bed = Bed::new();
     let spec = SaSpec {
         state: state(&outbound(0x1000)),
-        resume: Resume::NeedsRekey("the store is older than its anchor".to_owned()),
+        resume: Resume::NeedsRekey(Loss::StoreOlder),
     };
     bed.plane
         .add_sas(Scope::All, vec![spec], Origin::Requested)
@@ -335,10 +336,12 @@ fn a_reload_keeps_what_is_the_same_and_all_or_nothing_changes() {
 fn a_machine_comes_and_goes() {
     let bed = Bed::new();
     let spec = MachineSpec::new("b", "mail", MacAddress([2, 0, 0, 1, 0, 9]));
-    bed.plane.add_vm(spec.clone(), Origin::Requested).unwrap();
+    bed.plane
+        .add_vm(spec.clone(), None, Origin::Requested)
+        .unwrap();
     let twice = bed
         .plane
-        .add_vm(spec.clone(), Origin::Requested)
+        .add_vm(spec.clone(), None, Origin::Requested)
         .unwrap_err();
     assert_eq!(twice.kind, Kind::Conflict);
     let odd = MachineSpec {
@@ -346,7 +349,10 @@ fn a_machine_comes_and_goes() {
         ..spec
     };
     assert_eq!(
-        bed.plane.add_vm(odd, Origin::Requested).unwrap_err().kind,
+        bed.plane
+            .add_vm(odd, None, Origin::Requested)
+            .unwrap_err()
+            .kind,
         Kind::Words
     );
     let words = "vm mail src 192.0.2.2 dst 192.0.2.1 proto esp spi 0x3000 mode tunnel dir out \

@@ -5,8 +5,10 @@ use std::net::IpAddr;
 use vesper_offload::{MacAddress, OffloadMode, VlanId, VmAddress, VmSettings};
 use vesper_verify::xfrm::{PolicyLine, State};
 
+use crate::store::Loss;
+
 /// What the plane has to know of a node.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodeSpec {
     /// Where its tunnels end. They tell which direction an association serves whose words do
     /// not say it.
@@ -18,6 +20,20 @@ pub struct NodeSpec {
     pub gateway: Option<MacAddress>,
     /// The VLAN of its ESP packets.
     pub vlan: Option<VlanId>,
+    /// The longest frame in bytes that its packet buffers take.
+    pub frame: u32,
+}
+
+impl Default for NodeSpec {
+    fn default() -> Self {
+        Self {
+            addresses: Vec::new(),
+            mac: MacAddress::default(),
+            gateway: None,
+            vlan: None,
+            frame: 1600,
+        }
+    }
 }
 
 /// A virtual machine as it should be.
@@ -76,14 +92,14 @@ impl SaSpec {
 /// Where an association goes on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Resume {
-    /// It is new: at what its words say.
+    /// It is new, unless the store knows its keys: then where those were.
     New,
     /// It was in use before. Inbound, everything up to this number counts as received;
     /// outbound its lease decides.
     After(u64),
     /// It must not be used any more, for this reason: it is listed, sends and accepts nothing,
     /// and waits for its replacement.
-    NeedsRekey(String),
+    NeedsRekey(Loss),
 }
 
 /// What a configuration asks for. What was added otherwise is not touched by it.

@@ -175,8 +175,11 @@ impl Refill {
     }
 }
 
-/// Events may be lost where too many happen at once: every association is looked at this often.
+/// Events come late or not at all where much happens at once: every association is looked at
+/// this often ...
 const SWEEP: Duration = Duration::from_millis(100);
+/// ... and so often those that have few numbers left for the packets that they carry.
+const GLANCE: Duration = Duration::from_millis(1);
 /// How soon something is tried again that failed.
 const RETRY: Duration = Duration::from_millis(100);
 /// Packets that a lease should last for are counted over this time.
@@ -213,9 +216,12 @@ struct State {
 impl Worker {
     fn run(mut self, orders: &Receiver<Order>) {
         let mut swept = Instant::now();
+        // Those that may be low before the next sweep.
+        let mut busy: Vec<SaName> = Vec::new();
         loop {
             let mut low = Vec::new();
-            match orders.recv_timeout(SWEEP.saturating_sub(swept.elapsed())) {
+            let wait = if busy.is_empty() { SWEEP } else { GLANCE };
+            match orders.recv_timeout(wait.min(SWEEP.saturating_sub(swept.elapsed()))) {
                 Ok(order) => self.obey(order, &mut low),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
@@ -225,7 +231,9 @@ impl Worker {
             }
             if swept.elapsed() >= SWEEP {
                 swept = Instant::now();
-                low.extend(self.sweep(swept));
+                busy = self.sweep(swept, &mut low);
+            } else {
+                low.extend(self.glance(&busy));
             }
             low.sort_unstable();
             low.dedup();
@@ -330,9 +338,10 @@ impl Worker {
             .max()
     }
 
-    /// Which associations need more. Measures their rates.
-    fn sweep(&mut self, now: Instant) -> Vec<SaName> {
-        let mut low = Vec::new();
+    /// Finds which associations need more, and returns those that may before the next sweep.
+    /// Measures their rates.
+    fn sweep(&mut self, now: Instant, low: &mut Vec<SaName>) -> Vec<SaName> {
+        let mut busy = Vec::new();
         for (name, state) in &mut self.watched {
             state.measure(now);
             if state.refused {
@@ -344,8 +353,20 @@ impl Worker {
             if wanted >= state.low || is_inbound && state.end > too_far {
                 low.push(name.clone());
             }
+            if wanted.saturating_add(state.before_next_sweep()) >= state.low {
+                busy.push(name.clone());
+            }
         }
-        low
+        busy
+    }
+
+    /// Which of these need more.
+    fn glance(&self, names: &[SaName]) -> impl Iterator<Item = SaName> {
+        names.iter().filter_map(|name| {
+            let state = self.watched.get(name)?;
+            let is_low = !state.refused && state.sa.highest_wanted() >= state.low;
+            is_low.then(|| name.clone())
+        })
     }
 
     /// Makes more numbers durable and puts them in force. Returns the associations that get
@@ -494,6 +515,12 @@ impl State {
                 self.rate.unwrap_or(most).clamp((most / 8).max(1), most)
             }
         }
+    }
+
+    /// How many packets there may be until the next sweep, at twice the rate so far.
+    fn before_next_sweep(&self) -> u64 {
+        let sweeps_per_second = 1000 / SWEEP.as_millis() as u64;
+        self.rate.unwrap_or(u64::MAX / 2).saturating_mul(2) / sweeps_per_second
     }
 
     /// Measures the rate, if enough time has passed since the last time.

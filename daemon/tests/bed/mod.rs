@@ -12,7 +12,7 @@ use vesper_daemon::store::{
     Watched,
 };
 use vesper_esp::EspSa;
-use vesper_sa::{Direction, SaParams, Timestamp, VmId};
+use vesper_sa::{Direction, SaParams, SaState, Timestamp, VmId};
 use vesper_verify::xfrm::{Entry, State, parse};
 use zeroize::Zeroizing;
 
@@ -64,6 +64,7 @@ pub(crate) fn stored(store: &Store, words: &str) -> StoredSa {
         key: store.fingerprint(&state.keys),
         sequence: params.sequence,
         origin: Origin::Request,
+        configured: false,
         words: Zeroizing::new(words.to_owned()),
     }
 }
@@ -92,7 +93,7 @@ pub(crate) fn resume(words: &str, standing: &Standing) -> Option<Arc<EspSa>> {
     let state = state(words);
     let cipher = state.keys.fastest_cipher().unwrap();
     let sa = standing.resume(params(&state), cipher, NOW).unwrap();
-    sa.map(Arc::new)
+    (sa.state() != SaState::Deleted).then(|| Arc::new(sa))
 }
 
 /// The association of these words, with its first lease or mark in force.
