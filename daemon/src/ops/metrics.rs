@@ -17,7 +17,7 @@ use prometheus_client::registry::Registry;
 use vesper_esp::DropReason;
 use vesper_offload::{Loss, Losses};
 
-use crate::node::{MachineStatistics, NodeStatistics, Statistics};
+use crate::node::{MachineStatistics, Statistics};
 use crate::store::{COMMIT_BUCKETS, StoreStatistics};
 
 /// The media type of the text.
@@ -275,7 +275,7 @@ fn commits(encoder: &mut DescriptorEncoder<'_>, store: &StoreStatistics) -> fmt:
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::node::PathKind;
+    use crate::node::{NodeStatistics, PathKind};
     use std::time::Duration;
     use vesper_offload::{MachineCounters, Usage, VmCounters};
     use vesper_sa::{SaUsage, VmId};
