@@ -21,6 +21,7 @@ pub mod config;
 pub mod control;
 pub mod neighbour;
 pub mod node;
+pub mod ops;
 pub mod pair;
 pub mod plane;
 pub mod port;

@@ -7,6 +7,7 @@ use vesper_daemon::plane::{
     Desired, Kind, MachineSpec, Origin, PolicyFilter, Resume, SaFilter, SaSpec, Scope, Severity,
     VmChange,
 };
+use vesper_daemon::store::Loss;
 use vesper_offload::{MacAddress, OffloadMode, Profile};
 use vesper_sa::Direction;
 use vesper_verify::xfrm::{PolicyLine, parse_policies};
@@ -208,7 +209,7 @@ fn what_must_be_rekeyed_carries_nothing() {
     let bed = Bed::new();
     let spec = SaSpec {
         state: state(&outbound(0x1000)),
-        resume: Resume::NeedsRekey("the store is older than its anchor".to_owned()),
+        resume: Resume::NeedsRekey(Loss::StoreOlder),
     };
     bed.plane
         .add_sas(Scope::All, vec![spec], Origin::Requested)

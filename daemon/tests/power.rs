@@ -7,8 +7,10 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use bed::faulty::Disk;
-use bed::{NOW, Random, put, resume, stored, watched, words};
-use vesper_daemon::store::{Change, Kek, Loss, Recovered, Refill, RefillSettings, Standing, Store};
+use bed::{NODE, NOW, Random, put, resume, stored, words};
+use vesper_daemon::store::{
+    Change, Kek, Loss, Recovered, Refill, RefillSettings, Standing, Store, Watched,
+};
 use vesper_esp::EspSa;
 use vesper_sa::Direction;
 
@@ -134,7 +136,8 @@ fn work(
             (_, Some(InUse { sa, key })) => {
                 // What was granted is used up, and more is wanted.
                 use_up(sa, random);
-                if refill.watch(vec![watched(sa)]).is_ok() {
+                let again = Watched::new(NODE, Arc::clone(sa), &Standing::Fresh);
+                if refill.watch(vec![again]).is_ok() {
                     outcome.leases += 1;
                     monitor.may_reach(*key, end_of(sa));
                 }
@@ -182,7 +185,8 @@ fn begin(
         return;
     };
     monitor.begins(key, sa.sequence());
-    if refill.watch(vec![watched(&sa)]).is_ok() {
+    let watched = Watched::new(NODE, Arc::clone(&sa), standing);
+    if refill.watch(vec![watched]).is_ok() {
         outcome.leases += 1;
         monitor.may_reach(key, end_of(&sa));
         in_use.insert(number, InUse { sa, key });

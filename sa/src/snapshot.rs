@@ -131,6 +131,21 @@ const HEADER: usize = 80;
 const KEPT_FLAGS: u32 = Flags::DYING.0 | Flags::DEAD.0 | Flags::SEQUENCE_HIGH.0 | Flags::OVERFLOW.0;
 
 impl SaSnapshot {
+    /// The security parameter index.
+    pub fn spi(&self) -> Spi {
+        self.spi
+    }
+
+    /// Inbound or outbound.
+    pub fn direction(&self) -> Direction {
+        self.direction
+    }
+
+    /// Whether sequence numbers are extended to 64 bits.
+    pub fn esn(&self) -> bool {
+        self.esn
+    }
+
     /// Outbound the last sequence number used, inbound the highest one accepted.
     pub fn sequence(&self) -> u64 {
         self.sequence

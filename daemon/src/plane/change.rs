@@ -113,14 +113,13 @@ impl Plane {
     }
 
     fn begin(&self, draft: &Draft) -> Result<(), Refusal> {
-        for new in &draft.add {
-            if new.needs_rekey.is_some() {
-                new.sa.close();
-            } else {
-                self.persistence.begin(&new.host, &new.sa)?;
-            }
+        let (waiting, ready): (Vec<_>, Vec<_>) =
+            (draft.add.iter()).partition(|new| new.needs_rekey.is_some());
+        for new in waiting {
+            new.sa.close();
         }
-        Ok(())
+        let ready: Vec<_> = ready.iter().map(|new| (&*new.host, &new.sa)).collect();
+        Ok(self.persistence.begin(&ready)?)
     }
 
     fn call_nodes(

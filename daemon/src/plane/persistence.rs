@@ -5,8 +5,11 @@ use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use vesper_esp::EspSa;
-use vesper_sa::{SaIdentity, VmId};
+use vesper_sa::{Event, SaIdentity, VmId};
+use vesper_verify::xfrm::Keys;
 use zeroize::Zeroizing;
+
+use crate::store::Standing;
 
 /// Makes changes durable before they are in force.
 ///
@@ -19,9 +22,27 @@ pub trait Persistence: Send + Sync {
     /// Makes all of these changes durable, or none.
     fn commit(&self, changes: &[Change<'_>]) -> Result<(), PersistenceError>;
 
-    /// Makes an association ready for its first packet: outbound it gets its first lease.
-    /// Called after [`commit`](Self::commit), before any packet.
-    fn begin(&self, host: &str, sa: &Arc<EspSa>) -> Result<(), PersistenceError>;
+    /// Where an association with these keys goes on, before it is made: they may have been in
+    /// use before, under this name or another. `configured`: the configuration asks for it.
+    fn standing(
+        &self,
+        host: &str,
+        sa: &SaIdentity,
+        keys: &Keys,
+        configured: bool,
+    ) -> Result<Standing, PersistenceError> {
+        let _ = (host, sa, keys, configured);
+        Ok(Standing::Fresh)
+    }
+
+    /// Makes associations ready for their first packets: outbound ones get their first lease,
+    /// inbound ones their first mark. Called after [`commit`](Self::commit), before any packet.
+    fn begin(&self, sas: &[(&str, &Arc<EspSa>)]) -> Result<(), PersistenceError>;
+
+    /// An event of an association: it may need more numbers. Does not block.
+    fn notice(&self, host: &str, event: &Event) {
+        let _ = (host, event);
+    }
 
     /// The association is deleted. Called after its last packet.
     fn end(&self, host: &str, sa: &SaIdentity);
@@ -109,7 +130,7 @@ impl Persistence for Volatile {
         Ok(())
     }
 
-    fn begin(&self, _: &str, _: &Arc<EspSa>) -> Result<(), PersistenceError> {
+    fn begin(&self, _: &[(&str, &Arc<EspSa>)]) -> Result<(), PersistenceError> {
         Ok(())
     }
 

@@ -4,10 +4,11 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
-use vesper_esp::{EspSa, association};
+use vesper_esp::EspSa;
 use vesper_offload::{OffloadMode, OffloadWish, Placement, Rewrite, SaOffload};
 use vesper_sa::{
-    Direction, Lifetime, Mode, SaParams, SaUpdate, Scope as ReceiveScope, Timestamp, VmId,
+    Direction, Lifetime, Mode, Past, SaIdentity, SaParams, SaUpdate, Scope as ReceiveScope,
+    Timestamp, VmId,
 };
 use vesper_verify::xfrm::{Offload, State};
 use zeroize::Zeroizing;
@@ -18,6 +19,7 @@ use super::filter::in_scope;
 use super::record::{Origin, SaId, SaRecord, VmRecord};
 use super::spec::{Resume, SaSpec};
 use super::{Node, Plane, Refusal, SaFilter, Scope};
+use crate::store::Standing;
 
 /// An association as its words describe it, before its keys are expanded.
 struct Described {
@@ -258,7 +260,7 @@ impl Plane {
         clocks: &mut HashMap<usize, Timestamp>,
     ) -> Result<NewSa, Refusal> {
         let SaSpec { state, resume } = spec;
-        let mut described = self.describe(scope, &state)?;
+        let described = self.describe(scope, &state)?;
         if described.packet_only {
             let enabled = described.node.handle.nic().enabled();
             let suite = state.keys.suite();
@@ -276,17 +278,36 @@ impl Plane {
                 now
             }
         };
-        if let Resume::After(sequence) = &resume {
-            described.params.sequence = described.params.sequence.max(*sequence);
-        }
-        let sa = self.expand(&state, described.params, now)?;
-        let sa = match resume {
-            Resume::After(_) if sa.direction() == Direction::Inbound => sa.with_all_seen(),
-            _ => sa,
+        let recovered = resume != Resume::New;
+        let standing = match resume {
+            Resume::New => {
+                let name = SaIdentity {
+                    owner: described.params.owner,
+                    direction: described.params.direction,
+                    destination: described.params.destination,
+                    spi: described.params.spi,
+                };
+                let configured = origin == Origin::Configured;
+                self.persistence.standing(
+                    described.node.handle.name(),
+                    &name,
+                    &state.keys,
+                    configured,
+                )?
+            }
+            Resume::After(sequence) => Standing::After {
+                sequence,
+                past: Past::default(),
+            },
+            Resume::NeedsRekey(loss) => Standing::NeedsRekey(loss),
         };
+        let needs_rekey = match &standing {
+            Standing::NeedsRekey(loss) => Some(loss.to_string().into()),
+            _ => None,
+        };
+        let sa = self.expand(&state, described.params, &standing, now)?;
         let host: Arc<str> = described.node.handle.name().into();
         let vm: Option<Arc<str>> = described.vm.map(|vm| vm.spec.name.as_str().into());
-        let recovered = resume != Resume::New;
         Ok(NewSa {
             node: described.index,
             sa: Arc::new(sa),
@@ -300,15 +321,18 @@ impl Plane {
             host,
             vm,
             origin,
-            needs_rekey: match resume {
-                Resume::NeedsRekey(why) => Some(why.into()),
-                _ => None,
-            },
+            needs_rekey,
             recovered,
         })
     }
 
-    fn expand(&self, state: &State, params: SaParams, now: Timestamp) -> Result<EspSa, Refusal> {
+    fn expand(
+        &self,
+        state: &State,
+        params: SaParams,
+        standing: &Standing,
+        now: Timestamp,
+    ) -> Result<EspSa, Refusal> {
         let cipher = state.keys.fastest_cipher().map_err(|error| {
             Refusal::words(
                 "aead",
@@ -317,7 +341,7 @@ impl Plane {
                 "give a key that fits the suite",
             )
         })?;
-        association(params, cipher, now).map_err(|error| {
+        standing.resume(params, cipher, now).map_err(|error| {
             Refusal::words(
                 "spi",
                 state.spi,

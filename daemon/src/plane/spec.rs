@@ -5,6 +5,8 @@ use std::net::IpAddr;
 use vesper_offload::{MacAddress, OffloadMode, VlanId, VmAddress, VmSettings};
 use vesper_verify::xfrm::{PolicyLine, State};
 
+use crate::store::Loss;
+
 /// What the plane has to know of a node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodeSpec {
@@ -90,14 +92,14 @@ impl SaSpec {
 /// Where an association goes on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Resume {
-    /// It is new: at what its words say.
+    /// It is new, unless the store knows its keys: then where those were.
     New,
     /// It was in use before. Inbound, everything up to this number counts as received;
     /// outbound its lease decides.
     After(u64),
     /// It must not be used any more, for this reason: it is listed, sends and accepts nothing,
     /// and waits for its replacement.
-    NeedsRekey(String),
+    NeedsRekey(Loss),
 }
 
 /// What a configuration asks for. What was added otherwise is not touched by it.

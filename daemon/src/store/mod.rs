@@ -26,6 +26,7 @@
 
 mod anchor;
 mod clock;
+mod durable;
 mod error;
 mod kek;
 mod medium;
@@ -42,12 +43,14 @@ use std::time::Duration;
 
 use vesper_sa::{Lease, LeaseError, LeaseHolder, LeaseRequest, LeaseStore, SaIdentity, SaSnapshot};
 use vesper_verify::xfrm::Keys;
+use zeroize::Zeroizing;
 
 use self::clock::Moment;
 use self::kek::StoreKeys;
 use self::record::Usage;
 use self::writer::Writer;
 
+pub use self::durable::{Durable, OpenError, StorePaths};
 pub use self::error::StoreError;
 pub use self::kek::{Kek, KekError};
 pub use self::medium::{AnchorFile, Files, Medium};
@@ -135,6 +138,16 @@ impl Store {
     /// [`Sa::continuing`](vesper_sa::Sa::continuing) the old one.
     pub fn apply(&self, changes: &[Change]) -> Result<Vec<Standing>, StoreError> {
         self.writer().apply(&self.0.keys, changes)
+    }
+
+    /// Where an association may go on that is about to be put; changes nothing.
+    pub fn standing(&self, sa: &StoredSa) -> Result<Standing, StoreError> {
+        self.writer().standing(&self.0.keys, sa)
+    }
+
+    /// The words of an association, keys included; `None` if it is not known.
+    pub fn words(&self, name: &SaName) -> Result<Option<Zeroizing<String>>, StoreError> {
+        self.writer().words(&self.0.keys, name)
     }
 
     /// The leases of one node.

@@ -37,6 +37,8 @@ pub struct StoredSa {
     pub sequence: u64,
     /// Where the key comes from.
     pub origin: Origin,
+    /// The configuration asks for it.
+    pub configured: bool,
 }
 
 /// Whether a key that the store does not know may have been used nevertheless.
@@ -164,7 +166,7 @@ pub struct Recovered {
 }
 
 impl Standing {
-    /// The association with these parameters, going on where it may; `None` if it may not.
+    /// The association with these parameters, going on where it may; closed if it may not.
     ///
     /// It still needs a lease, or a mark, before it is used: see
     /// [`Refill::watch`](super::Refill::watch).
@@ -173,26 +175,38 @@ impl Standing {
         params: SaParams,
         cipher: Cipher,
         now: Timestamp,
-    ) -> Result<Option<EspSa>, AssociationError> {
+    ) -> Result<EspSa, AssociationError> {
         let mut params = params;
-        Ok(Some(match self {
-            Self::NeedsRekey(_) => return Ok(None),
-            Self::Fresh => association(params, cipher, now)?,
+        match self {
+            Self::Fresh => association(params, cipher, now),
+            Self::NeedsRekey(_) => {
+                let sa = association(params, cipher, now)?;
+                sa.close();
+                Ok(sa)
+            }
             Self::Restored(snapshot) => {
-                params.sequence = 0;
-                match association(params, cipher, now)?.with_snapshot(snapshot, now) {
-                    Ok(sa) => sa,
+                let fits = (snapshot.spi(), snapshot.direction(), snapshot.esn())
+                    == (params.spi, params.direction, params.esn);
+                if !fits {
                     // The words have another setting of ESN than they had.
-                    Err(_) => return Ok(None),
+                    let after = Self::After {
+                        sequence: snapshot.sequence(),
+                        past: Past::default(),
+                    };
+                    return after.resume(params, cipher, now);
                 }
+                params.sequence = 0;
+                let sa = association(params, cipher, now)?;
+                Ok(sa
+                    .with_snapshot(snapshot, now)
+                    .expect("a snapshot that fits, of a number that is not below 0"))
             }
             Self::After { sequence, past } => {
                 params.sequence = params.sequence.max(*sequence);
-                association(params, cipher, now)?
-                    .with_past(*past, now)
-                    .with_all_seen()
+                let sa = association(params, cipher, now)?;
+                Ok(sa.with_past(*past, now).with_all_seen())
             }
-        }))
+        }
     }
 }
 

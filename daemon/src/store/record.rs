@@ -42,11 +42,12 @@ pub(super) struct SaRecord {
     pub(super) key: Fingerprint,
     pub(super) sequence: u64,
     pub(super) born: Moment,
+    pub(super) configured: bool,
     pub(super) wrapped: Vec<u8>,
 }
 
 const NUMBERS_LEN: usize = 2 + 12 * 8;
-const SA_HEADER: usize = 16 + 8 + Moment::LEN;
+const SA_HEADER: usize = 16 + 8 + Moment::LEN + 1;
 
 impl Numbers {
     pub(super) fn encode(&self, keys: &StoreKeys, key: Fingerprint) -> Vec<u8> {
@@ -151,10 +152,7 @@ const NO_LEASE: LeaseRecord = LeaseRecord {
 
 impl SaRecord {
     pub(super) fn encode(&self) -> Vec<u8> {
-        let mut bytes = Vec::with_capacity(SA_HEADER + self.wrapped.len());
-        bytes.extend_from_slice(&self.key.0);
-        bytes.extend_from_slice(&self.sequence.to_be_bytes());
-        bytes.extend_from_slice(&self.born.encode());
+        let mut bytes = self.header();
         bytes.extend_from_slice(&self.wrapped);
         bytes
     }
@@ -165,17 +163,24 @@ impl SaRecord {
             key: Fingerprint(rest.take()?),
             sequence: u64::from_be_bytes(rest.take()?),
             born: Moment::decode(rest.take()?),
+            configured: rest.take()? != [0],
             wrapped: rest.0.to_vec(),
         })
     }
 
     /// What is authenticated with the wrapped words: the name and everything beside them.
     pub(super) fn associated(&self, name: &[u8]) -> Vec<u8> {
-        let mut bytes = Vec::with_capacity(SA_HEADER + name.len());
+        let mut bytes = self.header();
+        bytes.extend_from_slice(name);
+        bytes
+    }
+
+    fn header(&self) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(SA_HEADER + self.wrapped.len());
         bytes.extend_from_slice(&self.key.0);
         bytes.extend_from_slice(&self.sequence.to_be_bytes());
         bytes.extend_from_slice(&self.born.encode());
-        bytes.extend_from_slice(name);
+        bytes.push(u8::from(self.configured));
         bytes
     }
 

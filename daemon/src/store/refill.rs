@@ -14,7 +14,7 @@ use vesper_sa::{
 };
 
 use super::record::Usage;
-use super::{Granted, Need, NeedKind, SaName, Store, StoreError};
+use super::{Granted, Need, NeedKind, SaName, Standing, Store, StoreError};
 
 /// How many numbers are granted at a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,10 +40,23 @@ impl Default for RefillSettings {
 /// An association whose leases or marks are to be kept ahead.
 #[derive(Clone, Debug)]
 pub struct Watched {
-    /// Its node.
-    pub node: String,
-    /// The association. It must be in the store.
-    pub sa: Arc<EspSa>,
+    node: String,
+    sa: Arc<EspSa>,
+    /// The first mark is where the association is: it accepts nothing until the first authentic
+    /// packet has asked for a higher one. So a daemon that crashes again and again does not
+    /// move the mark away from where the peer is.
+    at_mark: bool,
+}
+
+impl Watched {
+    /// The association `sa` of `node`, which is in the store and was resumed by this standing.
+    pub fn new(node: &str, sa: Arc<EspSa>, standing: &Standing) -> Self {
+        Self {
+            node: node.to_owned(),
+            sa,
+            at_mark: matches!(standing, Standing::After { .. }),
+        }
+    }
 }
 
 /// What an operator has to know.
@@ -111,7 +124,12 @@ impl Refill {
         };
         let thread = thread::Builder::new()
             .name("vesper-store".to_owned())
-            .spawn(move || worker.run(&receiver))?;
+            .spawn(move || {
+                // Every association waits for this thread, and it has little to do. Who may not
+                // do this shares the processor with the workers as equals.
+                let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), -15);
+                worker.run(&receiver);
+            })?;
         Ok((Self { orders }, thread))
     }
 
@@ -157,8 +175,11 @@ impl Refill {
     }
 }
 
-/// Events may be lost where too many happen at once: every association is looked at this often.
+/// Events come late or not at all where much happens at once: every association is looked at
+/// this often ...
 const SWEEP: Duration = Duration::from_millis(100);
+/// ... and so often those that have few numbers left for the packets that they carry.
+const GLANCE: Duration = Duration::from_millis(1);
 /// How soon something is tried again that failed.
 const RETRY: Duration = Duration::from_millis(100);
 /// Packets that a lease should last for are counted over this time.
@@ -184,8 +205,8 @@ struct State {
     low: u64,
     /// The last number granted, or the mark.
     end: u64,
-    /// Packets in a second, as of late.
-    rate: u64,
+    /// Packets in a second, as of late; `None` while nobody knows.
+    rate: Option<u64>,
     /// When the rate was measured, and the number at that time.
     measured: (Instant, u64),
     /// It gets nothing more.
@@ -195,9 +216,12 @@ struct State {
 impl Worker {
     fn run(mut self, orders: &Receiver<Order>) {
         let mut swept = Instant::now();
+        // Those that may be low before the next sweep.
+        let mut busy: Vec<SaName> = Vec::new();
         loop {
             let mut low = Vec::new();
-            match orders.recv_timeout(SWEEP.saturating_sub(swept.elapsed())) {
+            let wait = if busy.is_empty() { SWEEP } else { GLANCE };
+            match orders.recv_timeout(wait.min(SWEEP.saturating_sub(swept.elapsed()))) {
                 Ok(order) => self.obey(order, &mut low),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
@@ -207,7 +231,9 @@ impl Worker {
             }
             if swept.elapsed() >= SWEEP {
                 swept = Instant::now();
-                low.extend(self.sweep(swept));
+                busy = self.sweep(swept, &mut low);
+            } else {
+                low.extend(self.glance(&busy));
             }
             low.sort_unstable();
             low.dedup();
@@ -238,7 +264,7 @@ impl Worker {
         let now = Instant::now();
         let mut names = Vec::with_capacity(sas.len());
         let mut new = Vec::new();
-        for Watched { node, sa } in sas {
+        for Watched { node, sa, at_mark } in sas {
             let without_replay_protection = sa.params().replay == ReplayProtection::Off;
             if sa.direction() == Direction::Inbound && without_replay_protection {
                 continue;
@@ -248,32 +274,32 @@ impl Worker {
                 sa: sa.identity(),
             };
             let sequence = sa.sequence();
-            let before = self.watched.get(&name);
-            let end = match before {
-                Some(before) => before.end,
-                None => {
-                    new.push(name.clone());
+            let is_inbound = sa.direction() == Direction::Inbound;
+            let before = self.watched.get(&name).map(|before| before.end);
+            if before.is_none() {
+                new.push(name.clone());
+                if is_inbound {
                     // Until a mark is durable nothing is accepted.
-                    if sa.direction() == Direction::Inbound {
-                        sa.set_mark(sequence).map_err(|error| WatchError::Refused {
-                            name: name.clone(),
-                            error,
-                        })?;
-                    }
-                    sequence
+                    sa.set_mark(sequence).map_err(|error| WatchError::Refused {
+                        name: name.clone(),
+                        error,
+                    })?;
                 }
-            };
+            }
+            let waits = is_inbound && at_mark && before.is_none();
             let state = State {
                 rate: self.rate_of_predecessor(&name),
                 sa,
                 begun: sequence,
-                low: sequence,
-                end,
+                low: sequence + u64::from(waits),
+                end: before.unwrap_or(sequence),
                 measured: (now, sequence),
                 refused: false,
             };
             self.watched.insert(name.clone(), state);
-            names.push(name);
+            if !waits {
+                names.push(name);
+            }
         }
         match self.refill(names) {
             Ok(refused) => {
@@ -295,7 +321,7 @@ impl Worker {
     }
 
     /// An association that replaces another one will have the same rate.
-    fn rate_of_predecessor(&self, name: &SaName) -> u64 {
+    fn rate_of_predecessor(&self, name: &SaName) -> Option<u64> {
         let same_path = |other: &SaName| {
             other.node == name.node
                 && (other.sa.owner, other.sa.direction, other.sa.destination)
@@ -303,19 +329,19 @@ impl Worker {
         };
         // Those of ten thousand associations are not worth a search each.
         if self.watched.len() > 1000 {
-            return 0;
+            return None;
         }
         self.watched
             .iter()
             .filter(|(other, _)| same_path(other))
-            .map(|(_, state)| state.rate)
+            .filter_map(|(_, state)| state.rate)
             .max()
-            .unwrap_or(0)
     }
 
-    /// Which associations need more. Measures their rates.
-    fn sweep(&mut self, now: Instant) -> Vec<SaName> {
-        let mut low = Vec::new();
+    /// Finds which associations need more, and returns those that may before the next sweep.
+    /// Measures their rates.
+    fn sweep(&mut self, now: Instant, low: &mut Vec<SaName>) -> Vec<SaName> {
+        let mut busy = Vec::new();
         for (name, state) in &mut self.watched {
             state.measure(now);
             if state.refused {
@@ -327,8 +353,20 @@ impl Worker {
             if wanted >= state.low || is_inbound && state.end > too_far {
                 low.push(name.clone());
             }
+            if wanted.saturating_add(state.before_next_sweep()) >= state.low {
+                busy.push(name.clone());
+            }
         }
-        low
+        busy
+    }
+
+    /// Which of these need more.
+    fn glance(&self, names: &[SaName]) -> impl Iterator<Item = SaName> {
+        names.iter().filter_map(|name| {
+            let state = self.watched.get(name)?;
+            let is_low = !state.refused && state.sa.highest_wanted() >= state.low;
+            is_low.then(|| name.clone())
+        })
     }
 
     /// Makes more numbers durable and puts them in force. Returns the associations that get
@@ -466,17 +504,23 @@ impl State {
                     false => LARGEST_LEASE_32,
                 };
                 let wanted = match self.rate {
-                    0 => u64::from(settings.first_lease),
-                    rate => rate * LEASE_TIME.as_secs(),
+                    None => u64::from(settings.first_lease),
+                    Some(rate) => rate.saturating_mul(LEASE_TIME.as_secs()),
                 };
                 wanted.clamp(SMALLEST_LEASE, largest)
             }
             Direction::Inbound => {
                 // A second's worth, but enough for what comes in while the disk is at work.
                 let most = u64::from(settings.inbound_block);
-                self.rate.clamp((most / 8).max(1), most)
+                self.rate.unwrap_or(most).clamp((most / 8).max(1), most)
             }
         }
+    }
+
+    /// How many packets there may be until the next sweep, at twice the rate so far.
+    fn before_next_sweep(&self) -> u64 {
+        let sweeps_per_second = 1000 / SWEEP.as_millis() as u64;
+        self.rate.unwrap_or(u64::MAX / 2).saturating_mul(2) / sweeps_per_second
     }
 
     /// Measures the rate, if enough time has passed since the last time.
@@ -490,7 +534,8 @@ impl State {
             let micros = u64::try_from(passed.as_micros()).unwrap_or(u64::MAX).max(1);
             let rate = packets.saturating_mul(1_000_000) / micros;
             // Up at once, down slowly.
-            self.rate = rate.max(self.rate - self.rate / 8);
+            let before = self.rate.unwrap_or(0);
+            self.rate = Some(rate.max(before - before / 8));
             self.measured = (now, sequence);
         }
     }

@@ -6,6 +6,7 @@ use redb::{
     Database, ReadableDatabase, ReadableTable, Table, TableDefinition, TableError, WriteTransaction,
 };
 use vesper_sa::{Direction, LeaseError, LeaseHolder, LeaseRecord, LeaseRequest, Past, SaSnapshot};
+use zeroize::Zeroizing;
 
 use super::StoreError;
 use super::clock::Moment;
@@ -110,6 +111,22 @@ pub(super) fn head(database: &Database, keys: &StoreKeys) -> Result<Option<Head>
         epoch: number(get("epoch")?)?,
         generation: number(get("generation")?)?,
     }))
+}
+
+/// The words of an association.
+pub(super) fn words(
+    database: &Database,
+    keys: &StoreKeys,
+    name: &SaName,
+) -> Result<Option<Zeroizing<String>>, StoreError> {
+    let damaged = || StoreError::Damaged { table: "sas" };
+    let name = name.encode();
+    let table = database.begin_read()?.open_table(SAS)?;
+    let Some(bytes) = table.get(name.as_slice())? else {
+        return Ok(None);
+    };
+    let record = SaRecord::decode(bytes.value()).ok_or_else(damaged)?;
+    record.words(keys, &name).ok_or_else(damaged).map(Some)
 }
 
 /// Reads which key each association has.
@@ -254,11 +271,50 @@ impl<'t, 'k> SaTables<'t, 'k> {
         now: &Moment,
     ) -> Result<Standing, StoreError> {
         let name = sa.name.encode();
+        let kept = self.record(&name)?.filter(|record| record.key == sa.key);
+        let (mut numbers, standing) = self.judge(sa, kept.as_ref(), loss, now)?;
+        self.begin(&mut numbers, sa)?;
+        self.numbers.put(sa.key, &numbers)?;
+        let mut record = SaRecord {
+            key: sa.key,
+            sequence: sa.sequence,
+            born: kept.map_or(*now, |record| record.born),
+            configured: sa.configured,
+            wrapped: Vec::new(),
+        };
+        record.wrapped = self.keys.wrap(&record.associated(&name), &sa.words)?;
+        self.sas
+            .insert(name.as_slice(), record.encode().as_slice())?;
+        if let Some(unused) = index.set(&sa.name, Some(sa.key)) {
+            self.retire(unused)?;
+        }
+        Ok(standing)
+    }
+
+    /// Where an association may go on that is about to be put.
+    pub(super) fn standing(
+        &self,
+        sa: &StoredSa,
+        loss: Option<Loss>,
+        now: &Moment,
+    ) -> Result<Standing, StoreError> {
+        let kept = self.record(&sa.name.encode())?;
+        let kept = kept.filter(|record| record.key == sa.key);
+        Ok(self.judge(sa, kept.as_ref(), loss, now)?.1)
+    }
+
+    /// What is known of the numbers of an association, and what follows from it.
+    fn judge(
+        &self,
+        sa: &StoredSa,
+        kept: Option<&SaRecord>,
+        loss: Option<Loss>,
+        now: &Moment,
+    ) -> Result<(Numbers, Standing), StoreError> {
         let direction = sa.name.sa.direction;
         let known = self.numbers.get(sa.key)?;
-        let kept = self.record(&name)?.filter(|record| record.key == sa.key);
         let loss = loss.filter(|_| sa.origin == Origin::File && known.is_none());
-        let mut numbers = known.unwrap_or(Numbers {
+        let numbers = known.unwrap_or(Numbers {
             burnt: loss,
             ..Numbers::default()
         });
@@ -274,27 +330,12 @@ impl<'t, 'k> SaTables<'t, 'k> {
                     packets,
                     bytes,
                     age: kept
-                        .as_ref()
                         .map(|record| now.since(&record.born))
                         .unwrap_or_default(),
                 },
             }
         };
-        self.begin(&mut numbers, sa)?;
-        self.numbers.put(sa.key, &numbers)?;
-        let mut record = SaRecord {
-            key: sa.key,
-            sequence: sa.sequence,
-            born: kept.map_or(*now, |record| record.born),
-            wrapped: Vec::new(),
-        };
-        record.wrapped = self.keys.wrap(&record.associated(&name), &sa.words)?;
-        self.sas
-            .insert(name.as_slice(), record.encode().as_slice())?;
-        if let Some(unused) = index.set(&sa.name, Some(sa.key)) {
-            self.retire(unused)?;
-        }
-        Ok(standing)
+        Ok((numbers, standing))
     }
 
     /// The words may say that numbers were used elsewhere.
@@ -440,6 +481,7 @@ impl<'t, 'k> SaTables<'t, 'k> {
                 key: record.key,
                 sequence: record.sequence,
                 origin: Origin::Request,
+                configured: record.configured,
             };
             found.push((sa, standing));
         }

@@ -4,12 +4,13 @@ use std::time::{Duration, Instant};
 
 use redb::{Builder, Database, Durability, WriteTransaction};
 use vesper_sa::{Lease, LeaseError, LeaseHolder, LeaseRequest, SaSnapshot};
+use zeroize::Zeroizing;
 
 use super::anchor::{Anchor, AnchorState};
 use super::clock::Moment;
 use super::kek::StoreKeys;
 use super::medium::Medium;
-use super::model::{Change, Loss, SaName, Standing};
+use super::model::{Change, Loss, SaName, Standing, StoredSa};
 use super::plain;
 use super::tables::{self, Head, Index, NumberTable, SaTables};
 use super::{COMMIT_BUCKETS, Granted, Need, NeedKind, StoreError, StoreStatistics};
@@ -61,6 +62,34 @@ impl Writer {
             }
             Ok(standings)
         })
+    }
+
+    /// Where an association may go on that is about to be put; changes nothing.
+    pub(super) fn standing(
+        &mut self,
+        keys: &StoreKeys,
+        sa: &StoredSa,
+    ) -> Result<Standing, StoreError> {
+        self.mend(keys)?;
+        let Some(database) = &self.database else {
+            return Err(StoreError::ChangedOutside);
+        };
+        let transaction = database.begin_write()?;
+        let standing = SaTables::open(&transaction, keys)?.standing(sa, self.loss, &Moment::now());
+        transaction.abort()?;
+        standing
+    }
+
+    pub(super) fn words(
+        &mut self,
+        keys: &StoreKeys,
+        name: &SaName,
+    ) -> Result<Option<Zeroizing<String>>, StoreError> {
+        self.mend(keys)?;
+        let Some(database) = &self.database else {
+            return Err(StoreError::ChangedOutside);
+        };
+        tables::words(database, keys, name)
     }
 
     pub(super) fn lease(

@@ -1,16 +1,18 @@
 //! What the tests of the store need: associations from their words, and stores in a directory.
 #![allow(dead_code, reason = "each test uses a part of it")]
 
+pub(crate) mod child;
 pub(crate) mod faulty;
 
 use std::path::Path;
 use std::sync::Arc;
 
 use vesper_daemon::store::{
-    Change, Files, Kek, Origin, Recovered, SaName, Standing, Store, StoreError, StoredSa, Watched,
+    Change, Files, Kek, Origin, Recovered, Refill, SaName, Standing, Store, StoreError, StoredSa,
+    Watched,
 };
 use vesper_esp::EspSa;
-use vesper_sa::{Direction, SaParams, Timestamp, VmId};
+use vesper_sa::{Direction, SaParams, SaState, Timestamp, VmId};
 use vesper_verify::xfrm::{Entry, State, parse};
 use zeroize::Zeroizing;
 
@@ -62,6 +64,7 @@ pub(crate) fn stored(store: &Store, words: &str) -> StoredSa {
         key: store.fingerprint(&state.keys),
         sequence: params.sequence,
         origin: Origin::Request,
+        configured: false,
         words: Zeroizing::new(words.to_owned()),
     }
 }
@@ -90,14 +93,15 @@ pub(crate) fn resume(words: &str, standing: &Standing) -> Option<Arc<EspSa>> {
     let state = state(words);
     let cipher = state.keys.fastest_cipher().unwrap();
     let sa = standing.resume(params(&state), cipher, NOW).unwrap();
-    sa.map(Arc::new)
+    (sa.state() != SaState::Deleted).then(|| Arc::new(sa))
 }
 
-pub(crate) fn watched(sa: &Arc<EspSa>) -> Watched {
-    Watched {
-        node: NODE.to_owned(),
-        sa: Arc::clone(sa),
-    }
+/// The association of these words, with its first lease or mark in force.
+pub(crate) fn begin(refill: &Refill, words: &str, standing: &Standing) -> Arc<EspSa> {
+    let sa = resume(words, standing).expect("a standing to go on");
+    let watched = Watched::new(NODE, Arc::clone(&sa), standing);
+    refill.watch(vec![watched]).expect("a disk that works");
+    sa
 }
 
 pub(crate) fn open(directory: &Path) -> (Store, Recovered) {

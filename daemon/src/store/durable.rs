@@ -1,0 +1,361 @@
+//! The store as the plane uses it.
+
+use std::collections::{HashMap, HashSet};
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+
+use vesper_esp::EspSa;
+use vesper_sa::{Event, SaIdentity, Timestamp, VmId};
+use vesper_verify::xfrm::{Entry, Keys, parse};
+use zeroize::Zeroizing;
+
+use super::{
+    Alarm, Change, Files, Fingerprint, Kek, KekError, Loss, Origin, RecoveredSa, Refill,
+    RefillSettings, SaName, Standing, Store, StoreError, StoredSa, Watched,
+};
+use crate::plane::{self, Persistence, PersistenceError};
+
+/// Where a daemon keeps its state.
+#[derive(Clone, Debug)]
+pub struct StorePaths {
+    /// Database and anchor.
+    pub files: Files,
+    /// The key-encryption key; made if there is none.
+    pub kek: PathBuf,
+}
+
+/// What the plane keeps, in a [`Store`] with its [`Refill`] thread.
+pub struct Durable {
+    store: Store,
+    /// `None` once it is closed.
+    refill: Mutex<Option<(Refill, JoinHandle<()>)>>,
+    known: Mutex<Known>,
+    /// What comes from files now may have been in use before this start.
+    starting: AtomicBool,
+    loss: Option<(Loss, String)>,
+}
+
+/// What was found at start and is not in use yet, and what belongs to names.
+#[derive(Default)]
+struct Known {
+    recovered: HashMap<SaName, RecoveredSa>,
+    /// How associations began that are not watched yet.
+    standings: HashMap<SaName, Standing>,
+    vms: HashMap<(String, String), VmId>,
+    /// Keys that end with the process, and the words of the associations that have them.
+    passing_keys: HashSet<Fingerprint>,
+    passing: HashMap<SaName, Zeroizing<String>>,
+    policies: Vec<String>,
+}
+
+/// Why there is no store to be had.
+#[derive(Debug)]
+pub enum OpenError {
+    /// The key-encryption key.
+    Kek(KekError),
+    /// The store.
+    Store(StoreError),
+    /// The thread that renews leases.
+    Thread(std::io::Error),
+}
+
+const VM_NUMBER: &str = "vm number ";
+
+impl Durable {
+    /// Opens the store, or makes one, and starts the thread that renews leases. `alarm` is
+    /// called from that thread and must not block.
+    pub fn open(
+        paths: &StorePaths,
+        settings: RefillSettings,
+        alarm: impl FnMut(Alarm) + Send + 'static,
+    ) -> Result<Self, OpenError> {
+        let kek = Kek::read_or_create(&paths.kek).map_err(OpenError::Kek)?;
+        let (store, found) = Store::open(paths.files.clone(), &kek).map_err(OpenError::Store)?;
+        let refill = Refill::start(store.clone(), settings, alarm).map_err(OpenError::Thread)?;
+        let mut known = Known::default();
+        for sa in found.sas {
+            known.recovered.insert(sa.sa.name.clone(), sa);
+        }
+        for (name, value) in found.settings {
+            let vm = name
+                .strip_prefix(VM_NUMBER)
+                .and_then(|name| name.split_once('/'));
+            if let (Some((host, vm)), Ok(number)) = (vm, value.parse()) {
+                let name = (host.to_owned(), vm.to_owned());
+                known.vms.insert(name, VmId(number));
+            }
+        }
+        for (_, _, words) in found.policies {
+            known.policies.extend(words);
+        }
+        Ok(Self {
+            store,
+            refill: Mutex::new(Some(refill)),
+            known: Mutex::new(known),
+            starting: AtomicBool::new(true),
+            loss: found.loss.map(|loss| (loss, found.detail)),
+        })
+    }
+
+    /// How the store lost its memory before this start, if it did, and what exactly was found.
+    pub fn loss(&self) -> Option<(Loss, &str)> {
+        let (loss, detail) = self.loss.as_ref()?;
+        Some((*loss, detail))
+    }
+
+    /// The words, keys included, of the associations that were added by request before this
+    /// start: to be added to the plane again, which then asks for their standing.
+    pub fn requested_sas(&self) -> Vec<Zeroizing<String>> {
+        let known = self.known();
+        let requested = known.recovered.values().filter(|sa| !sa.sa.configured);
+        requested.map(|sa| sa.sa.words.clone()).collect()
+    }
+
+    /// The policies that were added by request before this start, as words with their machine.
+    pub fn requested_policies(&self) -> Vec<String> {
+        self.known().policies.clone()
+    }
+
+    /// Associations with these keys are not kept: the keys were made for this process.
+    pub fn do_not_keep(&self, keys: &Keys) {
+        let key = self.store.fingerprint(keys);
+        self.known().passing_keys.insert(key);
+    }
+
+    /// Everything that was in use before and still is wanted has been added again: forgets the
+    /// rest, and from now on believes that keys in files are new.
+    pub fn started(&self) -> Result<(), StoreError> {
+        self.starting.store(false, Ordering::Relaxed);
+        let mut known = self.known();
+        known.policies.clear();
+        let names: Vec<SaName> = known.recovered.keys().cloned().collect();
+        let unclaimed: Vec<Change> = names.into_iter().map(Change::DeleteSa).collect();
+        self.store.apply(&unclaimed)?;
+        known.recovered.clear();
+        Ok(())
+    }
+
+    /// Ends all associations and keeps their state, so that the next start goes on without a
+    /// gap. The workers must have ended.
+    pub fn close(&self, now: Timestamp) -> Result<(), StoreError> {
+        let refill = self.refill().take();
+        let Some((refill, thread)) = refill else {
+            return Ok(());
+        };
+        let outcome = refill.finish(now);
+        drop(refill);
+        // It has nothing to say that the alarm has not said.
+        let _ = thread.join();
+        outcome
+    }
+
+    /// The store behind it.
+    pub const fn store(&self) -> &Store {
+        &self.store
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn refill(&self) -> MutexGuard<'_, Option<(Refill, JoinHandle<()>)>> {
+        self.refill.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn origin(&self, configured: bool) -> Origin {
+        if configured && self.starting.load(Ordering::Relaxed) {
+            Origin::File
+        } else {
+            Origin::Request
+        }
+    }
+
+    /// What is to be made durable of a change.
+    fn change(&self, change: &plane::Change<'_>) -> Result<Option<Change>, PersistenceError> {
+        Ok(Some(match change {
+            plane::Change::PutSa {
+                host,
+                sa,
+                words,
+                configured,
+            } => {
+                let entries = parse(words.0, "store").map_err(|error| failed(&error))?;
+                let [Entry::State(state)] = &entries[..] else {
+                    return Err(PersistenceError("not the words of one SA".to_owned()));
+                };
+                let key = self.store.fingerprint(&state.keys);
+                let mut known = self.known();
+                if known.passing_keys.contains(&key) {
+                    let words = Zeroizing::new(words.0.to_owned());
+                    known.passing.insert(name(host, sa), words);
+                    return Ok(None);
+                }
+                Change::PutSa(StoredSa {
+                    name: name(host, sa),
+                    key,
+                    sequence: state.params(sa.direction).sequence,
+                    origin: self.origin(*configured),
+                    configured: *configured,
+                    words: Zeroizing::new(words.0.to_owned()),
+                })
+            }
+            plane::Change::DeleteSa { host, sa } => {
+                let name = name(host, sa);
+                if self.known().passing.remove(&name).is_some() {
+                    return Ok(None);
+                }
+                Change::DeleteSa(name)
+            }
+            plane::Change::SetPolicies { host, vm, policies } => Change::PutPolicies {
+                node: (*host).to_owned(),
+                vm: (*vm).to_owned(),
+                // Those of the configuration come from there at every start.
+                words: policies
+                    .iter()
+                    .filter(|(_, configured)| !configured)
+                    .map(|(words, _)| words.clone())
+                    .collect(),
+            },
+        }))
+    }
+}
+
+impl Persistence for Durable {
+    fn vm_id(&self, host: &str, vm: &str) -> Result<VmId, PersistenceError> {
+        let mut known = self.known();
+        let name = (host.to_owned(), vm.to_owned());
+        if let Some(id) = known.vms.get(&name) {
+            return Ok(*id);
+        }
+        let last = known.vms.values().map(|id| id.0).max().unwrap_or(0);
+        let setting = Change::PutSetting {
+            name: format!("{VM_NUMBER}{host}/{vm}"),
+            value: (last + 1).to_string(),
+        };
+        self.store
+            .apply(&[setting])
+            .map_err(|error| failed(&error))?;
+        known.vms.insert(name, VmId(last + 1));
+        Ok(VmId(last + 1))
+    }
+
+    fn standing(
+        &self,
+        host: &str,
+        sa: &SaIdentity,
+        keys: &Keys,
+        configured: bool,
+    ) -> Result<Standing, PersistenceError> {
+        let name = name(host, sa);
+        let key = self.store.fingerprint(keys);
+        let mut known = self.known();
+        if known.passing_keys.contains(&key) {
+            return Ok(Standing::Fresh);
+        }
+        let standing = match known.recovered.remove(&name) {
+            Some(found) if found.sa.key == key => found.standing,
+            _ => {
+                let asked = StoredSa {
+                    name: name.clone(),
+                    words: Zeroizing::default(),
+                    key,
+                    sequence: 0,
+                    origin: self.origin(configured),
+                    configured,
+                };
+                self.store
+                    .standing(&asked)
+                    .map_err(|error| failed(&error))?
+            }
+        };
+        known.standings.insert(name, standing.clone());
+        Ok(standing)
+    }
+
+    fn commit(&self, changes: &[plane::Change<'_>]) -> Result<(), PersistenceError> {
+        let changes: Vec<Change> = changes
+            .iter()
+            .filter_map(|change| self.change(change).transpose())
+            .collect::<Result<_, _>>()?;
+        if changes.is_empty() {
+            return Ok(());
+        }
+        self.store.apply(&changes).map_err(|error| failed(&error))?;
+        Ok(())
+    }
+
+    fn begin(&self, sas: &[(&str, &Arc<EspSa>)]) -> Result<(), PersistenceError> {
+        let mut watched = Vec::with_capacity(sas.len());
+        {
+            let mut known = self.known();
+            for (host, sa) in sas {
+                let name = name(host, &sa.identity());
+                if known.passing.contains_key(&name) {
+                    continue;
+                }
+                let standing = known.standings.remove(&name).unwrap_or(Standing::Fresh);
+                watched.push(Watched::new(host, Arc::clone(sa), &standing));
+            }
+        }
+        // Taken out of the lock: the thread may have much to do.
+        let refill = self.refill().as_ref().map(|(refill, _)| refill.clone());
+        let refill = refill.ok_or_else(|| failed(&StoreError::Stopped))?;
+        refill.watch(watched).map_err(|error| failed(&error))
+    }
+
+    fn notice(&self, host: &str, event: &Event) {
+        if let Some((refill, _)) = &*self.refill() {
+            refill.notice(host, event);
+        }
+    }
+
+    fn end(&self, host: &str, sa: &SaIdentity) {
+        if let Some((refill, _)) = &*self.refill() {
+            refill.unwatch(name(host, sa));
+        }
+    }
+
+    fn words(
+        &self,
+        host: &str,
+        sa: &SaIdentity,
+    ) -> Result<Option<Zeroizing<String>>, PersistenceError> {
+        let name = name(host, sa);
+        if let Some(words) = self.known().passing.get(&name) {
+            return Ok(Some(words.clone()));
+        }
+        self.store.words(&name).map_err(|error| failed(&error))
+    }
+}
+
+fn name(host: &str, sa: &SaIdentity) -> SaName {
+    SaName {
+        node: host.to_owned(),
+        sa: *sa,
+    }
+}
+
+fn failed(error: &dyn std::error::Error) -> PersistenceError {
+    PersistenceError(error.to_string())
+}
+
+impl fmt::Debug for Durable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Durable")
+    }
+}
+
+impl fmt::Display for OpenError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Kek(error) => error.fmt(f),
+            Self::Store(error) => error.fmt(f),
+            Self::Thread(error) => write!(f, "the thread that renews leases: {error}"),
+        }
+    }
+}
+
+impl std::error::Error for OpenError {}
