@@ -173,10 +173,13 @@ def toml(value):
     return json.dumps(value)
 
 
-def host(name, address, mac, uplink, vms, **more):
+def host(name, address, mac, uplink, vms, gateway=None, **more):
     """A `[[host]]` of the configuration; vms are dictionaries."""
+    tunnel = {'address': address, 'mac': mac}
+    if gateway:
+        tunnel['gateway'] = gateway
     lines = ['[[host]]', f'name = "{name}"', f'uplink = {toml(uplink)}',
-             f'tunnel = {toml({"address": address, "mac": mac})}']
+             f'tunnel = {toml(tunnel)}']
     lines += [f'{key} = {toml(value)}' for key, value in more.items()]
     for vm in vms:
         lines += ['[[host.vm]]'] + [f'{key} = {toml(value)}' for key, value in vm.items()]
