@@ -96,7 +96,7 @@ def intact(report, bed, queues):
     count = 400 // queues
     sent, machines = [], []
     with bed.vesperd(0, queues) as a, bed.vesperd(1, queues) as b:
-        sniffer = Sniffer(bed.sides[0], 'wire')
+        sniffer = Sniffer(*((side, 'wire') for side in bed.sides))
         try:
             for side in (0, 1):
                 frames = []
@@ -149,6 +149,8 @@ def echo(side, far=False):
 
 def burst(machine, bursts=4, seconds=10):
     """Sends bursts of 32; how many come back."""
+    # A guest that makes the socket looks for a new connection when it is asked for its link.
+    machine.say('show port summary all')
     before = machine.counts()[0]
     machine.say(f'start tx_first {bursts}')
     end = time.time() + seconds
@@ -190,6 +192,7 @@ def daemons_restart(report, bed, times):
                 got = 0
                 # Until both are connected, what is sent is lost.
                 while got < 128 and time.time() < end:
+                    far.say('show port summary all')
                     got = burst(near, seconds=1)
                 back.append(got)
                 # One of them, or the other; with a signal, or without warning.

@@ -46,7 +46,7 @@ def run(report, work, quick=False):
         guests = []
         try:
             with bed.vesperd(0) as a, bed.vesperd(1) as b:
-                sniffer = Sniffer(bed.sides[0], 'wire')
+                sniffer = Sniffer(*((side, 'wire') for side in bed.sides))
                 guests = [boot(bed, work, side) for side in (0, 1)]
                 report.note(f'guests: Linux {guests[0].sh("uname -r").strip()}')
                 for side in (0, 1):
