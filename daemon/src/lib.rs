@@ -16,7 +16,9 @@
 //! `vesper-sa`; this crate has the sockets, threads and files.
 #![deny(unsafe_code)]
 
+pub mod cli;
 pub mod config;
+pub mod control;
 pub mod neighbour;
 pub mod node;
 pub mod pair;

@@ -335,10 +335,12 @@ fn a_reload_keeps_what_is_the_same_and_all_or_nothing_changes() {
 fn a_machine_comes_and_goes() {
     let bed = Bed::new();
     let spec = MachineSpec::new("b", "mail", MacAddress([2, 0, 0, 1, 0, 9]));
-    bed.plane.add_vm(spec.clone(), Origin::Requested).unwrap();
+    bed.plane
+        .add_vm(spec.clone(), None, Origin::Requested)
+        .unwrap();
     let twice = bed
         .plane
-        .add_vm(spec.clone(), Origin::Requested)
+        .add_vm(spec.clone(), None, Origin::Requested)
         .unwrap_err();
     assert_eq!(twice.kind, Kind::Conflict);
     let odd = MachineSpec {
@@ -346,7 +348,10 @@ fn a_machine_comes_and_goes() {
         ..spec
     };
     assert_eq!(
-        bed.plane.add_vm(odd, Origin::Requested).unwrap_err().kind,
+        bed.plane
+            .add_vm(odd, None, Origin::Requested)
+            .unwrap_err()
+            .kind,
         Kind::Words
     );
     let words = "vm mail src 192.0.2.2 dst 192.0.2.1 proto esp spi 0x3000 mode tunnel dir out \

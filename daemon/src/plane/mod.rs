@@ -112,6 +112,17 @@ impl Plane {
             .collect()
     }
 
+    /// The name of this host; without a name that of the only one there is.
+    pub fn host_named(&self, host: Option<&str>) -> Result<String, Refusal> {
+        let (_, node) = self.node_named(host)?;
+        Ok(node.handle.name().to_owned())
+    }
+
+    /// What was said about a node.
+    pub fn node_spec(&self, host: &str) -> Result<Arc<NodeSpec>, Refusal> {
+        Ok(self.node_named(Some(host))?.1.spec)
+    }
+
     /// What happens, for whoever subscribes.
     pub const fn events(&self) -> &Events {
         &self.events

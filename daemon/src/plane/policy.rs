@@ -1,12 +1,14 @@
 //! Verbs on policies.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use vesper_verify::xfrm::PolicyLine;
 
 use super::change::{Draft, NewPolicies};
 use super::event::Subject;
-use super::record::{Origin, PolicyRecord, VmRecord};
+use super::record::{Origin, PolicyRecord, SaId, VmRecord};
+use super::spec::SaSpec;
 use super::{Plane, PolicyFilter, Refusal, Scope};
 
 impl Plane {
@@ -28,6 +30,31 @@ impl Plane {
         }
         self.apply_policies(draft)?;
         Ok(count)
+    }
+
+    /// Adds associations and policies, all or none.
+    pub fn import(
+        &self,
+        scope: Scope,
+        sas: Vec<SaSpec>,
+        policies: Vec<PolicyLine>,
+        origin: Origin,
+    ) -> Result<(), Refusal> {
+        self.check_quotas(scope, &sas)?;
+        let _changing = self.begin_change();
+        let mut draft = Draft::default();
+        let mut clocks = HashMap::new();
+        for spec in sas {
+            draft.add.push(self.make(scope, spec, origin, &mut clocks)?);
+        }
+        for line in policies {
+            self.draft_policy(&mut draft, line, false, origin)?;
+        }
+        let ids = self.apply_policies(draft)?;
+        for record in ids.iter().filter_map(|id| self.sa(Scope::All, *id)) {
+            self.tell_sa("sa-added", &record);
+        }
+        Ok(())
     }
 
     /// Deletes the policies that are meant; how many there were.
@@ -136,7 +163,7 @@ impl Plane {
         }
     }
 
-    fn apply_policies(&self, draft: Draft) -> Result<(), Refusal> {
+    fn apply_policies(&self, draft: Draft) -> Result<Vec<SaId>, Refusal> {
         let told: Vec<_> = draft
             .policies
             .iter()
@@ -150,10 +177,10 @@ impl Plane {
                 (Arc::clone(&policies.host), subject, text)
             })
             .collect();
-        self.apply(draft)?;
+        let ids = self.apply(draft)?;
         for (host, subject, text) in told {
             self.events.tell("policies-changed", &host, subject, text);
         }
-        Ok(())
+        Ok(ids)
     }
 }

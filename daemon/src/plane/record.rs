@@ -67,6 +67,8 @@ pub struct VmRecord {
     pub spec: MachineSpec,
     /// What it does not get, and why.
     pub fallbacks: Vec<String>,
+    /// It has a port.
+    pub(crate) has_port: bool,
 }
 
 /// A policy.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 use vesper_esp::{EspSa, association};
-use vesper_offload::{MacAddress, OffloadMode, OffloadWish, Placement, Rewrite, SaOffload};
+use vesper_offload::{OffloadMode, OffloadWish, Placement, Rewrite, SaOffload};
 use vesper_sa::{
     Direction, Lifetime, Mode, SaParams, SaUpdate, Scope as ReceiveScope, Timestamp, VmId,
 };
@@ -397,7 +397,7 @@ impl Plane {
         Ok((found.node, self.node(found.node)?, Some(found)))
     }
 
-    fn check_quotas(&self, scope: Scope, specs: &[SaSpec]) -> Result<(), Refusal> {
+    pub(super) fn check_quotas(&self, scope: Scope, specs: &[SaSpec]) -> Result<(), Refusal> {
         let mut counts: HashMap<VmId, u32> = HashMap::new();
         for SaSpec { state, .. } in specs {
             let (host, vm) = (state.host.as_deref(), state.vm.as_deref());
@@ -501,7 +501,7 @@ fn rewrite(
     vm: Option<&VmRecord>,
 ) -> Option<Rewrite> {
     let vm = vm.filter(|_| mode == Mode::Tunnel)?;
-    let gateway = node.spec.gateway.unwrap_or(MacAddress::default());
+    let gateway = node.spec.gateway.unwrap_or_default();
     Some(match direction {
         Direction::Outbound => Rewrite {
             destination: gateway,

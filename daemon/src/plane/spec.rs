@@ -6,7 +6,7 @@ use vesper_offload::{MacAddress, OffloadMode, VlanId, VmAddress, VmSettings};
 use vesper_verify::xfrm::{PolicyLine, State};
 
 /// What the plane has to know of a node.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodeSpec {
     /// Where its tunnels end. They tell which direction an association serves whose words do
     /// not say it.
@@ -18,6 +18,20 @@ pub struct NodeSpec {
     pub gateway: Option<MacAddress>,
     /// The VLAN of its ESP packets.
     pub vlan: Option<VlanId>,
+    /// The longest frame in bytes that its packet buffers take.
+    pub frame: u32,
+}
+
+impl Default for NodeSpec {
+    fn default() -> Self {
+        Self {
+            addresses: Vec::new(),
+            mac: MacAddress::default(),
+            gateway: None,
+            vlan: None,
+            frame: 1600,
+        }
+    }
 }
 
 /// A virtual machine as it should be.

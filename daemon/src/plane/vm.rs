@@ -2,13 +2,15 @@
 
 use std::sync::Arc;
 
-use vesper_offload::{MachineError, OffloadMode, RemoveVmError};
+use vesper_offload::{MachineError, OffloadMode, RemoveVmError, VmUsage};
 
 use super::change::{Draft, table};
 use super::event::Subject;
 use super::record::{Origin, VmRecord};
 use super::spec::MachineSpec;
 use super::{Plane, Refusal, SaFilter, Scope};
+use crate::node::{Attach, AttachError};
+use crate::port::Port;
 
 /// What may change of a machine while packets pass. `None` leaves things as they are.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -28,42 +30,90 @@ pub struct VmChange {
 impl Plane {
     /// Adds a machine to its host and adapter. Until it has policies nothing of it passes, if
     /// it requires protection.
-    pub fn add_vm(&self, spec: MachineSpec, origin: Origin) -> Result<Arc<VmRecord>, Refusal> {
-        let _changing = self.begin_change();
-        let (_, node, id) = self.admit(&spec)?;
-        let asked = spec.clone();
-        let admission = node.handle.call(move |host, _| {
-            let admission = host.add_machine(id, asked.address, asked.settings)?;
-            host.set_sa_limit(id, asked.sa_limit);
-            host.set_policies(id, table(&[], asked.require_protection));
-            Ok(admission)
-        })?;
-        let admission = admission.map_err(|error| machine_refused(&spec, &error))?;
-        let fallbacks = admission.fallbacks.iter().map(ToString::to_string);
-        Ok(self.register(spec, origin, id, fallbacks.collect()))
-    }
-
-    /// Takes on a machine that was added to host and adapter already, under the number of
-    /// [`vm_id`](Self::vm_id); what it does not get is told in `fallbacks`.
-    pub fn adopt_vm(
+    pub fn add_vm(
         &self,
         spec: MachineSpec,
+        port: Option<Box<dyn Port>>,
         origin: Origin,
-        fallbacks: Vec<String>,
     ) -> Result<Arc<VmRecord>, Refusal> {
         let _changing = self.begin_change();
-        let (_, node, id) = self.admit(&spec)?;
-        let asked = spec.clone();
-        node.handle.call(move |host, _| {
-            host.set_sa_limit(id, asked.sa_limit);
-            host.set_policies(id, table(&[], asked.require_protection));
-        })?;
-        Ok(self.register(spec, origin, id, fallbacks))
+        let (node, id) = self.admit(&spec)?;
+        let has_port = port.is_some();
+        let policies = table(&[], spec.require_protection);
+        let (address, settings) = (spec.address, spec.settings);
+        let admission = match port {
+            Some(port) => node
+                .handle
+                .attach(Attach {
+                    vm: id,
+                    name: spec.name.clone(),
+                    address,
+                    settings,
+                    policies,
+                    port,
+                })?
+                .map_err(|error| attach_refused(&spec, &error))?,
+            None => node
+                .handle
+                .call(move |host, _| {
+                    let admission = host.add_machine(id, address, settings)?;
+                    host.set_policies(id, policies);
+                    Ok(admission)
+                })?
+                .map_err(|error| machine_refused(&spec, &error))?,
+        };
+        let limit = spec.sa_limit;
+        node.handle
+            .call(move |host, _| host.set_sa_limit(id, limit))?;
+        let fallbacks = admission.fallbacks.iter().map(ToString::to_string);
+        let (index, _) = self.node_named(Some(&spec.host))?;
+        let record = Arc::new(VmRecord {
+            id,
+            origin,
+            node: index,
+            spec,
+            fallbacks: fallbacks.collect(),
+            has_port,
+        });
+        self.registry_mut().vms.insert(id, Arc::clone(&record));
+        self.tell_vm("vm-added", &record, "added");
+        Ok(record)
     }
 
-    /// The number that a machine has, now and at every start.
-    pub fn vm_id(&self, host: &str, name: &str) -> Result<vesper_sa::VmId, Refusal> {
-        Ok(self.persistence.vm_id(host, name)?)
+    /// Moves a machine behind another port; its associations, policies and counters stay.
+    pub fn move_vm(
+        &self,
+        host: Option<&str>,
+        name: &str,
+        port: Box<dyn Port>,
+    ) -> Result<(), Refusal> {
+        let _changing = self.begin_change();
+        let vm = self.vm_named(host, name)?;
+        if !vm.has_port {
+            return Err(Refusal::conflict(
+                "vm",
+                name,
+                "has no port to be moved from",
+                "remove it, and add it with a port",
+            ));
+        }
+        let node = self.node(vm.node)?;
+        node.handle
+            .replace_port(vm.id, port)?
+            .map_err(|error| attach_refused(&vm.spec, &error))?;
+        self.tell_vm("vm-moved", &vm, "moved to another port");
+        Ok(())
+    }
+
+    /// What a machine uses of the adapter.
+    pub fn vm_usage(&self, vm: &VmRecord) -> Option<VmUsage> {
+        let node = self.node(vm.node).ok()?;
+        node.handle.nic().vm_usage(vm.id)
+    }
+
+    /// How many associations a machine has.
+    pub fn sas_of(&self, vm: &VmRecord) -> u32 {
+        self.registry().owned(vm.node, vm.id)
     }
 
     /// Changes a machine while its packets pass.
@@ -125,9 +175,9 @@ impl Plane {
         Ok(changed)
     }
 
-    /// Removes a machine with its policies and associations. A machine with a receive queue
-    /// takes two calls: the first one takes everything from it and asks the adapter for the
-    /// queue, and is refused with a conflict that says so.
+    /// Removes a machine with its port, policies and associations. A machine with a receive
+    /// queue but without a port takes two calls: the first one takes everything from it and asks
+    /// the adapter for the queue, and is refused with a conflict that says so.
     pub fn remove_vm(&self, host: Option<&str>, name: &str) -> Result<(), Refusal> {
         let _changing = self.begin_change();
         let vm = self.vm_named(host, name)?;
@@ -144,9 +194,15 @@ impl Plane {
         }
         self.apply(draft)?;
         let (node, id) = (self.node(vm.node)?, vm.id);
-        node.handle
-            .call(move |host, _| host.remove_machine(id))?
-            .map_err(|error| machine_refused(&vm.spec, &error))?;
+        if vm.has_port {
+            node.handle
+                .detach(id)?
+                .map_err(|error| attach_refused(&vm.spec, &error))?;
+        } else {
+            node.handle
+                .call(move |host, _| host.remove_machine(id))?
+                .map_err(|error| machine_refused(&vm.spec, &error))?;
+        }
         {
             let mut registry = self.registry_mut();
             registry.vms.remove(&id);
@@ -186,8 +242,8 @@ impl Plane {
         }
     }
 
-    /// The number of a machine that does not exist yet, and its node.
-    fn admit(&self, spec: &MachineSpec) -> Result<(usize, super::Node, vesper_sa::VmId), Refusal> {
+    /// The node of a machine that does not exist yet, and the number that it gets.
+    fn admit(&self, spec: &MachineSpec) -> Result<(super::Node, vesper_sa::VmId), Refusal> {
         let is_plain = |letter: char| letter.is_ascii_alphanumeric() || "._-".contains(letter);
         if spec.name.is_empty() || spec.name.len() > 64 || !spec.name.chars().all(is_plain) {
             return Err(Refusal::words(
@@ -207,27 +263,7 @@ impl Plane {
             ));
         }
         let id = self.persistence.vm_id(&spec.host, &spec.name)?;
-        Ok((index, node, id))
-    }
-
-    fn register(
-        &self,
-        spec: MachineSpec,
-        origin: Origin,
-        id: vesper_sa::VmId,
-        fallbacks: Vec<String>,
-    ) -> Arc<VmRecord> {
-        let node = self.node_named(Some(&spec.host));
-        let record = Arc::new(VmRecord {
-            id,
-            origin,
-            node: node.map_or(0, |(index, _)| index),
-            spec,
-            fallbacks,
-        });
-        self.registry_mut().vms.insert(id, Arc::clone(&record));
-        self.tell_vm("vm-added", &record, "added");
-        record
+        Ok((node, id))
     }
 
     fn tell_vm(&self, kind: &'static str, vm: &VmRecord, verb: &str) {
@@ -242,6 +278,13 @@ impl Plane {
     }
 }
 
+fn attach_refused(spec: &MachineSpec, error: &AttachError) -> Refusal {
+    match error {
+        AttachError::Machine(error) => machine_refused(spec, error),
+        AttachError::Unknown(_) => Refusal::not_found("vm", &spec.name),
+    }
+}
+
 fn machine_refused(spec: &MachineSpec, error: &MachineError) -> Refusal {
     let remedy = match error {
         MachineError::Settings(_) => "change its settings",
@@ -253,6 +296,7 @@ fn machine_refused(spec: &MachineSpec, error: &MachineError) -> Refusal {
             "list the machines"
         }
         MachineError::Sriov(_) => "look at the NIC switch",
+        MachineError::Trunk(_) => "set vmq_weight and iov_weight to 0",
     };
     Refusal::conflict("vm", &spec.name, error.to_string(), remedy)
 }

@@ -60,14 +60,14 @@ impl Bed {
                 addresses: vec![IpAddr::from([192, 0, 2, number])],
                 mac: MacAddress([2, 0, 0, 0, number, 1]),
                 gateway: Some(MacAddress([2, 0, 0, 0, 3 - number, 1])),
-                vlan: None,
+                ..NodeSpec::default()
             };
             plane.add_node(handle, spec);
         }
         for (host, name, number) in [("a", "web1", 1), ("a", "web2", 2), ("b", "db1", 3)] {
             let mut spec = MachineSpec::new(host, name, MacAddress([2, 0, 0, 1, 0, number]));
             spec.settings.vmq_weight = if name == "web2" { 0 } else { 100 };
-            plane.add_vm(spec, Origin::Configured).unwrap();
+            plane.add_vm(spec, None, Origin::Configured).unwrap();
         }
         Self {
             plane,
@@ -120,4 +120,118 @@ pub fn inbound(spi: u32) -> String {
         "vm web1 src 192.0.2.2 dst 192.0.2.1 proto esp spi {spi:#x} reqid 7 mode tunnel \
          replay-window 64 aead rfc4106(gcm(aes)) {KEY} 128"
     )
+}
+
+/// The control interface over a bed, with its sockets in a directory of its own.
+pub struct Served {
+    pub bed: Bed,
+    pub directory: tempfile::TempDir,
+    pub control: Option<vesper_daemon::control::Control>,
+}
+
+impl Served {
+    pub fn new() -> Self {
+        Self::with(|_| {})
+    }
+
+    pub fn with(change: impl FnOnce(&mut vesper_daemon::control::ControlSettings)) -> Self {
+        use vesper_daemon::control::{Control, ControlSettings, Service};
+        let bed = Bed::new();
+        let directory = tempfile::tempdir().unwrap();
+        let mut settings = ControlSettings::at(directory.path().join("control.sock"));
+        change(&mut settings);
+        let plane = Arc::clone(&bed.plane);
+        let service = Service {
+            plane: Arc::clone(&bed.plane),
+            statistics: Arc::new(statistics),
+            reload: Arc::new(move |only_check| {
+                let desired = vesper_daemon::plane::Desired {
+                    machines: plane.vms().iter().map(|vm| vm.spec.clone()).collect(),
+                    sas: vec![state(&outbound(0x7000))],
+                    policies: Vec::new(),
+                };
+                plane.reload(desired, only_check)
+            }),
+        };
+        let control = Control::start(&settings, service).unwrap();
+        Self {
+            bed,
+            directory,
+            control: Some(control),
+        }
+    }
+
+    pub fn socket(&self) -> std::path::PathBuf {
+        self.directory.path().join("control.sock")
+    }
+
+    pub fn client(&self) -> vesper_daemon::control::client::Client {
+        vesper_daemon::control::client::Client::new(&self.socket()).unwrap()
+    }
+
+    /// A client on the socket of a machine.
+    pub fn vm_client(&self, vm: &str) -> vesper_daemon::control::client::Client {
+        let socket = self.directory.path().join(format!("vm/{vm}.sock"));
+        for _ in 0..200 {
+            if socket.exists() {
+                break;
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+        vesper_daemon::control::client::Client::new(&socket).unwrap()
+    }
+}
+
+/// Made-up counters, all of them different.
+fn statistics() -> vesper_daemon::node::Statistics {
+    use vesper_daemon::node::WorkerStatistics;
+    use vesper_daemon::node::{MachineStatistics, NodeStatistics, PathKind, Statistics};
+    use vesper_daemon::port::PortStatus;
+    let port = |first: u64| PortStatus {
+        up: true,
+        mac: None,
+        mtu: 1500,
+        received: first,
+        received_bytes: first * 100,
+        sent: first + 1,
+        sent_bytes: (first + 1) * 100,
+        malformed: 2,
+        dropped: 3,
+    };
+    Statistics {
+        nodes: vec![NodeStatistics {
+            name: "a".into(),
+            at: Timestamp::from_secs(7),
+            uplink: port(1000),
+            machines: vec![MachineStatistics {
+                vm: vesper_sa::VmId(1),
+                name: "web1".into(),
+                path: PathKind::Queue,
+                port: port(500),
+                unusable: 4,
+                sas: vesper_sa::SaUsage {
+                    associations: 2,
+                    reserved: 1,
+                    limit: 512,
+                },
+                offloaded: vesper_offload::Usage {
+                    used: 2,
+                    capacity: 512,
+                },
+                adapter: Default::default(),
+                host: Default::default(),
+            }],
+            esp: Default::default(),
+            losses: Default::default(),
+            abandoned: 0,
+            free_buffers: 9,
+        }],
+        workers: vec![WorkerStatistics {
+            roles: "a: host, adapter".into(),
+            cpu: Some(0),
+            busy: 250,
+            elapsed: 1000,
+            sleeps: 5,
+        }],
+    }
 }

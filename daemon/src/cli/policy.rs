@@ -1,0 +1,146 @@
+//! `vesper policy`.
+
+use std::fs;
+use std::io::{self, Read, Write};
+use std::path::PathBuf;
+
+use clap::Subcommand;
+use hyper::Method;
+
+use super::answer::{Stop, json};
+use super::{Format, table, words, xfrm};
+use crate::control::client::Client;
+use crate::control::types;
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Add one: vm V src P dst P dir out tmpl src A dst B proto esp reqid N mode tunnel
+    Add {
+        /// What follows `ip xfrm policy add`
+        #[arg(required = true, value_name = "WORDS")]
+        words: Vec<String>,
+    },
+    /// Add one in the place of that for the same packets, if there is one
+    Update {
+        /// What follows `ip xfrm policy update`
+        #[arg(required = true, value_name = "WORDS")]
+        words: Vec<String>,
+    },
+    /// Delete those that these words name
+    #[command(visible_alias = "delete")]
+    Del {
+        /// Some of host, vm, dir, index, src, dst, proto, sport, dport with their values
+        #[arg(required = true, value_name = "WORDS")]
+        words: Vec<String>,
+    },
+    /// Delete all that these words name; without words all
+    Flush {
+        /// Some of host, vm, dir with their values
+        #[arg(value_name = "WORDS")]
+        words: Vec<String>,
+    },
+    /// List those that these words name; without words all
+    List {
+        #[command(flatten)]
+        format: Format,
+        /// As `ip xfrm policy` prints them
+        #[arg(long, visible_alias = "raw", conflicts_with = "json")]
+        xfrm: bool,
+        /// Some of host, vm, dir, index, src, dst, proto, sport, dport with their values
+        #[arg(value_name = "WORDS")]
+        words: Vec<String>,
+    },
+    /// Add those of a file of `ip xfrm policy add` lines, all or none
+    Import {
+        /// The file [default: standard input]
+        file: Option<PathBuf>,
+    },
+}
+
+pub(super) fn run(client: &Client, command: Command, out: &mut dyn Write) -> Result<(), Stop> {
+    match command {
+        Command::Add { words } => {
+            client.ask(Method::POST, "/v1/policies", &words::body(&words))?;
+        }
+        Command::Update { words } => {
+            client.ask(Method::PUT, "/v1/policies", &words::body(&words))?;
+        }
+        Command::Del { words } => {
+            delete(client, &words::query(&words, &[])?, out)?;
+        }
+        Command::Flush { words } => {
+            delete(client, &words::query(&words, &[("all", "true")])?, out)?;
+        }
+        Command::List {
+            format,
+            xfrm: raw,
+            words,
+        } => {
+            let path = format!("/v1/policies{}", words::query(&words, &[])?);
+            let found: types::Policies = client.get(&path)?;
+            match (format.json, raw) {
+                (true, _) => json(out, &found)?,
+                (false, true) => {
+                    let mut policies = found.policies.iter();
+                    policies.try_for_each(|policy| xfrm::policy(out, policy))?;
+                }
+                (false, false) => print(out, &found.policies)?,
+            }
+        }
+        Command::Import { file } => {
+            let text = match file {
+                Some(file) => fs::read_to_string(file)?,
+                None => {
+                    let mut text = String::new();
+                    io::stdin().read_to_string(&mut text)?;
+                    text
+                }
+            };
+            let body = serde_json::json!({ "words": text }).to_string();
+            let count: types::Count =
+                client.send_for(Method::POST, "/v1/policies", body.as_bytes())?;
+            writeln!(out, "{} added", count.count)?;
+        }
+    }
+    Ok(())
+}
+
+fn delete(client: &Client, query: &str, out: &mut dyn Write) -> Result<(), Stop> {
+    let path = format!("/v1/policies{query}");
+    let count: types::Count = client.send_for(Method::DELETE, &path, &[])?;
+    writeln!(out, "{} deleted", count.count)?;
+    Ok(())
+}
+
+fn print(out: &mut dyn Write, policies: &[types::Policy]) -> io::Result<()> {
+    let row = |policy: &types::Policy| {
+        vec![
+            policy.index.to_string(),
+            format!("{}/{}", policy.host, policy.vm),
+            policy.dir.clone(),
+            policy.priority.to_string(),
+            policy.action.clone(),
+            match policy.selector.is_empty() {
+                true => "all".to_owned(),
+                false => policy.selector.clone(),
+            },
+            policy
+                .words
+                .split_once(" tmpl ")
+                .map_or_else(String::new, |(_, template)| template.to_owned()),
+        ]
+    };
+    table::print(
+        out,
+        &[
+            ">INDEX",
+            "VM",
+            "DIR",
+            ">PRIORITY",
+            "ACTION",
+            "PACKETS",
+            "TEMPLATE",
+        ],
+        policies.iter().map(row),
+    )
+}
