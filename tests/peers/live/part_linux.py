@@ -86,7 +86,7 @@ route add fd02::/64 dev vm0 src fd01::1
 
     def ping(self, to, *more, count=3):
         """How many answers there are."""
-        out = self.namespace('ping', '-n', '-c', count, '-i', '0.05', '-W', '3', *more, to, check=False)
+        out = self.namespace('ping', '-n', '-c', count, '-i', '0.05', '-W', '10', *more, to, check=False)
         words = out.split(' received')[0].split()
         return int(words[-1]) if ' received' in out else 0
 

@@ -31,11 +31,12 @@ def transfer(report, guests, megabytes):
         report.check(f'{feature}: on' in features, f'{feature} is not on in the guest:\n{features}')
     size = megabytes << 20
     expected = guests[0].sh(f'yes vesper | head -c {size} | md5sum', timeout=300).split()[0]
-    guests[1].sh('nc -l -p 5000 > /tmp/got & sleep 0.5')
+    # An end of its input would make busybox's nc hang up.
+    guests[1].sh('sleep 1000 | nc -l -p 5000 > /tmp/got & sleep 0.5')
     start = time.time()
     guests[0].sh(f'yes vesper | head -c {size} | nc {ADDRESSES[1]} 5000', timeout=400)
     seconds = time.time() - start
-    got = guests[1].sh('sleep 0.5; md5sum /tmp/got; wc -c < /tmp/got; rm /tmp/got', timeout=300).split()
+    got = guests[1].sh('sleep 1; md5sum /tmp/got; wc -c < /tmp/got; rm /tmp/got', timeout=300).split()
     report.check(got[:1] == [expected], f'{megabytes} MB: {got} in place of {expected} {size}')
     report.note(f'TCP: {megabytes} MB in {seconds:.1f} s (the guests are emulated)')
 
