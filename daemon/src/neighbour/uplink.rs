@@ -120,8 +120,11 @@ impl Uplink {
         }
         self.ticked = now;
         self.answers = ANSWERS;
-        // A hop in steady use has to be seen as used.
+        // A hop in steady use has to be seen as used. A gateway is known before it is needed.
         self.last = None;
+        if let Some(gateway) = self.options.gateway {
+            self.cache.resolve((None, gateway), now);
+        }
         self.cache.pass(now, &mut self.questions, &mut self.lost);
         let from = (self.options.address, self.options.mac);
         for ((vlan, target), last) in self.questions.drain(..) {

@@ -2,6 +2,7 @@
 import json
 import os
 import signal
+import struct
 import subprocess
 import tempfile
 import time
@@ -105,42 +106,60 @@ class Vesperd:
 
 
 class Sniffer:
-    """tcpdump on one interface: an observer that shares nothing with us."""
+    """tcpdump on interfaces: an observer that shares nothing with us.
 
-    def __init__(self, namespace, interface):
-        handle, self.path = tempfile.mkstemp(suffix='.pcap')
-        os.close(handle)
-        self.process = namespace.start('tcpdump', '-i', interface, '-U', '-w', self.path, '-B', '16384',
-                                       '-Z', 'root', stdout=subprocess.DEVNULL,
-                                       stderr=subprocess.DEVNULL)
+    It sees what an interface receives; what leaves through a packet socket goes past it. So it
+    has to listen at both ends of a link.
+    """
+
+    def __init__(self, *places):
+        self.captures, self.processes = [], []
+        for namespace, interface in places:
+            handle, path = tempfile.mkstemp(suffix='.pcap')
+            os.close(handle)
+            self.captures.append(path)
+            self.processes.append(namespace.start(
+                'tcpdump', '-i', interface, '-Q', 'in', '-U', '-w', path, '-B', '16384', '-Z', 'root',
+                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
         end = time.time() + 10
-        while os.path.getsize(self.path) < 24:
+        while any(os.path.getsize(path) < 24 for path in self.captures):
             if time.time() > end:
                 raise RuntimeError('tcpdump does not start')
             time.sleep(0.02)
 
     def stop(self):
-        self.process.send_signal(signal.SIGINT)
-        self.process.wait(10)
+        for process in self.processes:
+            process.send_signal(signal.SIGINT)
+            process.wait(10)
 
     def kinds(self):
-        """How many frames there are of each kind, by a naive reading of the capture."""
-        import struct
-        counts = {}
-        data = Path(self.path).read_bytes()
+        """How many frames there are of each kind."""
+        return kinds(*self.captures)
+
+    def close(self):
+        for process in self.processes:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+        for path in self.captures:
+            os.unlink(path)
+
+
+def kinds(*captures, but_from=''):
+    """Counts frames by a naive reading of capture files, but those of one sender."""
+    counts, source = {}, bytes.fromhex(but_from.replace(':', ''))
+    for path in captures:
+        data = Path(path).read_bytes()
         at = 24
         while at + 16 <= len(data):
             length = struct.unpack_from('<I', data, at + 8)[0]
             frame = data[at + 16:at + 16 + length]
             at += 16 + length
-            counts[kind(frame)] = counts.get(kind(frame), 0) + 1
-        return counts
-
-    def close(self):
-        if self.process.poll() is None:
-            self.stop()
-        if os.path.exists(self.path):
-            os.unlink(self.path)
+            if frame[6:12] == source:
+                continue
+            what = kind(frame)
+            counts[what] = counts.get(what, 0) + 1
+    return counts
 
 
 def kind(frame):
@@ -173,10 +192,13 @@ def toml(value):
     return json.dumps(value)
 
 
-def host(name, address, mac, uplink, vms, **more):
+def host(name, address, mac, uplink, vms, gateway=None, **more):
     """A `[[host]]` of the configuration; vms are dictionaries."""
+    tunnel = {'address': address, 'mac': mac}
+    if gateway:
+        tunnel['gateway'] = gateway
     lines = ['[[host]]', f'name = "{name}"', f'uplink = {toml(uplink)}',
-             f'tunnel = {toml({"address": address, "mac": mac})}']
+             f'tunnel = {toml(tunnel)}']
     lines += [f'{key} = {toml(value)}' for key, value in more.items()]
     for vm in vms:
         lines += ['[[host.vm]]'] + [f'{key} = {toml(value)}' for key, value in vm.items()]

@@ -50,7 +50,7 @@ class Bed:
         text = host('ab'[side], ADDRESSES[side], (HOST_MAC, PEER_HOST_MAC)[side],
                     {'af_packet': {'interface': 'wire'}},
                     [{'name': 'vm', 'mac': (VM_MAC, PEER_VM_MAC)[side], 'port': {'vhost_user': port},
-                      'sa': states, 'policy': policies}], frame=9600)
+                      'sa': states, 'policy': policies}], gateway=ADDRESSES[1 - side], frame=9600)
         ready = self.socket(side).exists if mode == 'server' else None
         return Vesperd(self.sides[side], text, ready=ready)
 
@@ -96,11 +96,11 @@ def intact(report, bed, queues):
     count = 400 // queues
     sent, machines = [], []
     with bed.vesperd(0, queues) as a, bed.vesperd(1, queues) as b:
-        sniffer = Sniffer(bed.sides[0], 'wire')
+        sniffer = Sniffer(*((side, 'wire') for side in bed.sides))
         try:
             for side in (0, 1):
                 frames = []
-                vdev = f'net_pcap0'
+                vdev = 'net_pcap0'
                 for queue in range(queues):
                     mine = [packet(number * queues + queue, SIZES[number % len(SIZES)], *macs[side],
                                    inner[::1 if side == 0 else -1]) for number in range(count)]
@@ -149,6 +149,8 @@ def echo(side, far=False):
 
 def burst(machine, bursts=4, seconds=10):
     """Sends bursts of 32; how many come back."""
+    # A guest that makes the socket looks for a new connection when it is asked for its link.
+    machine.say('show port summary all')
     before = machine.counts()[0]
     machine.say(f'start tx_first {bursts}')
     end = time.time() + seconds
@@ -176,23 +178,34 @@ def guests_restart(report, bed, times):
 
 def daemons_restart(report, bed, times):
     """vesperd comes and goes; testpmd stays."""
-    with Testpmd([bed.virtio(0, server=True)], **echo(0)) as near, \
-            Testpmd([bed.virtio(1, server=True)], **echo(1, far=True)) as far:
-        far.say('start')
-        back = []
-        for turn in range(times):
-            with bed.vesperd(0, mode='client') as a, bed.vesperd(1, mode='client') as b:
+    for side in (0, 1):
+        bed.socket(side).unlink(missing_ok=True)
+    # A guest that makes the socket waits for somebody to connect before it starts.
+    daemons = [bed.vesperd(side, mode='client') for side in (0, 1)]
+    try:
+        with Testpmd([bed.virtio(0, server=True)], **echo(0)) as near, \
+                Testpmd([bed.virtio(1, server=True)], **echo(1, far=True)) as far:
+            far.say('start')
+            back = []
+            for turn in range(times):
                 end = time.time() + 15
                 got = 0
                 # Until both are connected, what is sent is lost.
                 while got < 128 and time.time() < end:
+                    far.say('show port summary all')
                     got = burst(near, seconds=1)
                 back.append(got)
+                # One of them, or the other; with a signal, or without warning.
+                side = turn % 2
                 if turn % 3 == 0:
-                    a.stop()
-                    b.stop()
-        report.check(min(back) == 128, f'vesperd started {times} times: of 128 packets came back {back}')
-        far.say('stop')
+                    daemons[side].stop()
+                daemons[side].__exit__()
+                daemons[side] = bed.vesperd(side, mode='client')
+            report.check(min(back) == 128, f'vesperd started {times} times: of 128 packets came back {back}')
+            far.say('stop')
+    finally:
+        for daemon in daemons:
+            daemon.__exit__()
 
 
 def run(report, _work, quick=False):
