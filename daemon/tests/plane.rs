@@ -2,11 +2,11 @@
 
 mod common;
 
-use common::{Bed, KEY, inbound, outbound, state};
+use common::{Bed, inbound, key, outbound, state};
 use vesper_daemon::plane::{
-    Desired, Kind, MachineSpec, Origin, PolicyFilter, Resume, SaFilter, SaSpec, Scope, Severity,
-    VmChange,
+    Desired, Durable, Kind, MachineSpec, Origin, PolicyFilter, SaFilter, Scope, Severity, VmChange,
 };
+use vesper_daemon::store::{Files, Kek, Store};
 use vesper_offload::{MacAddress, OffloadMode, Profile};
 use vesper_sa::Direction;
 use vesper_verify::xfrm::{PolicyLine, parse_policies};
@@ -32,9 +32,9 @@ fn an_association_is_added_found_and_deleted() {
     assert_eq!(record.sa.direction(), Direction::Outbound);
     assert_eq!(all[1].sa.direction(), Direction::Inbound);
     assert_eq!(record.offloaded().unwrap(), OffloadMode::Packet);
-    assert!(!record.words.contains("0x0001"), "{}", record.words);
+    assert!(!record.words.contains("0x0a00"), "{}", record.words);
     let secret = bed.plane.secret_words(record).unwrap().unwrap();
-    assert!(secret.contains(KEY));
+    assert!(secret.contains(&key("0a", 0x1000)));
     let nic = bed.plane.nodes()[0].nic().clone();
     assert_eq!(nic.usage().ipsec_sas.used, 2);
 
@@ -86,10 +86,7 @@ fn refusals_name_the_word_and_the_way_out() {
 
 #[test]
 fn packet_offload_is_refused_where_the_adapter_has_none() {
-    let bed = Bed::with(
-        std::sync::Arc::new(vesper_daemon::plane::Volatile::default()),
-        Profile::ndis(),
-    );
+    let bed = Bed::with(Durable::in_memory().unwrap(), Profile::ndis());
     let refusal = bed
         .add(&format!("{} offload packet dir out", outbound(0x1000)))
         .unwrap_err();
@@ -112,9 +109,9 @@ fn a_list_is_added_as_a_whole_or_not_at_all() {
     let bed = Bed::new();
     let specs = |last: &str| {
         let mut specs: Vec<_> = (0..100)
-            .map(|number| SaSpec::new(state(&outbound(0x1000 + number))))
+            .map(|number| state(&outbound(0x1000 + number)))
             .collect();
-        specs.push(SaSpec::new(state(last)));
+        specs.push(state(last));
         specs
     };
     let add = |last: &str| {
@@ -172,7 +169,7 @@ fn a_machine_sees_its_own_associations_only() {
     assert_eq!(refusals[0], refusals[1]);
     let add = |words: &str| {
         bed.plane
-            .add_sas(web2, vec![SaSpec::new(state(words))], Origin::Requested)
+            .add_sas(web2, vec![state(words)], Origin::Requested)
     };
     assert_eq!(add(&outbound(0x1001)).unwrap_err().kind, Kind::NotFound);
     let own = add(&outbound(0x1001).replace("vm web1 ", "")).unwrap();
@@ -204,31 +201,78 @@ fn update_changes_limits_alone() {
 }
 
 #[test]
-fn what_must_be_rekeyed_carries_nothing() {
+fn a_key_that_comes_again_goes_on_after_its_last_number() {
     let bed = Bed::new();
-    let spec = SaSpec {
-        state: state(&outbound(0x1000)),
-        resume: Resume::NeedsRekey("the store is older than its anchor".to_owned()),
+    let now = vesper_sa::Timestamp::from_secs(1);
+    bed.add(&outbound(0x1000)).unwrap();
+    let take = || {
+        let record = bed.plane.sas(Scope::All, &SaFilter::default()).remove(0);
+        record.sa.reserve(now, std::iter::repeat_n(100, 10))
     };
+    assert_eq!(take().first, 1);
     bed.plane
-        .add_sas(Scope::All, vec![spec], Origin::Requested)
+        .delete_sas(Scope::All, &SaFilter::default())
         .unwrap();
-    let record = bed.plane.sas(Scope::All, &SaFilter::default()).remove(0);
-    assert_eq!(record.state(), "NEEDS_REKEY");
-    let granted = record
-        .sa
-        .reserve(vesper_sa::Timestamp::from_secs(1), [100].into_iter());
-    assert_eq!(granted.count, 0);
-    let spec = SaSpec {
-        state: state(&inbound(0x2000)),
-        resume: Resume::After(5000),
+    bed.add(&outbound(0x1000)).unwrap();
+    let again = take();
+    assert!(again.count == 10 && again.first > 10, "{again:?}");
+}
+
+#[test]
+fn what_the_store_has_kept_is_in_force_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let kek = Kek::random().unwrap();
+    let open = || Store::open(Files::in_directory(directory.path()), &kek).unwrap();
+    let now = vesper_sa::Timestamp::from_secs(1);
+    let begin = || {
+        let (store, recovered) = open();
+        let durable = Durable::new(store, &recovered, |_| {}).unwrap();
+        let bed = Bed::with(durable, Profile::full());
+        let left_out = bed.plane.restore(&recovered).unwrap();
+        assert_eq!(left_out, []);
+        bed
     };
-    bed.plane
-        .add_sas(Scope::All, vec![spec], Origin::Requested)
-        .unwrap();
-    let record = bed.plane.sas(Scope::All, &SaFilter::default()).remove(1);
-    assert!(record.sa.check(5000).is_err() && record.sa.check(4990).is_err());
-    assert_eq!(record.sa.check(5001), Ok(5001));
+    let record = |bed: &Bed, spi: u32| {
+        let records = bed.plane.sas(Scope::All, &SaFilter::default());
+        let mut found = records
+            .into_iter()
+            .filter(|record| record.sa.spi().get() == spi);
+        found.next().unwrap()
+    };
+    let ids;
+    {
+        let bed = begin();
+        bed.add(&outbound(0x1000)).unwrap();
+        bed.add(&inbound(0x2000)).unwrap();
+        bed.plane
+            .add_policies(vec![policy(PROTECT)], false, Origin::Requested)
+            .unwrap();
+        let granted = record(&bed, 0x1000)
+            .sa
+            .reserve(now, std::iter::repeat_n(100, 10));
+        assert_eq!((granted.first, granted.count), (1, 10));
+        let inbound = record(&bed, 0x2000);
+        let mut commit = inbound.sa.commit(now);
+        commit.accept(7, 100).unwrap();
+        let _ = commit.finish();
+        ids = bed.plane.vms().iter().map(|vm| vm.id).collect::<Vec<_>>();
+    }
+    // Not stopped in order: as after a crash.
+    let bed = begin();
+    assert_eq!(
+        bed.plane.vms().iter().map(|vm| vm.id).collect::<Vec<_>>(),
+        ids
+    );
+    assert_eq!(bed.plane.policies(&PolicyFilter::default()).len(), 1);
+    let outbound = record(&bed, 0x1000);
+    assert_eq!(
+        (outbound.state(), outbound.vm.as_deref()),
+        ("INSTALLED", Some("web1"))
+    );
+    let granted = outbound.sa.reserve(now, [100].into_iter());
+    assert!(granted.count == 1 && granted.first > 10, "{granted:?}");
+    assert!(record(&bed, 0x2000).sa.check(7).is_err());
+    assert!(bed.plane.secret_words(&outbound).unwrap().is_some());
 }
 
 #[test]
@@ -296,7 +340,7 @@ fn a_reload_keeps_what_is_the_same_and_all_or_nothing_changes() {
 
     let kept = bed.plane.sas(Scope::All, &SaFilter::default())[1].clone();
     assert_eq!(kept.sa.spi().get(), 0x1000);
-    let other_key = inbound(0x2000).replace("0x0001", "0xff01");
+    let other_key = inbound(0x2000).replace("0x0b00", "0xff00");
     let second = desired(&[outbound(0x1000), other_key, outbound(0x1001)], &[]);
     let checked = bed.plane.reload(second.clone(), true).unwrap();
     assert_eq!(bed.plane.policies(&PolicyFilter::default()).len(), 1);
@@ -356,7 +400,8 @@ fn a_machine_comes_and_goes() {
     );
     let words = "vm mail src 192.0.2.2 dst 192.0.2.1 proto esp spi 0x3000 mode tunnel dir out \
                  aead rfc4106(gcm(aes)) ";
-    bed.add(&format!("{words}{KEY} 128")).unwrap();
+    bed.add(&format!("{words}{} 128", key("0c", 0x3000)))
+        .unwrap();
     // Its queue is freed first, which takes the adapter a moment.
     let freeing = bed.plane.remove_vm(None, "mail").unwrap_err();
     assert!(freeing.to_string().contains("being freed"), "{freeing}");

@@ -6,7 +6,7 @@
 //!            │ words of ip xfrm, machine specs
 //!            ▼
 //!   check against the registry ─▶ expand keys, build tables ─▶ make durable ─▶ one call per node
-//!            │ refusal: nothing has changed                    (Persistence)     (NodeHandle)
+//!            │ refusal: nothing has changed                      (Durable)       (NodeHandle)
 //!            ▼
 //!   registry: names, words without keys, Arc<EspSa>: listing never bothers a worker
 //! ```
@@ -15,14 +15,15 @@
 
 mod change;
 mod doctor;
+mod durable;
 mod event;
 mod filter;
-mod persistence;
 mod policy;
 mod record;
 mod refusal;
 mod registry;
 mod reload;
+mod restore;
 mod sa;
 mod spec;
 mod vm;
@@ -37,12 +38,12 @@ use registry::Registry;
 
 pub use change::Diff;
 pub use doctor::{Finding, Severity};
+pub use durable::Durable;
 pub use event::{Event, Events, Subject};
 pub use filter::{PolicyFilter, SaFilter};
-pub use persistence::{Change, Persistence, PersistenceError, Volatile};
 pub use record::{Origin, PolicyRecord, SaId, SaRecord, VmRecord};
 pub use refusal::{Kind, Refusal};
-pub use spec::{Desired, MachineSpec, NodeSpec, Resume, SaSpec};
+pub use spec::{Desired, MachineSpec, NodeSpec};
 pub use vm::VmChange;
 
 /// Who asks: what is not in the scope does not exist for the asker.
@@ -60,7 +61,7 @@ pub struct Plane {
     registry: RwLock<Registry>,
     /// Held by whoever changes something, from the check to the end.
     changing: Mutex<()>,
-    persistence: Arc<dyn Persistence>,
+    durable: Durable,
     events: Events,
     /// Begins the fingerprints of keys, so that they mean nothing outside of this process.
     salt: [u8; 32],
@@ -78,7 +79,7 @@ impl Plane {
     ///
     /// # Errors
     /// The system gives no random numbers.
-    pub fn new(persistence: Arc<dyn Persistence>) -> Result<Self, Refusal> {
+    pub fn new(durable: Durable) -> Result<Self, Refusal> {
         let mut salt = [0; 32];
         getrandom::fill(&mut salt)
             .map_err(|error| Refusal::unavailable(format!("no random numbers: {error}")))?;
@@ -86,7 +87,7 @@ impl Plane {
             nodes: RwLock::default(),
             registry: RwLock::default(),
             changing: Mutex::default(),
-            persistence,
+            durable,
             events: Events::default(),
             salt,
         })

@@ -3,12 +3,11 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use vesper_verify::xfrm::PolicyLine;
+use vesper_verify::xfrm::{PolicyLine, State};
 
 use super::change::{Draft, NewPolicies};
 use super::event::Subject;
 use super::record::{Origin, PolicyRecord, SaId, VmRecord};
-use super::spec::SaSpec;
 use super::{Plane, PolicyFilter, Refusal, Scope};
 
 impl Plane {
@@ -36,7 +35,7 @@ impl Plane {
     pub fn import(
         &self,
         scope: Scope,
-        sas: Vec<SaSpec>,
+        sas: Vec<State>,
         policies: Vec<PolicyLine>,
         origin: Origin,
     ) -> Result<(), Refusal> {
@@ -44,8 +43,10 @@ impl Plane {
         let _changing = self.begin_change();
         let mut draft = Draft::default();
         let mut clocks = HashMap::new();
-        for spec in sas {
-            draft.add.push(self.make(scope, spec, origin, &mut clocks)?);
+        for state in sas {
+            draft
+                .add
+                .push(self.make(scope, state, None, origin, &mut clocks)?);
         }
         for line in policies {
             self.draft_policy(&mut draft, line, false, origin)?;

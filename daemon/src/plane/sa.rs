@@ -4,20 +4,21 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
-use vesper_esp::{EspSa, association};
-use vesper_offload::{MacAddress, OffloadMode, OffloadWish, Placement, Rewrite, SaOffload};
+use vesper_esp::aead::Cipher;
+use vesper_esp::association;
+use vesper_offload::{OffloadMode, OffloadWish, Placement, Rewrite, SaOffload};
 use vesper_sa::{
     Direction, Lifetime, Mode, SaParams, SaUpdate, Scope as ReceiveScope, Timestamp, VmId,
 };
-use vesper_verify::xfrm::{Offload, State};
+use vesper_verify::xfrm::{self, Line, Offload, State};
 use zeroize::Zeroizing;
 
 use super::change::{Draft, NewSa, packet_refused, quota_exceeded};
 use super::event::Subject;
 use super::filter::in_scope;
 use super::record::{Origin, SaId, SaRecord, VmRecord};
-use super::spec::{Resume, SaSpec};
 use super::{Node, Plane, Refusal, SaFilter, Scope};
+use crate::store::{Change, Standing};
 
 /// An association as its words describe it, before its keys are expanded.
 struct Described {
@@ -40,16 +41,18 @@ impl Plane {
     pub fn add_sas(
         &self,
         scope: Scope,
-        specs: Vec<SaSpec>,
+        states: Vec<State>,
         origin: Origin,
     ) -> Result<Vec<SaId>, Refusal> {
         // Counted before keys are expanded, so that asking for too much costs little.
-        self.check_quotas(scope, &specs)?;
+        self.check_quotas(scope, &states)?;
         let _changing = self.begin_change();
         let mut draft = Draft::default();
         let mut clocks = HashMap::new();
-        for spec in specs {
-            draft.add.push(self.make(scope, spec, origin, &mut clocks)?);
+        for state in states {
+            draft
+                .add
+                .push(self.make(scope, state, None, origin, &mut clocks)?);
         }
         let ids = self.apply(draft)?;
         for record in ids.iter().filter_map(|id| self.sa(Scope::All, *id)) {
@@ -92,13 +95,12 @@ impl Plane {
         let events = record.sa.update(&update).map_err(|error| {
             Refusal::conflict("spi", state.spi, error.to_string(), "replace the SA")
         })?;
-        let secret = secret(state, &record.host, record.vm.as_deref());
-        self.persistence.commit(&[super::Change::PutSa {
-            host: &record.host,
-            sa: record.identity(),
-            words: super::persistence::Secret(&secret),
-            configured: record.origin == Origin::Configured,
-        }])?;
+        let owned = owned(state, &record.host, record.vm.as_deref());
+        let stored = self
+            .durable
+            .stored(&record.host, record.identity(), &owned, record.origin);
+        // Under the same name and key it goes on as it is.
+        self.durable.apply(&[Change::PutSa(stored)])?;
         let changed = SaRecord {
             lifetime: state.lifetime,
             words: state.words().into(),
@@ -166,7 +168,7 @@ impl Plane {
 
     /// The words of an association with its keys.
     pub fn secret_words(&self, record: &SaRecord) -> Result<Option<Zeroizing<String>>, Refusal> {
-        Ok(self.persistence.words(&record.host, &record.identity())?)
+        Ok(self.durable.words(&record.host, record.identity()))
     }
 
     /// Why the adapter would not take an association with these words now; in each mode that
@@ -193,9 +195,13 @@ impl Plane {
         Ok(modes.map(|mode| (mode, reasons(mode))).to_vec())
     }
 
-    /// Enforces limits by time on associations that carry nothing, and reports what ends; to be
-    /// called about once a second.
+    /// Enforces limits by time on associations that carry nothing, reports what ends, and wipes
+    /// the keys of what is deleted; to be called about once a second.
     pub fn expire(&self) {
+        for node in self.nodes() {
+            // A node that has ended holds nothing.
+            let _ = node.call(|host, _| host.reap_sas());
+        }
         let mut due: HashMap<usize, Vec<Arc<SaRecord>>> = HashMap::new();
         let is_timed = |lifetime: &Lifetime| {
             let limits = [lifetime.soft, lifetime.hard];
@@ -253,12 +259,12 @@ impl Plane {
     pub(super) fn make(
         &self,
         scope: Scope,
-        spec: SaSpec,
+        state: State,
+        recovered: Option<Standing>,
         origin: Origin,
         clocks: &mut HashMap<usize, Timestamp>,
     ) -> Result<NewSa, Refusal> {
-        let SaSpec { state, resume } = spec;
-        let mut described = self.describe(scope, &state)?;
+        let described = self.describe(scope, &state)?;
         if described.packet_only {
             let enabled = described.node.handle.nic().enabled();
             let suite = state.keys.suite();
@@ -276,17 +282,11 @@ impl Plane {
                 now
             }
         };
-        if let Resume::After(sequence) = &resume {
-            described.params.sequence = described.params.sequence.max(*sequence);
-        }
-        let sa = self.expand(&state, described.params, now)?;
-        let sa = match resume {
-            Resume::After(_) if sa.direction() == Direction::Inbound => sa.with_all_seen(),
-            _ => sa,
-        };
+        let cipher = cipher(&state)?;
+        let sa = association(described.params, cipher, now)
+            .map_err(|error| contradiction(&state, &error))?;
         let host: Arc<str> = described.node.handle.name().into();
         let vm: Option<Arc<str>> = described.vm.map(|vm| vm.spec.name.as_str().into());
-        let recovered = resume != Resume::New;
         Ok(NewSa {
             node: described.index,
             sa: Arc::new(sa),
@@ -295,35 +295,14 @@ impl Plane {
             limit: described.limit,
             lifetime: state.lifetime,
             words: state.words().into(),
-            secret: secret(&state, &host, vm.as_deref()),
             fingerprint: self.fingerprint(&state),
+            state: Box::new(owned(&state, &host, vm.as_deref())),
+            now,
             host,
             vm,
             origin,
-            needs_rekey: match resume {
-                Resume::NeedsRekey(why) => Some(why.into()),
-                _ => None,
-            },
+            needs_rekey: None,
             recovered,
-        })
-    }
-
-    fn expand(&self, state: &State, params: SaParams, now: Timestamp) -> Result<EspSa, Refusal> {
-        let cipher = state.keys.fastest_cipher().map_err(|error| {
-            Refusal::words(
-                "aead",
-                "",
-                error.to_string(),
-                "give a key that fits the suite",
-            )
-        })?;
-        association(params, cipher, now).map_err(|error| {
-            Refusal::words(
-                "spi",
-                state.spi,
-                error.to_string(),
-                "change what contradicts itself",
-            )
         })
     }
 
@@ -397,9 +376,9 @@ impl Plane {
         Ok((found.node, self.node(found.node)?, Some(found)))
     }
 
-    pub(super) fn check_quotas(&self, scope: Scope, specs: &[SaSpec]) -> Result<(), Refusal> {
+    pub(super) fn check_quotas(&self, scope: Scope, states: &[State]) -> Result<(), Refusal> {
         let mut counts: HashMap<VmId, u32> = HashMap::new();
-        for SaSpec { state, .. } in specs {
+        for state in states {
             let (host, vm) = (state.host.as_deref(), state.vm.as_deref());
             let (index, _, Some(vm)) = self.locate(scope, host, vm)? else {
                 continue;
@@ -453,12 +432,41 @@ impl Plane {
     }
 }
 
-/// The words with keys and with `host` and `vm`, so that they say all by themselves.
-fn secret(state: &State, host: &str, vm: Option<&str>) -> Zeroizing<String> {
+/// The same with `host` and `vm`, so that it says by itself whose it is.
+fn owned(state: &State, host: &str, vm: Option<&str>) -> State {
     let mut state = state.clone();
     state.host = Some(host.to_owned());
     state.vm = vm.map(str::to_owned);
-    state.words_with_keys()
+    state
+}
+
+/// The keys of an association, expanded.
+pub(super) fn cipher(state: &State) -> Result<Cipher, Refusal> {
+    state.keys.fastest_cipher().map_err(|error| {
+        Refusal::words(
+            "aead",
+            "",
+            error.to_string(),
+            "give a key that fits the suite",
+        )
+    })
+}
+
+pub(super) fn contradiction(state: &State, error: &impl std::fmt::Display) -> Refusal {
+    Refusal::words(
+        "spi",
+        state.spi,
+        error.to_string(),
+        "change what contradicts itself",
+    )
+}
+
+/// One association out of the words that were stored of it.
+pub(super) fn parse_one(words: &str) -> Result<State, Refusal> {
+    match xfrm::parse_lines(words, "store")?.pop() {
+        Some(Line::State(state)) => Ok(*state),
+        _ => Err(Refusal::unavailable("the stored words are of no SA")),
+    }
 }
 
 fn describe_subject(subject: &Subject) -> String {

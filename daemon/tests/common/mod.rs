@@ -12,9 +12,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use vesper_daemon::node::NodeHandle;
-use vesper_daemon::plane::{
-    MachineSpec, NodeSpec, Origin, Persistence, Plane, SaSpec, Scope, Volatile,
-};
+use vesper_daemon::plane::{Durable, MachineSpec, NodeSpec, Origin, Plane, Scope};
 use vesper_esp::PacketBuf;
 use vesper_offload::{Host, MacAddress, Nic, Profile, SwitchLimits};
 use vesper_sa::Timestamp;
@@ -30,11 +28,11 @@ pub struct Bed {
 impl Bed {
     /// Host `a` with the machines `web1` and `web2`, and host `b` with `db1`.
     pub fn new() -> Self {
-        Self::with(Arc::new(Volatile::default()), Profile::full())
+        Self::with(Durable::in_memory().unwrap(), Profile::full())
     }
 
-    pub fn with(persistence: Arc<dyn Persistence>, profile: Profile) -> Self {
-        let plane = Arc::new(Plane::new(persistence).unwrap());
+    pub fn with(durable: Durable, profile: Profile) -> Self {
+        let plane = Arc::new(Plane::new(durable).unwrap());
         let stop = Arc::new(AtomicBool::new(false));
         let mut threads = Vec::new();
         for (number, name) in [(1, "a"), (2, "b")] {
@@ -78,11 +76,7 @@ impl Bed {
 
     pub fn add(&self, words: &str) -> Result<u64, String> {
         self.plane
-            .add_sas(
-                Scope::All,
-                vec![SaSpec::new(state(words))],
-                Origin::Requested,
-            )
+            .add_sas(Scope::All, vec![state(words)], Origin::Requested)
             .map(|ids| ids[0].0)
             .map_err(|refusal| refusal.to_string())
     }
@@ -104,21 +98,26 @@ pub fn state(words: &str) -> State {
     }
 }
 
-pub const KEY: &str = "0x000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f20212223";
+/// A key that only this association has.
+pub fn key(direction: &str, spi: u32) -> String {
+    format!("0x{direction}{spi:08x}{}", "5a".repeat(31))
+}
 
 /// An association of `web1` on host `a`, outbound.
 pub fn outbound(spi: u32) -> String {
+    let key = key("0a", spi);
     format!(
         "vm web1 src 192.0.2.1 dst 192.0.2.2 proto esp spi {spi:#x} reqid 7 mode tunnel \
-         aead rfc4106(gcm(aes)) {KEY} 128"
+         aead rfc4106(gcm(aes)) {key} 128"
     )
 }
 
 /// The same towards it.
 pub fn inbound(spi: u32) -> String {
+    let key = key("0b", spi);
     format!(
         "vm web1 src 192.0.2.2 dst 192.0.2.1 proto esp spi {spi:#x} reqid 7 mode tunnel \
-         replay-window 64 aead rfc4106(gcm(aes)) {KEY} 128"
+         replay-window 64 aead rfc4106(gcm(aes)) {key} 128"
     )
 }
 
