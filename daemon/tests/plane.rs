@@ -4,9 +4,9 @@ mod common;
 
 use common::{Bed, inbound, key, outbound, state};
 use vesper_daemon::plane::{
-    Desired, Durable, Kind, MachineSpec, Origin, PolicyFilter, SaFilter, Scope, Severity, VmChange,
+    Desired, Kind, MachineSpec, Origin, PolicyFilter, Resume, SaFilter, SaSpec, Scope, Severity,
+    VmChange,
 };
-use vesper_daemon::store::{Files, Kek, Store};
 use vesper_offload::{MacAddress, OffloadMode, Profile};
 use vesper_sa::Direction;
 use vesper_verify::xfrm::{PolicyLine, parse_policies};
@@ -86,7 +86,10 @@ fn refusals_name_the_word_and_the_way_out() {
 
 #[test]
 fn packet_offload_is_refused_where_the_adapter_has_none() {
-    let bed = Bed::with(Durable::in_memory().unwrap(), Profile::ndis());
+    let bed = Bed::with(
+        std::sync::Arc::new(vesper_daemon::plane::Volatile::default()),
+        Profile::ndis(),
+    );
     let refusal = bed
         .add(&format!("{} offload packet dir out", outbound(0x1000)))
         .unwrap_err();
@@ -109,9 +112,9 @@ fn a_list_is_added_as_a_whole_or_not_at_all() {
     let bed = Bed::new();
     let specs = |last: &str| {
         let mut specs: Vec<_> = (0..100)
-            .map(|number| state(&outbound(0x1000 + number)))
+            .map(|number| SaSpec::new(state(&outbound(0x1000 + number))))
             .collect();
-        specs.push(state(last));
+        specs.push(SaSpec::new(state(last)));
         specs
     };
     let add = |last: &str| {
@@ -169,7 +172,7 @@ fn a_machine_sees_its_own_associations_only() {
     assert_eq!(refusals[0], refusals[1]);
     let add = |words: &str| {
         bed.plane
-            .add_sas(web2, vec![state(words)], Origin::Requested)
+            .add_sas(web2, vec![SaSpec::new(state(words))], Origin::Requested)
     };
     assert_eq!(add(&outbound(0x1001)).unwrap_err().kind, Kind::NotFound);
     let own = add(&outbound(0x1001).replace("vm web1 ", "")).unwrap();
@@ -201,6 +204,34 @@ fn update_changes_limits_alone() {
 }
 
 #[test]
+fn what_must_be_rekeyed_carries_nothing() {
+    let bed = Bed::new();
+    let spec = SaSpec {
+        state: state(&outbound(0x1000)),
+        resume: Resume::NeedsRekey("the store is older than its anchor".to_owned()),
+    };
+    bed.plane
+        .add_sas(Scope::All, vec![spec], Origin::Requested)
+        .unwrap();
+    let record = bed.plane.sas(Scope::All, &SaFilter::default()).remove(0);
+    assert_eq!(record.state(), "NEEDS_REKEY");
+    let granted = record
+        .sa
+        .reserve(vesper_sa::Timestamp::from_secs(1), [100].into_iter());
+    assert_eq!(granted.count, 0);
+    let spec = SaSpec {
+        state: state(&inbound(0x2000)),
+        resume: Resume::After(5000),
+    };
+    bed.plane
+        .add_sas(Scope::All, vec![spec], Origin::Requested)
+        .unwrap();
+    let record = bed.plane.sas(Scope::All, &SaFilter::default()).remove(1);
+    assert!(record.sa.check(5000).is_err() && record.sa.check(4990).is_err());
+    assert_eq!(record.sa.check(5001), Ok(5001));
+}
+
+#[test]
 fn a_key_that_comes_again_goes_on_after_its_last_number() {
     let bed = Bed::new();
     let now = vesper_sa::Timestamp::from_secs(1);
@@ -216,63 +247,6 @@ fn a_key_that_comes_again_goes_on_after_its_last_number() {
     bed.add(&outbound(0x1000)).unwrap();
     let again = take();
     assert!(again.count == 10 && again.first > 10, "{again:?}");
-}
-
-#[test]
-fn what_the_store_has_kept_is_in_force_again() {
-    let directory = tempfile::tempdir().unwrap();
-    let kek = Kek::random().unwrap();
-    let open = || Store::open(Files::in_directory(directory.path()), &kek).unwrap();
-    let now = vesper_sa::Timestamp::from_secs(1);
-    let begin = || {
-        let (store, recovered) = open();
-        let durable = Durable::new(store, &recovered, |_| {}).unwrap();
-        let bed = Bed::with(durable, Profile::full());
-        let left_out = bed.plane.restore(&recovered).unwrap();
-        assert_eq!(left_out, []);
-        bed
-    };
-    let record = |bed: &Bed, spi: u32| {
-        let records = bed.plane.sas(Scope::All, &SaFilter::default());
-        let mut found = records
-            .into_iter()
-            .filter(|record| record.sa.spi().get() == spi);
-        found.next().unwrap()
-    };
-    let ids;
-    {
-        let bed = begin();
-        bed.add(&outbound(0x1000)).unwrap();
-        bed.add(&inbound(0x2000)).unwrap();
-        bed.plane
-            .add_policies(vec![policy(PROTECT)], false, Origin::Requested)
-            .unwrap();
-        let granted = record(&bed, 0x1000)
-            .sa
-            .reserve(now, std::iter::repeat_n(100, 10));
-        assert_eq!((granted.first, granted.count), (1, 10));
-        let inbound = record(&bed, 0x2000);
-        let mut commit = inbound.sa.commit(now);
-        commit.accept(7, 100).unwrap();
-        let _ = commit.finish();
-        ids = bed.plane.vms().iter().map(|vm| vm.id).collect::<Vec<_>>();
-    }
-    // Not stopped in order: as after a crash.
-    let bed = begin();
-    assert_eq!(
-        bed.plane.vms().iter().map(|vm| vm.id).collect::<Vec<_>>(),
-        ids
-    );
-    assert_eq!(bed.plane.policies(&PolicyFilter::default()).len(), 1);
-    let outbound = record(&bed, 0x1000);
-    assert_eq!(
-        (outbound.state(), outbound.vm.as_deref()),
-        ("INSTALLED", Some("web1"))
-    );
-    let granted = outbound.sa.reserve(now, [100].into_iter());
-    assert!(granted.count == 1 && granted.first > 10, "{granted:?}");
-    assert!(record(&bed, 0x2000).sa.check(7).is_err());
-    assert!(bed.plane.secret_words(&outbound).unwrap().is_some());
 }
 
 #[test]

@@ -8,15 +8,18 @@ use std::time::SystemTime;
 use vesper_esp::EspSa;
 use vesper_offload::{OffloadWish, Placement, SoftwareReason};
 use vesper_sa::{
-    Action, AddError, Lifetime, Mode, Policy, Protection, SaHandle, Spd, Timestamp, VmId,
+    Action, AddError, Lifetime, Mode, Policy, Protection, SaHandle, SaIdentity, Spd, Timestamp,
+    VmId,
 };
-use vesper_verify::xfrm::{PolicyAction, State, Template};
+use vesper_verify::xfrm::{PolicyAction, Template};
+use zeroize::Zeroizing;
 
-use super::durable::marked;
+use super::persistence::{Change, Secret};
 use super::record::{Origin, PolicyRecord, SaId, SaRecord};
-use super::registry::{Registry, SaKey};
+use super::registry::{Registry, SaName};
+use super::sa::{cipher, contradiction, parse_one};
 use super::{Plane, Refusal};
-use crate::store::{Change, SaName, Standing, StoredSa};
+use crate::store::Standing;
 
 /// What a set of changes has changed: a line for each thing, in words.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -50,14 +53,14 @@ pub(super) struct NewSa {
     pub(super) limit: u32,
     pub(super) lifetime: Lifetime,
     pub(super) words: Arc<str>,
-    /// Its words with keys, saying by themselves whose it is.
-    pub(super) state: Box<State>,
+    pub(super) secret: Zeroizing<String>,
+    /// When it was made, on the clock of its node.
     pub(super) now: Timestamp,
     pub(super) fingerprint: [u8; 32],
     pub(super) origin: Origin,
     pub(super) needs_rekey: Option<Arc<str>>,
-    /// What the store said about it at the start; `None`: it has to be put there.
-    pub(super) recovered: Option<Standing>,
+    /// It is in the store already.
+    pub(super) recovered: bool,
 }
 
 /// All policies of a machine.
@@ -101,68 +104,74 @@ impl Plane {
         for index in touched {
             Self::now(&self.node(index)?)?;
         }
-        let undo = self.undo_of(&draft);
-        let standings = self.durable.apply(&self.changes_of(&draft))?;
+        let undo = self.undo_of(&draft)?;
+        self.persistence.commit(&changes_of(&draft))?;
         let done = self
-            .resume(&mut draft, standings)
-            .and_then(|()| self.call_nodes(&draft, &mut nodes_of(&draft, &replaced)));
+            .begin(&mut draft)
+            .and_then(|()| self.call_nodes(&draft, nodes_of(&draft, &replaced)));
         let mut added = match done {
             Ok(added) => added,
             Err(refusal) => {
                 for new in &draft.add {
-                    self.durable.unwatch(&new.host, new.sa.identity());
+                    self.persistence.end(&new.host, &new.sa.identity());
                 }
+                let undo: Vec<_> = undo.iter().map(Undo::change).collect();
                 // If this fails as well, the store is what the operator hears of.
-                self.durable.apply(&undo)?;
+                self.persistence.commit(&undo)?;
                 return Err(refusal);
             }
         };
         Ok(self.record(draft, &mut added))
     }
 
-    /// Makes every association go on where the store says that it may, and gives it its first
-    /// lease or mark.
-    fn resume(&self, draft: &mut Draft, standings: Vec<Standing>) -> Result<(), Refusal> {
-        let mut put = standings.into_iter();
-        let mut watched = Vec::with_capacity(draft.add.len());
+    /// Makes every association go on where it may, and gives it its first lease.
+    fn begin(&self, draft: &mut Draft) -> Result<(), Refusal> {
         for new in &mut draft.add {
-            let standing = new.recovered.take().or_else(|| put.next());
-            match standing.unwrap_or(Standing::Fresh) {
+            let identity = new.sa.identity();
+            let standing = match new.recovered {
+                true => Standing::Fresh,
+                false => self.persistence.standing(&new.host, &identity),
+            };
+            match standing {
                 Standing::Fresh => {}
-                Standing::NeedsRekey(loss) => {
-                    new.needs_rekey = Some(loss.to_string().into());
-                }
+                Standing::NeedsRekey(loss) => new.needs_rekey = Some(loss.to_string().into()),
+                // Numbers belong to keys, and this key was in use.
                 standing => {
-                    let cipher = super::sa::cipher(&new.state)?;
-                    let params = new.sa.params().clone();
-                    match standing.resume(params, cipher, new.now) {
-                        Ok(Some(sa)) => new.sa = Arc::new(sa),
-                        Ok(None) => {
+                    let state = parse_one(&new.secret)?;
+                    let resumed =
+                        standing.resume(new.sa.params().clone(), cipher(&state)?, new.now);
+                    match resumed.map_err(|error| contradiction(&state, &error))? {
+                        Some(sa) => new.sa = Arc::new(sa),
+                        None => {
                             let why = "its state does not fit its words";
                             new.needs_rekey = Some(why.into());
                         }
-                        Err(error) => return Err(super::sa::contradiction(&new.state, &error)),
                     }
                 }
             }
-            match new.needs_rekey {
-                Some(_) => new.sa.close(),
-                None => watched.push((Arc::clone(&new.host), Arc::clone(&new.sa))),
+            if new.needs_rekey.is_some() {
+                new.sa.close();
             }
         }
-        match watched.is_empty() {
-            true => Ok(()),
-            false => self.durable.watch(watched),
+        let begun: Vec<_> = draft
+            .add
+            .iter()
+            .filter(|new| new.needs_rekey.is_none())
+            .map(|new| (&*new.host, Arc::clone(&new.sa)))
+            .collect();
+        if !begun.is_empty() {
+            self.persistence.begin_all(&begun)?;
         }
+        Ok(())
     }
 
     fn call_nodes(
         &self,
         draft: &Draft,
-        nodes: &mut BTreeMap<usize, NodeChange>,
+        nodes: BTreeMap<usize, NodeChange>,
     ) -> Result<HashMap<usize, Added>, Refusal> {
         let mut added = HashMap::new();
-        for (index, change) in core::mem::take(nodes) {
+        for (index, change) in nodes {
             let node = self.node(index)?;
             let answer = node
                 .handle
@@ -221,7 +230,7 @@ impl Plane {
             }
         }
         for (host, sa) in &ended {
-            self.durable.unwatch(host, *sa);
+            self.persistence.end(host, sa);
         }
         // The registry has let go of them: their keys are wiped now, or with the last packet.
         for index in nodes {
@@ -232,80 +241,93 @@ impl Plane {
         ids
     }
 
-    fn changes_of(&self, draft: &Draft) -> Vec<Change> {
-        let removed = draft
-            .remove
-            .iter()
-            .map(|record| Change::DeleteSa(name_of(record)));
-        let added = draft.add.iter().filter(|new| new.recovered.is_none());
-        let added = added.map(|new| Change::PutSa(self.stored(new)));
-        let policies = draft
-            .policies
-            .values()
-            .map(|policies| put_policies(&policies.host, &policies.vm, &policies.list));
-        removed.chain(added).chain(policies).collect()
-    }
-
-    fn stored(&self, new: &NewSa) -> StoredSa {
-        self.durable
-            .stored(&new.host, new.sa.identity(), &new.state, new.origin)
-    }
-
     /// What puts the store back to where it was.
-    fn undo_of(&self, draft: &Draft) -> Vec<Change> {
-        let added = draft.add.iter().filter(|new| new.recovered.is_none());
-        let mut undo: Vec<_> = added
-            .map(|new| {
-                Change::DeleteSa(SaName {
-                    node: new.host.to_string(),
-                    sa: new.sa.identity(),
-                })
-            })
-            .collect();
+    fn undo_of(&self, draft: &Draft) -> Result<Vec<Undo>, Refusal> {
+        let mut undo = Vec::new();
+        for new in draft.add.iter().filter(|new| !new.recovered) {
+            undo.push(Undo::Delete(Arc::clone(&new.host), new.sa.identity()));
+        }
         for record in &draft.remove {
-            let kept = self.durable.kept(&record.host, record.identity());
-            undo.extend(kept.map(Change::PutSa));
+            let words = self.persistence.words(&record.host, &record.identity())?;
+            undo.extend(words.map(|words| Undo::Put(Arc::clone(record), words)));
         }
         let registry = self.registry();
         for (vm, policies) in &draft.policies {
-            let before = registry.policies.get(vm).map_or(&[][..], Vec::as_slice);
-            undo.push(put_policies(&policies.host, &policies.vm, before));
+            let before = registry.policies.get(vm).cloned().unwrap_or_default();
+            let (host, vm) = (Arc::clone(&policies.host), Arc::clone(&policies.vm));
+            undo.push(Undo::Policies(host, vm, before));
         }
-        undo
+        Ok(undo)
     }
 }
 
-fn name_of(record: &SaRecord) -> SaName {
-    SaName {
-        node: record.host.to_string(),
+/// What would put one thing in the store back.
+enum Undo {
+    Delete(Arc<str>, SaIdentity),
+    Put(Arc<SaRecord>, Zeroizing<String>),
+    Policies(Arc<str>, Arc<str>, Vec<Arc<PolicyRecord>>),
+}
+
+impl Undo {
+    fn change(&self) -> Change<'_> {
+        match self {
+            Self::Delete(host, sa) => Change::DeleteSa { host, sa: *sa },
+            Self::Put(record, words) => Change::PutSa {
+                host: &record.host,
+                sa: record.identity(),
+                words: Secret(words),
+                configured: record.origin == Origin::Configured,
+            },
+            Self::Policies(host, vm, list) => set_policies(host, vm, list),
+        }
+    }
+}
+
+fn changes_of(draft: &Draft) -> Vec<Change<'_>> {
+    let removed = draft.remove.iter().map(|record| Change::DeleteSa {
+        host: &record.host,
         sa: record.identity(),
-    }
+    });
+    let added = draft
+        .add
+        .iter()
+        .filter(|new| !new.recovered)
+        .map(|new| Change::PutSa {
+            host: &new.host,
+            sa: new.sa.identity(),
+            words: Secret(&new.secret),
+            configured: new.origin == Origin::Configured,
+        });
+    let policies = draft
+        .policies
+        .values()
+        .map(|policies| set_policies(&policies.host, &policies.vm, &policies.list));
+    removed.chain(added).chain(policies).collect()
 }
 
-fn put_policies(host: &str, vm: &str, list: &[Arc<PolicyRecord>]) -> Change {
-    let words = list
-        .iter()
-        .map(|record| marked(record.line.to_string(), record.origin));
-    Change::PutPolicies {
-        node: host.to_owned(),
-        vm: vm.to_owned(),
-        words: words.collect(),
+fn set_policies<'a>(host: &'a str, vm: &'a str, list: &[Arc<PolicyRecord>]) -> Change<'a> {
+    let line =
+        |record: &Arc<PolicyRecord>| (record.line.to_string(), record.origin == Origin::Configured);
+    Change::SetPolicies {
+        host,
+        vm,
+        policies: list.iter().map(line).collect(),
     }
 }
 
 /// Checks names and quotas as the databases of the nodes will; which of those that go are
 /// replaced by one of the same name.
 fn check(registry: &Registry, draft: &Draft) -> Result<HashSet<SaId>, Refusal> {
-    let mut going: HashMap<SaKey, SaId> = HashMap::new();
+    let mut going: HashMap<SaName, SaId> = HashMap::new();
     let mut counts: HashMap<(usize, VmId), i64> = HashMap::new();
     for record in &draft.remove {
-        going.insert(SaKey::of(record.node, &record.sa), record.id);
+        going.insert(SaName::of(record.node, &record.sa), record.id);
         *counts.entry((record.node, record.sa.owner())).or_default() -= 1;
     }
     let mut replaced = HashSet::new();
     let mut coming = HashSet::new();
     for new in &draft.add {
-        let name = SaKey::of(new.node, &new.sa);
+        let name = SaName::of(new.node, &new.sa);
         let exists = registry.sa_named(&name).is_some();
         match going.get(&name) {
             Some(id) => {

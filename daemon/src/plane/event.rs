@@ -109,9 +109,6 @@ impl Plane {
         let host: Arc<str> = host.into();
         let mut moved = false;
         for event in events {
-            if let NicEvent::Sa(event) = &event {
-                self.durable.notice(&host, event);
-            }
             moved |= matches!(
                 event,
                 NicEvent::SaLost { .. } | NicEvent::Reset | NicEvent::CapabilitiesChanged

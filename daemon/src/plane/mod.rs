@@ -6,7 +6,7 @@
 //!            │ words of ip xfrm, machine specs
 //!            ▼
 //!   check against the registry ─▶ expand keys, build tables ─▶ make durable ─▶ one call per node
-//!            │ refusal: nothing has changed                      (Durable)       (NodeHandle)
+//!            │ refusal: nothing has changed                    (Persistence)     (NodeHandle)
 //!            ▼
 //!   registry: names, words without keys, Arc<EspSa>: listing never bothers a worker
 //! ```
@@ -15,18 +15,18 @@
 
 mod change;
 mod doctor;
-mod durable;
 mod event;
 mod filter;
+mod persistence;
 mod policy;
 mod record;
 mod refusal;
 mod registry;
 mod reload;
-mod restore;
 mod sa;
 mod spec;
 mod vm;
+mod volatile;
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -38,13 +38,14 @@ use registry::Registry;
 
 pub use change::Diff;
 pub use doctor::{Finding, Severity};
-pub use durable::Durable;
 pub use event::{Event, Events, Subject};
 pub use filter::{PolicyFilter, SaFilter};
+pub use persistence::{Change, Persistence, PersistenceError, Secret};
 pub use record::{Origin, PolicyRecord, SaId, SaRecord, VmRecord};
 pub use refusal::{Kind, Refusal};
-pub use spec::{Desired, MachineSpec, NodeSpec};
+pub use spec::{Desired, MachineSpec, NodeSpec, Resume, SaSpec};
 pub use vm::VmChange;
+pub use volatile::Volatile;
 
 /// Who asks: what is not in the scope does not exist for the asker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,7 +62,7 @@ pub struct Plane {
     registry: RwLock<Registry>,
     /// Held by whoever changes something, from the check to the end.
     changing: Mutex<()>,
-    durable: Durable,
+    persistence: Arc<dyn Persistence>,
     events: Events,
     /// Begins the fingerprints of keys, so that they mean nothing outside of this process.
     salt: [u8; 32],
@@ -79,7 +80,7 @@ impl Plane {
     ///
     /// # Errors
     /// The system gives no random numbers.
-    pub fn new(durable: Durable) -> Result<Self, Refusal> {
+    pub fn new(persistence: Arc<dyn Persistence>) -> Result<Self, Refusal> {
         let mut salt = [0; 32];
         getrandom::fill(&mut salt)
             .map_err(|error| Refusal::unavailable(format!("no random numbers: {error}")))?;
@@ -87,7 +88,7 @@ impl Plane {
             nodes: RwLock::default(),
             registry: RwLock::default(),
             changing: Mutex::default(),
-            durable,
+            persistence,
             events: Events::default(),
             salt,
         })

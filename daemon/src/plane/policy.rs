@@ -3,11 +3,12 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use vesper_verify::xfrm::{PolicyLine, State};
+use vesper_verify::xfrm::PolicyLine;
 
 use super::change::{Draft, NewPolicies};
 use super::event::Subject;
 use super::record::{Origin, PolicyRecord, SaId, VmRecord};
+use super::spec::SaSpec;
 use super::{Plane, PolicyFilter, Refusal, Scope};
 
 impl Plane {
@@ -35,7 +36,7 @@ impl Plane {
     pub fn import(
         &self,
         scope: Scope,
-        sas: Vec<State>,
+        sas: Vec<SaSpec>,
         policies: Vec<PolicyLine>,
         origin: Origin,
     ) -> Result<(), Refusal> {
@@ -43,10 +44,8 @@ impl Plane {
         let _changing = self.begin_change();
         let mut draft = Draft::default();
         let mut clocks = HashMap::new();
-        for state in sas {
-            draft
-                .add
-                .push(self.make(scope, state, None, origin, &mut clocks)?);
+        for spec in sas {
+            draft.add.push(self.make(scope, spec, origin, &mut clocks)?);
         }
         for line in policies {
             self.draft_policy(&mut draft, line, false, origin)?;

@@ -4,8 +4,8 @@ use std::fmt;
 
 use vesper_verify::xfrm::SaFileError;
 
+use super::PersistenceError;
 use crate::node::Stopped;
-use crate::store::{StoreError, WatchError};
 
 /// Why something was not done. Nothing has changed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -133,20 +133,9 @@ impl From<Stopped> for Refusal {
     }
 }
 
-impl From<StoreError> for Refusal {
-    fn from(error: StoreError) -> Self {
+impl From<PersistenceError> for Refusal {
+    fn from(error: PersistenceError) -> Self {
         Self::unavailable(format!("not stored, so not done: {error}"))
-    }
-}
-
-impl From<WatchError> for Refusal {
-    fn from(error: WatchError) -> Self {
-        match error {
-            WatchError::Store(error) => error.into(),
-            WatchError::Refused { name, error } => {
-                Self::conflict("spi", name.sa.spi, error.to_string(), "use a new key")
-            }
-        }
     }
 }
 

@@ -12,7 +12,7 @@ use super::record::{PolicyRecord, SaId, SaRecord, VmRecord};
 #[derive(Debug, Default)]
 pub(crate) struct Registry {
     pub(crate) sas: BTreeMap<SaId, Arc<SaRecord>>,
-    names: HashMap<SaKey, SaId>,
+    names: HashMap<SaName, SaId>,
     owned: HashMap<(usize, VmId), u32>,
     pub(crate) vms: BTreeMap<VmId, Arc<VmRecord>>,
     /// In the order in which they decide.
@@ -22,12 +22,12 @@ pub(crate) struct Registry {
 
 /// What only one association of a node can have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum SaKey {
+pub(crate) enum SaName {
     Inbound(usize, ReceiveKey),
     Outbound(usize, SaIdentity),
 }
 
-impl SaKey {
+impl SaName {
     pub(crate) fn of(node: usize, sa: &EspSa) -> Self {
         match sa.direction() {
             Direction::Inbound => Self::Inbound(node, ReceiveKey::of(sa.params())),
@@ -44,7 +44,7 @@ impl Registry {
     }
 
     pub(crate) fn insert_sa(&mut self, record: SaRecord) {
-        let name = SaKey::of(record.node, &record.sa);
+        let name = SaName::of(record.node, &record.sa);
         self.names.insert(name, record.id);
         let owner = (record.node, record.sa.owner());
         if self.sas.insert(record.id, Arc::new(record)).is_none() {
@@ -54,7 +54,7 @@ impl Registry {
 
     pub(crate) fn remove_sa(&mut self, id: SaId) -> Option<Arc<SaRecord>> {
         let record = self.sas.remove(&id)?;
-        self.names.remove(&SaKey::of(record.node, &record.sa));
+        self.names.remove(&SaName::of(record.node, &record.sa));
         if let Some(count) = self.owned.get_mut(&(record.node, record.sa.owner())) {
             *count = count.saturating_sub(1);
         }
@@ -62,7 +62,7 @@ impl Registry {
     }
 
     /// The association that has this name.
-    pub(crate) fn sa_named(&self, name: &SaKey) -> Option<&Arc<SaRecord>> {
+    pub(crate) fn sa_named(&self, name: &SaName) -> Option<&Arc<SaRecord>> {
         self.sas.get(self.names.get(name)?)
     }
 

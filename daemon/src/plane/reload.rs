@@ -7,7 +7,7 @@ use vesper_verify::xfrm::State;
 
 use super::change::{Diff, Draft};
 use super::record::{Origin, SaId, VmRecord};
-use super::spec::{Desired, MachineSpec};
+use super::spec::{Desired, MachineSpec, SaSpec};
 use super::{Plane, Refusal, Scope, VmChange};
 
 impl Plane {
@@ -121,8 +121,8 @@ impl Plane {
                 kept.insert(record.id);
                 continue;
             }
-            let state = state.clone();
-            let new = self.make(Scope::All, state, None, Origin::Configured, &mut clocks)?;
+            let spec = SaSpec::new(state.clone());
+            let new = self.make(Scope::All, spec, Origin::Configured, &mut clocks)?;
             draft.add.push(new);
         }
         let registry = self.registry();

@@ -17,8 +17,8 @@ use super::change::{Draft, NewSa, packet_refused, quota_exceeded};
 use super::event::Subject;
 use super::filter::in_scope;
 use super::record::{Origin, SaId, SaRecord, VmRecord};
+use super::spec::{Resume, SaSpec};
 use super::{Node, Plane, Refusal, SaFilter, Scope};
-use crate::store::{Change, Standing};
 
 /// An association as its words describe it, before its keys are expanded.
 struct Described {
@@ -41,18 +41,16 @@ impl Plane {
     pub fn add_sas(
         &self,
         scope: Scope,
-        states: Vec<State>,
+        specs: Vec<SaSpec>,
         origin: Origin,
     ) -> Result<Vec<SaId>, Refusal> {
         // Counted before keys are expanded, so that asking for too much costs little.
-        self.check_quotas(scope, &states)?;
+        self.check_quotas(scope, &specs)?;
         let _changing = self.begin_change();
         let mut draft = Draft::default();
         let mut clocks = HashMap::new();
-        for state in states {
-            draft
-                .add
-                .push(self.make(scope, state, None, origin, &mut clocks)?);
+        for spec in specs {
+            draft.add.push(self.make(scope, spec, origin, &mut clocks)?);
         }
         let ids = self.apply(draft)?;
         for record in ids.iter().filter_map(|id| self.sa(Scope::All, *id)) {
@@ -95,12 +93,13 @@ impl Plane {
         let events = record.sa.update(&update).map_err(|error| {
             Refusal::conflict("spi", state.spi, error.to_string(), "replace the SA")
         })?;
-        let owned = owned(state, &record.host, record.vm.as_deref());
-        let stored = self
-            .durable
-            .stored(&record.host, record.identity(), &owned, record.origin);
-        // Under the same name and key it goes on as it is.
-        self.durable.apply(&[Change::PutSa(stored)])?;
+        let secret = secret(state, &record.host, record.vm.as_deref());
+        self.persistence.commit(&[super::Change::PutSa {
+            host: &record.host,
+            sa: record.identity(),
+            words: super::persistence::Secret(&secret),
+            configured: record.origin == Origin::Configured,
+        }])?;
         let changed = SaRecord {
             lifetime: state.lifetime,
             words: state.words().into(),
@@ -168,7 +167,7 @@ impl Plane {
 
     /// The words of an association with its keys.
     pub fn secret_words(&self, record: &SaRecord) -> Result<Option<Zeroizing<String>>, Refusal> {
-        Ok(self.durable.words(&record.host, record.identity()))
+        Ok(self.persistence.words(&record.host, &record.identity())?)
     }
 
     /// Why the adapter would not take an association with these words now; in each mode that
@@ -259,12 +258,12 @@ impl Plane {
     pub(super) fn make(
         &self,
         scope: Scope,
-        state: State,
-        recovered: Option<Standing>,
+        spec: SaSpec,
         origin: Origin,
         clocks: &mut HashMap<usize, Timestamp>,
     ) -> Result<NewSa, Refusal> {
-        let described = self.describe(scope, &state)?;
+        let SaSpec { state, resume } = spec;
+        let mut described = self.describe(scope, &state)?;
         if described.packet_only {
             let enabled = described.node.handle.nic().enabled();
             let suite = state.keys.suite();
@@ -282,11 +281,18 @@ impl Plane {
                 now
             }
         };
-        let cipher = cipher(&state)?;
-        let sa = association(described.params, cipher, now)
+        if let Resume::After(sequence) = &resume {
+            described.params.sequence = described.params.sequence.max(*sequence);
+        }
+        let sa = association(described.params, cipher(&state)?, now)
             .map_err(|error| contradiction(&state, &error))?;
+        let sa = match resume {
+            Resume::After(_) if sa.direction() == Direction::Inbound => sa.with_all_seen(),
+            _ => sa,
+        };
         let host: Arc<str> = described.node.handle.name().into();
         let vm: Option<Arc<str>> = described.vm.map(|vm| vm.spec.name.as_str().into());
+        let recovered = resume != Resume::New;
         Ok(NewSa {
             node: described.index,
             sa: Arc::new(sa),
@@ -295,13 +301,16 @@ impl Plane {
             limit: described.limit,
             lifetime: state.lifetime,
             words: state.words().into(),
-            fingerprint: self.fingerprint(&state),
-            state: Box::new(owned(&state, &host, vm.as_deref())),
+            secret: secret(&state, &host, vm.as_deref()),
             now,
+            fingerprint: self.fingerprint(&state),
             host,
             vm,
             origin,
-            needs_rekey: None,
+            needs_rekey: match resume {
+                Resume::NeedsRekey(why) => Some(why.into()),
+                _ => None,
+            },
             recovered,
         })
     }
@@ -376,9 +385,9 @@ impl Plane {
         Ok((found.node, self.node(found.node)?, Some(found)))
     }
 
-    pub(super) fn check_quotas(&self, scope: Scope, states: &[State]) -> Result<(), Refusal> {
+    pub(super) fn check_quotas(&self, scope: Scope, specs: &[SaSpec]) -> Result<(), Refusal> {
         let mut counts: HashMap<VmId, u32> = HashMap::new();
-        for state in states {
+        for SaSpec { state, .. } in specs {
             let (host, vm) = (state.host.as_deref(), state.vm.as_deref());
             let (index, _, Some(vm)) = self.locate(scope, host, vm)? else {
                 continue;
@@ -432,12 +441,12 @@ impl Plane {
     }
 }
 
-/// The same with `host` and `vm`, so that it says by itself whose it is.
-fn owned(state: &State, host: &str, vm: Option<&str>) -> State {
+/// The words with keys and with `host` and `vm`, so that they say all by themselves.
+fn secret(state: &State, host: &str, vm: Option<&str>) -> Zeroizing<String> {
     let mut state = state.clone();
     state.host = Some(host.to_owned());
     state.vm = vm.map(str::to_owned);
-    state
+    state.words_with_keys()
 }
 
 /// The keys of an association, expanded.

@@ -68,6 +68,38 @@ impl MachineSpec {
     }
 }
 
+/// An association as it should be.
+#[derive(Clone, Debug)]
+pub struct SaSpec {
+    /// Its words, with `host` and `vm` in front where they are needed.
+    pub state: State,
+    /// Where it goes on.
+    pub resume: Resume,
+}
+
+impl SaSpec {
+    /// A new association.
+    pub const fn new(state: State) -> Self {
+        Self {
+            state,
+            resume: Resume::New,
+        }
+    }
+}
+
+/// Where an association goes on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Resume {
+    /// It is new: at what its words say.
+    New,
+    /// It was in use before. Inbound, everything up to this number counts as received;
+    /// outbound its lease decides.
+    After(u64),
+    /// It must not be used any more, for this reason: it is listed, sends and accepts nothing,
+    /// and waits for its replacement.
+    NeedsRekey(String),
+}
+
 /// What a configuration asks for. What was added otherwise is not touched by it.
 #[derive(Clone, Debug, Default)]
 pub struct Desired {

@@ -80,7 +80,7 @@ impl Plane {
 
     /// The number that a machine has, now and at every start.
     pub fn vm_id(&self, host: &str, name: &str) -> Result<vesper_sa::VmId, Refusal> {
-        self.durable.vm_id(host, name)
+        Ok(self.persistence.vm_id(host, name)?)
     }
 
     /// Takes on a machine that was attached with its port already, under the number of
@@ -292,7 +292,7 @@ impl Plane {
                 "choose another name, or remove that one",
             ));
         }
-        let id = self.durable.vm_id(&spec.host, &spec.name)?;
+        let id = self.persistence.vm_id(&spec.host, &spec.name)?;
         Ok((node, id))
     }
 

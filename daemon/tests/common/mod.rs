@@ -12,7 +12,9 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use vesper_daemon::node::NodeHandle;
-use vesper_daemon::plane::{Durable, MachineSpec, NodeSpec, Origin, Plane, Scope};
+use vesper_daemon::plane::{
+    MachineSpec, NodeSpec, Origin, Persistence, Plane, SaSpec, Scope, Volatile,
+};
 use vesper_esp::PacketBuf;
 use vesper_offload::{Host, MacAddress, Nic, Profile, SwitchLimits};
 use vesper_sa::Timestamp;
@@ -28,11 +30,11 @@ pub struct Bed {
 impl Bed {
     /// Host `a` with the machines `web1` and `web2`, and host `b` with `db1`.
     pub fn new() -> Self {
-        Self::with(Durable::in_memory().unwrap(), Profile::full())
+        Self::with(Arc::new(Volatile::default()), Profile::full())
     }
 
-    pub fn with(durable: Durable, profile: Profile) -> Self {
-        let plane = Arc::new(Plane::new(durable).unwrap());
+    pub fn with(persistence: Arc<dyn Persistence>, profile: Profile) -> Self {
+        let plane = Arc::new(Plane::new(persistence).unwrap());
         let stop = Arc::new(AtomicBool::new(false));
         let mut threads = Vec::new();
         for (number, name) in [(1, "a"), (2, "b")] {
@@ -76,7 +78,11 @@ impl Bed {
 
     pub fn add(&self, words: &str) -> Result<u64, String> {
         self.plane
-            .add_sas(Scope::All, vec![state(words)], Origin::Requested)
+            .add_sas(
+                Scope::All,
+                vec![SaSpec::new(state(words))],
+                Origin::Requested,
+            )
             .map(|ids| ids[0].0)
             .map_err(|refusal| refusal.to_string())
     }

@@ -13,7 +13,7 @@ use vesper_verify::xfrm::{self, Line, State as SaWords};
 use super::answer::Refused;
 use super::{Api, body, view};
 use crate::control::types;
-use crate::plane::{Origin, Refusal, SaFilter, SaId, SaRecord, Scope};
+use crate::plane::{Origin, Refusal, SaFilter, SaId, SaRecord, SaSpec, Scope};
 
 /// How many associations are put into words at a time.
 const CHUNK: usize = 64;
@@ -97,7 +97,10 @@ pub(super) async fn add(
 ) -> Result<(StatusCode, Json<types::Added>), Refused> {
     let state = one(words(&api, body).await?)?;
     let ids = api
-        .run(move |service| service.plane.add_sas(scope, vec![state], Origin::Requested))
+        .run(move |service| {
+            let specs = vec![SaSpec::new(state)];
+            service.plane.add_sas(scope, specs, Origin::Requested)
+        })
         .await?;
     Ok((StatusCode::CREATED, Json(added(&ids))))
 }
@@ -164,12 +167,12 @@ pub(super) async fn import(
     let text = body::whole(body, limits.import, limits.patience * 6).await?;
     let count = api
         .run(move |service| {
-            let (mut states, mut policies) = (Vec::new(), Vec::new());
+            let (mut specs, mut policies) = (Vec::new(), Vec::new());
             for line in lines(&text)? {
                 match line {
                     Line::State(mut state) => {
                         owner(&mut state.host, &mut state.vm, &host, &vm);
-                        states.push(*state);
+                        specs.push(SaSpec::new(*state));
                     }
                     Line::Policy(_) if scope != Scope::All => {
                         return Err(Refusal::not_found("policy", ""));
@@ -180,10 +183,10 @@ pub(super) async fn import(
                     }
                 }
             }
-            let count = states.len() + policies.len();
+            let count = specs.len() + policies.len();
             service
                 .plane
-                .import(scope, states, policies, Origin::Requested)?;
+                .import(scope, specs, policies, Origin::Requested)?;
             Ok(count)
         })
         .await?;
