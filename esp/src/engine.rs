@@ -19,6 +19,26 @@ pub const CHUNK: usize = 64;
 /// How many events are kept for collection; more are counted as lost.
 const EVENTS: usize = 256;
 
+/// Packets of one association that stand together, and what of them has been measured.
+#[derive(Default)]
+struct Run {
+    len: usize,
+    measured: u32,
+    /// Bytes that the cipher will be applied to.
+    text_bytes: u64,
+    /// Bytes before anything was added.
+    packet_bytes: u64,
+}
+
+impl Run {
+    #[inline]
+    fn add(&mut self, measured: &Measured) {
+        self.measured += 1;
+        self.text_bytes += u64::from(measured.text_len());
+        self.packet_bytes += u64::from(measured.packet_len());
+    }
+}
+
 /// Encapsulates and decapsulates batches of packets. One per worker: it keeps the counters and
 /// events of that worker and nothing else.
 ///
@@ -121,27 +141,26 @@ impl Engine {
     ) {
         outbound::prefetch(chunk);
         // Packets of the same association that stand together are a run.
-        let mut runs: ArrayVec<usize, CHUNK> = ArrayVec::new();
+        let mut runs: ArrayVec<Run, CHUNK> = ArrayVec::new();
         // `None`: refused.
         let mut measured: ArrayVec<Option<Measured>, CHUNK> = ArrayVec::new();
         for run in chunk.chunk_by_mut(|a, b| ptr::eq(a.sa, b.sa)) {
-            runs.push(run.len());
-            self.measure(run, &mut measured);
+            runs.push(self.measure(run, &mut measured));
         }
         let (mut rest, mut rest_measured) = (&mut *chunk, &mut measured[..]);
-        for &len in &runs {
+        for total in &runs {
             let (run, measured);
-            (run, rest) = rest.split_at_mut(len);
-            (measured, rest_measured) = rest_measured.split_at_mut(len);
-            self.number(now, run, measured);
+            (run, rest) = rest.split_at_mut(total.len);
+            (measured, rest_measured) = rest_measured.split_at_mut(total.len);
+            self.number(now, total, run, measured);
         }
         let mut jobs: ArrayVec<Job<'_>, CHUNK> = ArrayVec::new();
         let mut with_checksum = false;
         let (mut rest, mut rest_measured) = (&mut *chunk, &measured[..]);
-        for len in runs {
+        for total in runs {
             let (run, measured);
-            (run, rest) = rest.split_at_mut(len);
-            (measured, rest_measured) = rest_measured.split_at(len);
+            (run, rest) = rest.split_at_mut(total.len);
+            (measured, rest_measured) = rest_measured.split_at(total.len);
             with_checksum |= run[0].sa.context().has_udp_checksum();
             write(run, measured, &mut jobs);
         }
@@ -165,20 +184,29 @@ impl Engine {
         &mut self,
         run: &mut [Outbound<'_, B>],
         measured: &mut ArrayVec<Option<Measured>, CHUNK>,
-    ) {
+    ) -> Run {
         let path = Path::of(run[0].sa);
+        let mut total = Run {
+            len: run.len(),
+            ..Run::default()
+        };
         for entry in run {
             if let Some(plain) = path.measure_plain(entry.content, &mut entry.packet) {
+                total.add(&plain);
                 measured.push(Some(plain));
                 continue;
             }
             let outcome = path.measure(entry.content, &mut entry.packet);
             measured.push(outcome.ok());
-            if let Err(verdict) = outcome {
-                entry.verdict = verdict;
-                self.counters.count(verdict, 0);
+            match outcome {
+                Ok(measured) => total.add(&measured),
+                Err(verdict) => {
+                    entry.verdict = verdict;
+                    self.counters.count(verdict, 0);
+                }
             }
         }
+        total
     }
 
     /// Reserves sequence numbers for the packets of a run that have been measured, and leaves
@@ -187,33 +215,54 @@ impl Engine {
     fn number<B: Buffer>(
         &mut self,
         now: Timestamp,
+        total: &Run,
+        run: &mut [Outbound<'_, B>],
+        measured: &mut [Option<Measured>],
+    ) {
+        let sa = run[0].sa;
+        if total.measured as usize == total.len
+            && let Some((first, events)) = sa.reserve_run(now, total.measured, total.text_bytes)
+        {
+            for (entry, sequence) in run.iter_mut().zip(first..) {
+                entry.verdict = Verdict::Sealed { sequence };
+            }
+            self.counters.sealed_packets += u64::from(total.measured);
+            self.counters.sealed_bytes += total.packet_bytes;
+            self.emit(sa, events);
+            return;
+        }
+        self.number_one_by_one(now, run, measured);
+    }
+
+    /// As [`number`](Self::number), where not all packets may get one.
+    #[inline(never)]
+    fn number_one_by_one<B: Buffer>(
+        &mut self,
+        now: Timestamp,
         run: &mut [Outbound<'_, B>],
         measured: &mut [Option<Measured>],
     ) {
         let sa = run[0].sa;
         let lengths = measured.iter().flatten().map(Measured::text_len);
         let reservation = sa.reserve(now, lengths);
-        let (mut granted, mut bytes) = (0, 0);
+        let mut numbers = (0..reservation.count).zip(reservation.first..);
         for (entry, place) in run.iter_mut().zip(measured) {
             let Some(measured) = place else { continue };
-            if granted < reservation.count {
-                entry.verdict = Verdict::Sealed {
-                    sequence: reservation.first + u64::from(granted),
-                };
-                granted += 1;
-                bytes += u64::from(measured.packet_len());
+            if let Some((_, sequence)) = numbers.next() {
+                entry.verdict = Verdict::Sealed { sequence };
             } else {
                 let reason = reservation
                     .refused
                     .map_or(DropReason::OutSequence, outbound::refused);
                 Path::of(sa).unmeasure(&mut entry.packet, measured);
                 entry.verdict = Verdict::Drop(reason);
-                self.counters.count(entry.verdict, 0);
+            }
+            self.counters
+                .count(entry.verdict, measured.packet_len() as usize);
+            if let Verdict::Drop(_) = entry.verdict {
                 *place = None;
             }
         }
-        self.counters.sealed_packets += u64::from(granted);
-        self.counters.sealed_bytes += bytes;
         self.emit(sa, reservation.events);
     }
 
@@ -260,6 +309,9 @@ impl Engine {
         'a: 'c,
     {
         let gate = run[0].sa.map(Gate::of);
+        if let Some(sa) = run[0].sa {
+            sa.context().prefetch_key();
+        }
         for (entry, index) in run.iter_mut().zip(first..) {
             if let Some(gate) = &gate
                 && let Some(candidate) =
@@ -361,6 +413,7 @@ fn write<'a, 'c, B: Buffer>(
     'a: 'c,
 {
     let sa = run[0].sa;
+    sa.context().prefetch_key();
     let path = Path::of(sa);
     let (cipher, esn) = (sa.context().cipher(), sa.esn());
     for (entry, measured) in run.iter_mut().zip(measured) {

@@ -439,17 +439,24 @@ pub(crate) fn finish_plain<B: Buffer>(
     let data = packet.data();
     let text = data.get(text_at..text_end)?;
     let (payload_len, next_header) = short_trailer(text)?;
-    let inner = Brief::parse(&text[..payload_len]).ok()?;
-    let is_plain = framing.is_plain_in()
-        && next_header == inner.version.protocol()
-        && (candidate.traffic_class ^ inner.traffic_class) & 3 == 0;
+    // The inner packet is all of the payload.
+    let header = text.first_chunk::<20>()?;
+    let traffic_class = if next_header == protocol::IPV4 && header[0] == 0x45 {
+        let total_len = usize::from(u16::from_be_bytes([header[2], header[3]]));
+        (payload_len >= 20 && total_len == payload_len).then_some(header[1])?
+    } else {
+        let inner = Brief::parse(&text[..payload_len]).ok()?;
+        let is_whole = next_header == inner.version.protocol() && inner.total_len == payload_len;
+        is_whole.then_some(inner.traffic_class)?
+    };
+    let is_plain = framing.is_plain_in() && (candidate.traffic_class ^ traffic_class) & 3 == 0;
     if !is_plain || !commit.accept_next(candidate.sequence, text.len() as u32) {
         return None;
     }
-    let behind = data.len() - text_at - inner.total_len;
+    let behind = data.len() - text_at - payload_len;
     packet.trim_back(behind);
     packet.trim_front(text_at);
-    Some((next_header, inner.total_len))
+    Some((next_header, payload_len))
 }
 
 /// Everything that follows the decryption of one authentic packet.

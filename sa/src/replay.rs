@@ -58,6 +58,25 @@ enum Words {
 
 const INLINE_WORDS: usize = 16;
 
+/// The bits of a window that lies within the association.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ring<'a> {
+    words: &'a [AtomicU64; INLINE_WORDS],
+    mask: u32,
+}
+
+impl Ring<'_> {
+    /// Marks the number after top.
+    #[inline]
+    pub(crate) fn mark(self, sequence: u64) {
+        let position = sequence as u32 & self.mask;
+        // There are at most as many words: the remainder only tells the compiler so.
+        let word = &self.words[(position / u64::BITS) as usize % INLINE_WORDS];
+        let bit = 1 << (position % u64::BITS);
+        word.store(word.load(Ordering::Relaxed) | bit, Ordering::Relaxed);
+    }
+}
+
 impl ReplayWindow {
     /// A window in which nothing was received.
     pub(crate) fn new(protection: ReplayProtection) -> Self {
@@ -160,19 +179,15 @@ impl ReplayWindow {
         top.max(sequence)
     }
 
-    /// Marks the number after top; `false` if there is no window or a very large one.
+    /// The bits, if there is a window and it lies within the association.
     #[inline]
-    pub(crate) fn mark_next(&self, sequence: u64) -> bool {
+    pub(crate) fn ring(&self) -> Option<Ring<'_>> {
         match &self.words {
-            Words::Inline(words) if self.size != 0 => {
-                let position = sequence as u32 & self.mask;
-                // At most 16 words, so the index does not change.
-                let word = &words[(position / u64::BITS) as usize % INLINE_WORDS];
-                let bit = 1 << (position % u64::BITS);
-                word.store(word.load(Ordering::Relaxed) | bit, Ordering::Relaxed);
-                true
-            }
-            _ => false,
+            Words::Inline(words) if self.size != 0 => Some(Ring {
+                words,
+                mask: self.mask,
+            }),
+            _ => None,
         }
     }
 

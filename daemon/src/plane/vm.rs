@@ -335,6 +335,7 @@ fn machine_refused(spec: &MachineSpec, error: &MachineError) -> Refusal {
             "list the machines"
         }
         MachineError::Sriov(_) => "look at the NIC switch",
+        MachineError::Trunk(_) => "set vmq_weight and iov_weight to 0",
     };
     Refusal::conflict("vm", &spec.name, error.to_string(), remedy)
 }

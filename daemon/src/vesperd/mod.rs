@@ -90,6 +90,7 @@ fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn std::error::Error>> {
     for vm in pair::keys(&config)? {
         install::pair(&nodes, &config, &vm)?;
     }
+    install::configured(&nodes, &config)?;
     nodes.release()?;
 
     let begin = Instant::now();

@@ -101,6 +101,7 @@ impl<B: Buffer> Nic<B> {
             guest_driver: false,
         };
         config.vms.insert(vm, entry);
+        config.addresses.insert(address.into(), vm);
         config.rebuild_flows(self.processors.len());
         Ok(port)
     }
@@ -122,6 +123,7 @@ impl<B: Buffer> Nic<B> {
         }
         let port = Arc::clone(&entry.port);
         config.vms.remove(&vm);
+        config.addresses.remove(&port.address.into());
         for (owner, handle) in config.unit.of(Some(vm)) {
             config.unit.remove(owner, handle);
         }

@@ -22,7 +22,7 @@ use vesper_sa::{Event, Timestamp, VmId};
 use crate::capability::{Capabilities, WhyNot};
 use crate::fate::Losses;
 use crate::fault::{FaultCounters, FaultPlan, Faults};
-use crate::filter::Filters;
+use crate::filter::{Filters, ReceiveFilter};
 use crate::profile::Profile;
 use crate::queue::{QueueId, QueueState};
 use crate::rings::{Queue, VmPort, lock};
@@ -65,6 +65,8 @@ pub struct Nic<B> {
 pub(crate) struct Config<B> {
     pub(crate) enabled: Capabilities,
     pub(crate) vms: HashMap<VmId, VmEntry<B>, foldhash::fast::RandomState>,
+    /// Whose an address is, also where no filter says so.
+    pub(crate) addresses: HashMap<ReceiveFilter, VmId, foldhash::fast::RandomState>,
     /// By number.
     pub(crate) queues: Vec<Option<Arc<Queue<B>>>>,
     pub(crate) filters: Filters,
@@ -104,7 +106,7 @@ pub(crate) struct Processor<B> {
     pub(crate) cursor: usize,
     pub(crate) stalled_until: Timestamp,
     pub(crate) work: HashMap<VmId, Work, foldhash::fast::RandomState>,
-    pub(crate) waiting: Vec<crate::rings::Waiting<B>>,
+    pub(crate) waiting: VecDeque<crate::rings::Waiting<B>>,
     pub(crate) sending: VecDeque<crate::rings::Pending<B>>,
     /// Queues that are to be freed and on whose way nothing is any more.
     pub(crate) stopped: Vec<QueueId>,
@@ -195,6 +197,7 @@ impl<B: Buffer> Nic<B> {
         let mut config = Config {
             enabled: profile.ipsec.clone(),
             vms: HashMap::default(),
+            addresses: HashMap::default(),
             queues: vec![Some(Arc::new(default_queue))],
             filters: Filters::new(profile.filters),
             unit: Unit::new(profile.ipsec.sa_capacity),
@@ -321,6 +324,11 @@ impl<B: Buffer> Nic<B> {
         lock(&self.faults).counters
     }
 
+    /// Whether there are events to take.
+    pub(crate) fn has_events(&self) -> bool {
+        !lock(&self.events).queue.is_empty()
+    }
+
     pub(crate) fn emit(&self, event: NicEvent) {
         let mut events = lock(&self.events);
         if events.queue.len() < EVENTS {
@@ -383,7 +391,7 @@ impl<B: Buffer> Processor<B> {
             cursor: 0,
             stalled_until: Timestamp::ZERO,
             work: HashMap::default(),
-            waiting: Vec::with_capacity(BATCH),
+            waiting: VecDeque::with_capacity(BATCH),
             sending: VecDeque::with_capacity(BATCH),
             stopped: Vec::new(),
             wire: Vec::with_capacity(BATCH),

@@ -1,6 +1,7 @@
 //! Receive queues and their filters: the verbs of VMQ.
 
 use core::fmt;
+use core::sync::atomic::Ordering;
 use std::sync::Arc;
 
 use vesper_esp::Buffer;
@@ -396,6 +397,7 @@ impl<B: Buffer> Config<B> {
         let mut inner = lock(&queue.inner);
         if let Some(next) = inner.state.on(event)? {
             inner.state = next;
+            queue.attention.store(true, Ordering::Relaxed);
         }
         Ok(inner.state)
     }

@@ -1,15 +1,18 @@
 //! Steering: which queue a received frame belongs to, by filter or by association.
 
+use core::net::IpAddr;
+use core::sync::atomic::Ordering;
 use std::sync::MutexGuard;
 
 use vesper_esp::Buffer;
-use vesper_esp::wire::{Located, locate};
-use vesper_sa::{ReceiveKey, Receiver, Spi, VmId};
+use vesper_esp::wire::{Located, locate, protocol};
+use vesper_sa::{Mode, ReceiveKey, Receiver, Spi, VmId};
 
 use super::{Config, Nic};
 use crate::capability::OffloadMode;
 use crate::ethernet::{Frame, MacAddress, VlanId};
 use crate::fate::Loss;
+use crate::filter::ReceiveFilter;
 use crate::queue::QueueId;
 use crate::rings::{Class, Queue, QueueInner, Waiting, lock};
 use crate::unit::Offloaded;
@@ -20,8 +23,19 @@ pub(super) struct Steering<'a, B> {
     nic: &'a Nic<B>,
     config: &'a Config<B>,
     filtered: Option<Filtered>,
-    association: Option<(ReceiveKey, Option<&'a Offloaded>)>,
-    queue: Option<(QueueId, &'a Queue<B>, MutexGuard<'a, QueueInner<B>>)>,
+    association: Option<(ReceiveKey, Option<Found<'a>>)>,
+    queue: Option<(QueueId, Held<'a, B>)>,
+}
+
+/// A queue and its lock.
+type Held<'a, B> = (&'a Queue<B>, MutexGuard<'a, QueueInner<B>>);
+
+/// An association, and the queue that its packets go to: that of the filter is the same for
+/// all packets with the same receiver.
+#[derive(Clone, Copy)]
+struct Found<'a> {
+    offloaded: &'a Offloaded,
+    queue: QueueId,
 }
 
 /// What the filters say of an address.
@@ -58,39 +72,43 @@ impl<'a, B: Buffer> Steering<'a, B> {
             return Ok((queue, Class::Clear));
         }
         let packet = frame.payload.data();
-        let esp = match locate(packet, &self.nic.ports) {
-            Located::Esp(esp) => esp,
-            Located::Fragment(_) => return Ok((queue, Class::Unknown)),
-            Located::NotEsp(_) | Located::Malformed(_) => return Ok((queue, Class::Clear)),
+        let (destination, spi) = match peek(packet) {
+            Some(found) => found,
+            None => match locate(packet, &self.nic.ports) {
+                Located::Esp(esp) => (esp.destination, esp.spi),
+                Located::Fragment(_) => return Ok((queue, Class::Unknown)),
+                Located::NotEsp(_) | Located::Malformed(_) => return Ok((queue, Class::Clear)),
+            },
         };
-        let Some(spi) = Spi::new(esp.spi) else {
+        let Some(spi) = Spi::new(spi) else {
             return Ok((queue, Class::Unknown));
         };
         let key = ReceiveKey {
             receiver: owner.map_or(Receiver::Host, Receiver::Vm),
-            destination: esp.destination,
+            destination,
             spi,
         };
         let found = match self.association {
             Some((known, found)) if known == key => found,
             _ => {
-                let found = self.config.unit.inbound(&key).map(|found| &**found);
+                let found = self.config.unit.inbound(&key).map(|offloaded| Found {
+                    offloaded,
+                    // An association that ends at the host names the machine.
+                    queue: owner.map_or_else(|| self.queue_of_owner(offloaded), |_| queue),
+                });
                 self.association = Some((key, found));
                 found
             }
         };
-        let carried = found.filter(|found| self.config.enabled.carries(found.sa.mode(), packet));
-        let Some(offloaded) = carried else {
+        let Some(Found { offloaded, queue }) = found.filter(|found| {
+            let mode = found.offloaded.sa.mode();
+            mode == Mode::Tunnel || self.config.enabled.carries(mode, packet)
+        }) else {
             return Ok((queue, Class::Unknown));
         };
         if frame.vlan != offloaded.offload.vlan {
             return Err(offloaded.sa.owner());
         }
-        let queue = match owner {
-            Some(_) => queue,
-            // An association that ends at the host names the machine.
-            None => self.queue_of_owner(offloaded),
-        };
         Ok((queue, Class::Esp(offloaded.handle)))
     }
 
@@ -98,14 +116,15 @@ impl<'a, B: Buffer> Steering<'a, B> {
     /// receive.
     #[inline]
     pub(super) fn enqueue(&mut self, id: QueueId, frame: Frame<B>, class: Class) {
-        if !matches!(self.queue, Some((open, ..)) if open == id) {
+        if !matches!(self.queue, Some((open, _)) if open == id) {
             self.open(id);
         }
-        let Some((_, queue, inner)) = &mut self.queue else {
+        let Some((_, (queue, inner))) = &mut self.queue else {
             return self.nic.lose(self.config, None, frame.payload, Loss::Gone);
         };
         if inner.waiting.len() < queue.ring {
             inner.waiting.push_back(Waiting { frame, class });
+            queue.attention.store(true, Ordering::Relaxed);
         } else {
             let owner = queue.owner;
             self.let_go();
@@ -119,13 +138,19 @@ impl<'a, B: Buffer> Steering<'a, B> {
         match self.filtered {
             Some(found) if found.destination == destination && found.vlan == vlan => found,
             _ => {
+                let filter = ReceiveFilter {
+                    mac: destination,
+                    vlan,
+                };
                 let queue = self.config.filters.classify(destination, vlan);
                 let queue = queue.unwrap_or(QueueId::DEFAULT);
+                let owner = self.config.queue(queue).and_then(|queue| queue.owner);
                 let found = Filtered {
                     destination,
                     vlan,
                     queue,
-                    owner: self.config.queue(queue).and_then(|queue| queue.owner),
+                    // A machine without a filter has its associations all the same.
+                    owner: owner.or_else(|| self.config.addresses.get(&filter).copied()),
                 };
                 self.filtered = Some(found);
                 found
@@ -158,6 +183,22 @@ impl<'a, B: Buffer> Steering<'a, B> {
                 .default_queue()
                 .map(|queue| (queue, lock(&queue.inner))),
         };
-        self.queue = open.map(|(queue, inner)| (id, &**queue, inner));
+        self.queue = open.map(|(queue, inner)| (id, (&**queue, inner)));
     }
+}
+
+/// Destination and SPI of the most frequent kind of ESP packet: right behind an IPv4 header
+/// without options, and whole. The header's checksum is left to whoever opens the packet.
+#[inline]
+fn peek(packet: &[u8]) -> Option<(IpAddr, u32)> {
+    let start = packet.first_chunk::<28>()?;
+    let is_esp =
+        start[0] == 0x45 && start[9] == protocol::ESP && start[6] & 0x3f == 0 && start[7] == 0;
+    let [.., d0, d1, d2, d3, s0, s1, s2, s3, _, _, _, _] = *start;
+    is_esp.then(|| {
+        (
+            IpAddr::from([d0, d1, d2, d3]),
+            u32::from_be_bytes([s0, s1, s2, s3]),
+        )
+    })
 }

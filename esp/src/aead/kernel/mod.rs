@@ -9,7 +9,8 @@
 //!
 //! Nothing depends on secrets but data: no branch, no address. Expanded keys are wiped when
 //! they are dropped; round keys and powers of the hash key are only ever loaded from there
-//! into registers, never copied to the stack.
+//! into registers. What else has to be on the stack, round keys spread over the lanes of a
+//! register among it, is wiped before a batch is done.
 
 #![allow(
     clippy::needless_late_init,
