@@ -1,7 +1,6 @@
 //! The program `vesperd`.
 
 mod desired;
-mod durable;
 mod reload;
 mod running;
 mod summary;

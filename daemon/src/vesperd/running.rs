@@ -6,21 +6,17 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use vesper_verify::xfrm::{PolicyLine, State, parse_policies};
+use vesper_verify::xfrm::{Line, PolicyLine, State, parse_lines, parse_policies};
 
 use super::desired;
-use super::durable::{Durable, parse};
 use super::reload::Reloader;
 use crate::config::Config;
 use crate::control::{Control, ControlSettings, Service};
 use crate::node::{NodeHandle, Nodes, Statistics};
 use crate::pair;
-use crate::plane::{Origin, Persistence, Plane, Resume, SaSpec, Scope, Volatile};
+use crate::plane::{Origin, Persistence, Plane, SaSpec, Scope, Volatile};
 use crate::port::Opener;
-use crate::store::{
-    Alarm, Files, Kek, Origin as StoredOrigin, Recovered, RecoveredSa, Refill, RefillSettings,
-    Standing, Store,
-};
+use crate::store::{Alarm, Durable, Files, RefillSettings, StorePaths};
 
 type Failure = Box<dyn std::error::Error>;
 
@@ -53,12 +49,9 @@ struct Listener {
 impl Running {
     /// Starts what a configuration asks for. No packet is taken before everything is in force.
     pub(super) fn start(config: Config, file: Option<&Path>) -> Result<Self, Failure> {
-        let (durable, recovered) = match &config.daemon.state {
-            Some(state) => {
-                let (durable, recovered) = open_store(&config, state)?;
-                (Some(Arc::new(durable)), recovered)
-            }
-            None => (None, Recovered::default()),
+        let durable = match &config.daemon.state {
+            Some(state) => Some(Arc::new(open_store(&config, state)?)),
+            None => None,
         };
         let persistence: Arc<dyn Persistence> = match &durable {
             Some(durable) => Arc::clone(durable) as Arc<dyn Persistence>,
@@ -69,7 +62,7 @@ impl Running {
         let nodes = Arc::new(nodes);
         let set_up = set_up(&config, &plane, &nodes, &mut opener).and_then(|()| {
             let durable = durable.as_deref();
-            recover(&config, &plane, durable, &recovered)?;
+            recover(&config, &plane, durable)?;
             pairs(&config, &plane, durable)
         });
         let paired = match set_up {
@@ -89,7 +82,7 @@ impl Running {
             Some(socket) => Some(serve(socket, &plane, &nodes, &reloader)?),
             None => None,
         };
-        let listener = Listener::start(&plane, &nodes, durable.clone())?;
+        let listener = Listener::start(&plane, &nodes)?;
         nodes.release()?;
         Ok(Self {
             nodes,
@@ -126,18 +119,14 @@ impl Running {
         let now = self.nodes.clock().now();
         let statistics = self.nodes.stop();
         if let Some(durable) = &self.durable {
-            durable.finish(now)?;
+            durable.close(now)?;
         }
         Ok(statistics)
     }
 }
 
 impl Listener {
-    fn start(
-        plane: &Arc<Plane>,
-        nodes: &Arc<Nodes>,
-        durable: Option<Arc<Durable>>,
-    ) -> std::io::Result<Self> {
+    fn start(plane: &Arc<Plane>, nodes: &Arc<Nodes>) -> std::io::Result<Self> {
         let ended = Arc::new(AtomicBool::new(false));
         let (plane, flag) = (Arc::clone(plane), Arc::clone(&ended));
         let handles: Vec<NodeHandle> = nodes.handles().cloned().collect();
@@ -150,9 +139,6 @@ impl Listener {
                         let Ok(events) = handle.call(|host, _| host.take_events()) else {
                             continue;
                         };
-                        if let Some(durable) = &durable {
-                            durable.notice(handle.name(), &events);
-                        }
                         plane.report(handle.name(), events);
                     }
                     if expired.elapsed() >= EXPIRE {
@@ -173,31 +159,26 @@ impl Listener {
     }
 }
 
-fn open_store(config: &Config, state: &Path) -> Result<(Durable, Recovered), Failure> {
+fn open_store(config: &Config, state: &Path) -> Result<Durable, Failure> {
     std::fs::create_dir_all(state).map_err(|error| format!("{}: {error}", state.display()))?;
-    let kek = match &config.daemon.key {
-        Some(key) => Kek::read(key)?,
-        None => Kek::read_or_create(&state.join("key"))?,
-    };
-    let (store, recovered) = Store::open(Files::in_directory(state), &kek)?;
-    if let Some(loss) = recovered.loss {
-        tracing::error!(
-            detail = recovered.detail,
-            "{loss}: associations need new keys"
-        );
-    }
-    let (refill, _) = Refill::start(
-        store.clone(),
-        RefillSettings::default(),
-        |alarm| match alarm {
-            Alarm::Failing { reason } => tracing::error!(reason, "nothing can be made durable"),
-            Alarm::Mended => tracing::info!("the store works again"),
-            Alarm::NeedsRekey { name, reason } => {
-                tracing::error!(reason, "{name} needs a new key");
-            }
+    let paths = StorePaths {
+        files: Files::in_directory(state),
+        kek: match &config.daemon.key {
+            Some(key) => key.clone(),
+            None => state.join("key"),
         },
-    )?;
-    Ok((Durable::new(store, refill, &recovered), recovered))
+    };
+    let durable = Durable::open(&paths, RefillSettings::default(), |alarm| match alarm {
+        Alarm::Failing { reason } => tracing::error!(reason, "nothing can be made durable"),
+        Alarm::Mended => tracing::info!("the store works again"),
+        Alarm::NeedsRekey { name, reason } => {
+            tracing::error!(reason, "{name} needs a new key");
+        }
+    })?;
+    if let Some((loss, detail)) = durable.loss() {
+        tracing::error!(detail, "{loss}: associations need new keys");
+    }
+    Ok(durable)
 }
 
 /// Nodes and machines.
@@ -223,81 +204,37 @@ fn set_up(
 }
 
 /// Associations and policies: those of the configuration, and those that were there before.
-fn recover(
-    config: &Config,
-    plane: &Plane,
-    durable: Option<&Durable>,
-    recovered: &Recovered,
-) -> Result<(), Failure> {
+fn recover(config: &Config, plane: &Plane, durable: Option<&Durable>) -> Result<(), Failure> {
     let desired = desired::everything(config)?;
-    let mut configured = Vec::new();
-    let mut found = Vec::new();
-    for state in desired.sas {
-        let before = durable.and_then(|durable| before(durable, recovered, &state));
-        let resume = match (before, recovered.loss) {
-            (Some(before), _) => resume(&before.standing),
-            // Nobody knows whether the key was used.
-            (None, Some(loss)) => Resume::NeedsRekey(loss.to_string()),
-            (None, None) => Resume::New,
-        };
-        found.extend(before.map(|before| &before.sa.name));
-        configured.push(SaSpec { state, resume });
-    }
+    let configured = desired.sas.into_iter().map(SaSpec::new).collect();
     plane.add_sas(Scope::All, configured, Origin::Configured)?;
     plane.add_policies(desired.policies, false, Origin::Configured)?;
-
-    for before in &recovered.sas {
-        if found.contains(&&before.sa.name) {
-            continue;
-        }
-        if before.sa.origin == StoredOrigin::File {
-            // The configuration does not ask for it any more.
-            if let Some(durable) = durable {
-                durable.forget(&before.sa.name)?;
-            }
-            continue;
-        }
-        let spec = SaSpec {
-            state: parse(&before.sa.words)?,
-            resume: resume(&before.standing),
-        };
+    let Some(durable) = durable else {
+        return Ok(());
+    };
+    for words in durable.requested_sas() {
+        let state = parse(&words)?;
+        let (spi, destination) = (state.spi, state.destination);
+        let spec = SaSpec::new(state);
         if let Err(refusal) = plane.add_sas(Scope::All, vec![spec], Origin::Requested) {
-            tracing::error!("{} is not in force: {refusal}", before.sa.name);
+            tracing::error!("{destination} {spi} is not in force: {refusal}");
         }
     }
-    for (node, vm, words) in &recovered.policies {
-        let mut lines: Vec<PolicyLine> = Vec::new();
-        for words in words {
-            lines.extend(parse_policies(words, "store")?);
-        }
+    for words in durable.requested_policies() {
+        let lines = parse_policies(&words, "store")?;
         if let Err(refusal) = plane.add_policies(lines, false, Origin::Requested) {
-            tracing::error!("policies of {node}/{vm} are not in force: {refusal}");
+            tracing::error!("policy {words} is not in force: {refusal}");
         }
     }
+    durable.started()?;
     Ok(())
 }
 
-/// What the store knows of an association of the configuration: the same words, the same key.
-fn before<'a>(
-    durable: &Durable,
-    recovered: &'a Recovered,
-    state: &State,
-) -> Option<&'a RecoveredSa> {
-    let key = durable.fingerprint(&state.keys);
-    recovered.sas.iter().find(|before| {
-        before.sa.key == key
-            && Some(&before.sa.name.node) == state.host.as_ref()
-            && before.sa.name.sa.spi == state.spi
-            && before.sa.name.sa.destination == state.destination
-    })
-}
-
-fn resume(standing: &Standing) -> Resume {
-    match standing {
-        Standing::Fresh => Resume::After(0),
-        Standing::Restored(snapshot) => Resume::After(snapshot.sequence()),
-        Standing::After { sequence, .. } => Resume::After(*sequence),
-        Standing::NeedsRekey(loss) => Resume::NeedsRekey(loss.to_string()),
+/// The association that words describe.
+fn parse(words: &str) -> Result<State, Failure> {
+    match parse_lines(words, "store")?.into_iter().next() {
+        Some(Line::State(state)) => Ok(*state),
+        _ => Err("no words of an association".into()),
     }
 }
 
