@@ -16,7 +16,7 @@ use clap::Parser;
 use crossbeam_channel::{Receiver, RecvTimeoutError, unbounded};
 use tracing_subscriber::EnvFilter;
 
-use crate::config::{Config, DEFAULT, LogFormat, Period};
+use crate::config::{Config, DEFAULT, LogFormat, Period, PortConfig};
 use running::Running;
 use summary::Summary;
 use table::Table;
@@ -84,6 +84,10 @@ fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn std::error::Error>> {
         None => Config::embedded(),
     };
     log(&config)?;
+    let is_closed = config
+        .hosts
+        .iter()
+        .all(|host| matches!(*host.uplink, PortConfig::Cable(_)));
     let signals = signals()?;
     let running = Running::start(config, arguments.config.as_deref())?;
     let begin = Instant::now();
@@ -92,7 +96,7 @@ fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn std::error::Error>> {
     let end = running.statistics();
     let duration = begin.elapsed();
     let settled = running.stop()?;
-    let summary = Summary::new(&start, &end, duration).settled(&settled);
+    let summary = Summary::new(&start, &end, duration).settled(&settled, is_closed);
     print!("{summary}");
     Ok(match summary.is_accounted_for() {
         true => ExitCode::SUCCESS,
