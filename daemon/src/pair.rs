@@ -6,7 +6,7 @@ use std::io;
 use std::net::IpAddr;
 
 use vesper_esp::{Suite, Xfrm};
-use vesper_sa::{Action, Direction, Policy, Protection, Selector};
+use vesper_verify::xfrm::{PolicyLine, SaFileError, parse_policies};
 use zeroize::Zeroizing;
 
 use crate::config::{Config, HostConfig, PairConfig, Secret};
@@ -33,19 +33,26 @@ pub struct PairedVm {
 
 impl PairedVm {
     /// Everything through the tunnel, and nothing in that did not come through it.
-    pub fn policies(&self) -> Vec<Policy> {
-        let policy = |direction, tunnel| Policy {
-            direction,
-            selector: Selector::default(),
-            action: Action::Protect(Protection {
-                reqid: self.reqid,
-                tunnel: Some(tunnel),
-            }),
+    ///
+    /// # Errors
+    /// None for a machine that the configuration knows.
+    pub fn policies(&self) -> Result<Vec<PolicyLine>, SaFileError> {
+        let Self {
+            host,
+            vm,
+            here,
+            peer,
+            reqid,
+            ..
+        } = self;
+        let line = |direction, from, to| {
+            format!(
+                "host {host} vm {vm} dir {direction} tmpl src {from} dst {to} proto esp reqid \
+                 {reqid} mode tunnel"
+            )
         };
-        vec![
-            policy(Direction::Outbound, self.peer),
-            policy(Direction::Inbound, self.here),
-        ]
+        let lines = [line("out", here, peer), line("in", peer, here)];
+        parse_policies(&lines.join("\n"), "pair")
     }
 }
 

@@ -1,6 +1,6 @@
 //! What has to fit together beyond the types of single values.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use vesper_esp::Suite;
 use vesper_offload::Profile;
@@ -75,6 +75,8 @@ fn check_host(host: &HostConfig, problems: &mut Vec<Problem>) {
     let mut addresses = BTreeMap::new();
     for vm in &host.vms {
         check_vm(vm, profile.as_ref(), problems);
+        problems.extend(vm.states(host).err().into_iter().flatten());
+        problems.extend(vm.policies(host).err().into_iter().flatten());
         check_link(&vm.port, *host.frame, problems);
         let place = (vm.mac.0, vm.vlan.map(|vlan| vlan.0));
         if let Some(other) = addresses.insert(place, &vm.name) {
@@ -183,6 +185,7 @@ fn check_pairs(config: &Config, problems: &mut Vec<Problem>) {
                 .map(move |vm| format!("{}/{}", host.name, vm.name))
         })
         .collect();
+    let mut paired = BTreeSet::new();
     for pair in &config.pairs {
         let at = pair.vms.at();
         for name in pair.vms.iter() {
@@ -191,6 +194,12 @@ fn check_pairs(config: &Config, problems: &mut Vec<Problem>) {
                     "vm `{name}` does not exist; write host/vm{}",
                     hint(name, vms.iter().map(String::as_str))
                 );
+                problem(problems, at, message);
+            }
+        }
+        for name in pair.vms.iter() {
+            if !paired.insert(name) {
+                let message = format!("vm `{name}` is in a pair already");
                 problem(problems, at, message);
             }
         }

@@ -49,6 +49,7 @@ impl Diff {
             to,
             Change::Daemon,
             state,
+            key,
             control,
             status,
             log,
@@ -121,9 +122,25 @@ impl Change {
     /// Whether it takes effect only when vesperd is started anew.
     pub fn needs_restart(&self) -> bool {
         match self {
-            Self::Daemon(field) => !matches!(*field, "log"),
-            Self::HostAdded(_) | Self::HostRemoved(_) | Self::Host(..) | Self::Pairs => true,
-            Self::VmAdded(..) | Self::VmRemoved(..) | Self::Vm(..) => false,
+            Self::Daemon(_)
+            | Self::HostAdded(_)
+            | Self::HostRemoved(_)
+            | Self::Host(..)
+            | Self::Pairs => true,
+            Self::VmAdded(..) | Self::VmRemoved(..) => true,
+            Self::Vm(.., field) => matches!(
+                *field,
+                "mac"
+                    | "vlan"
+                    | "port"
+                    | "vmq_weight"
+                    | "iov_weight"
+                    | "iov_queue_pairs"
+                    | "interrupt_packets"
+                    | "interrupt_delay"
+                    | "rate_limit"
+                    | "trusted"
+            ),
         }
     }
 }

@@ -5,6 +5,7 @@ mod diff;
 mod error;
 mod model;
 mod value;
+mod words;
 
 use std::fs;
 use std::path::Path;

@@ -32,6 +32,9 @@ pub struct Config {
 pub struct DaemonConfig {
     /// The directory of the state that survives; without it nothing does.
     pub state: Option<PathBuf>,
+    /// The file of the key that wraps the keys in `state`; by default one beside them, which is
+    /// made if there is none.
+    pub key: Option<PathBuf>,
     /// The control socket; without it there is none.
     pub control: Option<PathBuf>,
     /// Where metrics and status page are served; without it they are not.

@@ -179,7 +179,7 @@ fn a_difference_names_what_changes() {
         "~ daemon: log\n~ host a: buffers\n~ vm a/software: ipsec_offload_limit"
     );
     let restart: Vec<bool> = diff.changes.iter().map(Change::needs_restart).collect();
-    assert_eq!(restart, [false, true, false]);
+    assert_eq!(restart, [true, true, false]);
 
     let mut fewer = old.clone();
     let gone = fewer.hosts[1].vms.pop().unwrap();
@@ -212,6 +212,34 @@ fn secrets_are_not_shown() {
     let config = Config::parse(&text, "x.toml").unwrap();
     assert!(config.hosts[0].vms[0].sa[0].expose().contains(key));
     assert!(!format!("{config:?}").contains(key));
+}
+
+#[test]
+fn files_of_secrets_are_the_owners_alone() {
+    use std::fs::{self, Permissions};
+    use std::os::unix::fs::PermissionsExt;
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let line = "src 192.0.2.1 dst 192.0.2.2 proto esp spi 0x1000 reqid 1 mode tunnel aead \
+                rfc4106(gcm(aes)) 0x000102030405060708090a0b0c0d0e0f10111213 128 dir out";
+    fs::write(file.path(), line).unwrap();
+    let text = DEFAULT.replacen(
+        "vmq_weight = 100",
+        &format!("sa_file = {:?}", file.path()),
+        1,
+    );
+    for (mode, is_good) in [(0o600, true), (0o400, true), (0o640, false), (0o604, false)] {
+        fs::set_permissions(file.path(), Permissions::from_mode(mode)).unwrap();
+        let outcome = Config::parse(&text, "x.toml");
+        assert_eq!(outcome.is_ok(), is_good, "{mode:o}");
+        match outcome {
+            Ok(config) => {
+                let host = &config.hosts[0];
+                let states = host.vms[0].states(host).unwrap();
+                assert_eq!(states[0].vm.as_deref(), Some("queue"));
+            }
+            Err(error) => assert!(error.to_string().contains("chmod 0600"), "{error}"),
+        }
+    }
 }
 
 #[test]

@@ -3,16 +3,14 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 
 use vesper_esp::PacketBuf;
-use vesper_offload::{Admission, Host, Nic, Profile, SriovError};
-use vesper_sa::{Spd, VmId};
+use vesper_offload::{Host, Nic, Profile, SriovError};
 
 use super::driver::Driver;
 use super::handle::{NodeHandle, Stopped};
-use super::machine::{Attach, AttachError};
 use super::statistics::{Board, Statistics};
 use super::waker::Waker;
 use super::worker::{Clock, Shared, Worker, cpus};
@@ -40,7 +38,7 @@ struct Node {
 struct Thread {
     shared: Arc<Shared>,
     roles: Arc<str>,
-    join: JoinHandle<()>,
+    join: Mutex<Option<JoinHandle<()>>>,
 }
 
 /// Why nodes could not be started.
@@ -55,18 +53,15 @@ pub enum StartError {
     },
     /// The adapter refused the NIC switch of this host.
     Switch(String, SriovError),
-    /// The adapter or the host refused this machine.
-    Machine(String, AttachError),
     /// The system refused a thread or a descriptor.
     System(io::Error),
-    /// A worker has ended.
-    Stopped(Stopped),
 }
 
 impl Nodes {
-    /// Starts everything that the configuration names, machines included. Nothing is taken from
-    /// machines until [`release`](Self::release): first it has to be known what to protect.
-    pub fn start(config: &Config) -> Result<Self, StartError> {
+    /// Starts the nodes that the configuration names, without their machines, whose ports are
+    /// opened by the opener that comes back. Nothing is taken from machines until
+    /// [`release`](Self::release): first it has to be known what to protect.
+    pub fn start(config: &Config) -> Result<(Self, Opener), StartError> {
         let clock = Clock::start();
         let mut opener = Opener::new();
         let mut builder = Builder {
@@ -85,13 +80,7 @@ impl Nodes {
             threads,
             clock,
         };
-        match nodes.attach_all(config, &mut opener) {
-            Ok(()) => Ok(nodes),
-            Err(error) => {
-                nodes.stop();
-                Err(error)
-            }
-        }
+        Ok((nodes, opener))
     }
 
     /// The nodes, in the order of the configuration.
@@ -115,15 +104,6 @@ impl Nodes {
         }
     }
 
-    fn attach_all(&self, config: &Config, opener: &mut Opener) -> Result<(), StartError> {
-        for (host, node) in config.hosts.iter().zip(&self.nodes) {
-            for (id, vm) in (1..).map(VmId).zip(&host.vms) {
-                attach(&node.handle, host, vm, id, opener)?;
-            }
-        }
-        Ok(())
-    }
-
     /// Begins to take frames from machines.
     pub fn release(&self) -> Result<(), Stopped> {
         self.handles().try_for_each(NodeHandle::release)
@@ -134,26 +114,20 @@ impl Nodes {
         self.handles().try_for_each(NodeHandle::hold)
     }
 
-    /// Ends the workers. What is still on its way is lost.
-    pub fn stop(self) -> Statistics {
+    /// Ends the workers. What is still on its way is lost. Returns where everything stands
+    /// then.
+    pub fn stop(&self) -> Statistics {
         for thread in &self.threads {
             thread.shared.stop();
         }
-        let mut workers = Vec::new();
-        for Thread {
-            shared,
-            roles,
-            join,
-        } in self.threads
-        {
-            // A panic was reported where it happened.
-            let _ = join.join();
-            workers.push(shared.statistics(&roles));
+        for thread in &self.threads {
+            let mut join = thread.join.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(join) = join.take() {
+                // A panic was reported where it happened.
+                let _ = join.join();
+            }
         }
-        Statistics {
-            nodes: self.nodes.iter().map(|node| node.board.look()).collect(),
-            workers,
-        }
+        self.statistics()
     }
 }
 
@@ -283,44 +257,22 @@ impl Builder {
             threads.push(Thread {
                 shared: draft.shared,
                 roles: draft.roles.join(", ").into(),
-                join,
+                join: Mutex::new(Some(join)),
             });
         }
         Ok(threads)
     }
 }
 
-fn attach(
-    handle: &NodeHandle,
-    host: &HostConfig,
-    vm: &VmConfig,
-    id: VmId,
-    opener: &mut Opener,
-) -> Result<Admission, StartError> {
-    let place = Place {
-        mac: vm.mac.0,
-        gateway: host.tunnel.mac.0,
-        frame: *host.frame,
-    };
-    let name = format!("{}/{}", host.name, vm.name);
-    let port = opener
-        .open(&vm.port, &place)
-        .map_err(|error| StartError::Port {
-            place: format!("vm {name}"),
-            error,
-        })?;
-    handle
-        .attach(Attach {
-            vm: id,
-            name: vm.name.to_string(),
-            address: vm.address(),
-            settings: vm.settings(),
-            // Nothing passes in clear before it is known what has to be protected.
-            policies: vm.require_protection.then(|| Spd::new(Vec::new())),
-            port,
-        })
-        .map_err(StartError::Stopped)?
-        .map_err(|error| StartError::Machine(name, error))
+impl VmConfig {
+    /// Where the port of the machine is.
+    pub fn place(&self, host: &HostConfig) -> Place {
+        Place {
+            mac: self.mac.0,
+            gateway: host.tunnel.mac.0,
+            frame: *host.frame,
+        }
+    }
 }
 
 impl Place {
@@ -335,9 +287,7 @@ impl fmt::Display for StartError {
         match self {
             Self::Port { place, error } => write!(f, "{place}: {error}"),
             Self::Switch(host, error) => write!(f, "host {host}: nic_switch: {error}"),
-            Self::Machine(vm, error) => write!(f, "vm {vm}: {error}"),
             Self::System(error) => write!(f, "the system refuses a thread or descriptor: {error}"),
-            Self::Stopped(error) => error.fmt(f),
         }
     }
 }

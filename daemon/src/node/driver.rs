@@ -20,6 +20,9 @@ const WIRE_BURST: usize = 128;
 /// Packets that the host, or a processor, moves in one round.
 const BUDGET: usize = 512;
 
+/// Buffers that are there for large packets to be cut into: several of 64 KiB.
+const SEGMENTS: usize = 256;
+
 /// A node: its adapter, its host, its ports.
 pub(super) struct Driver {
     name: Arc<str>,
@@ -98,6 +101,7 @@ impl Driver {
                 moved += machine.take(now, &mut self.host, &mut self.pool, self.is_held);
             }
         }
+        self.post_segments();
         for &processor in &self.processors {
             moved += self.nic.run_processor(processor, now, BUDGET);
         }
@@ -228,6 +232,16 @@ impl Driver {
             self.uplink.send(now, &mut self.pool, &mut self.wire);
         }
         count - self.wire.len()
+    }
+
+    /// Where machines send large packets there have to be buffers to cut them into.
+    fn post_segments(&mut self) {
+        if !self.machines.iter().any(|machine| machine.sends_large) {
+            return;
+        }
+        let missing = SEGMENTS.saturating_sub(self.nic.segment_buffers());
+        let buffers = std::iter::from_fn(|| self.pool.take()).take(missing);
+        self.nic.post_segment_buffers(buffers);
     }
 
     /// The machine has a driver for virtual functions: gives it one, if one is left.

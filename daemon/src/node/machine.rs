@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use vesper_esp::PacketBuf;
 use vesper_offload::{
-    BATCH, Completion, DataPath, Host, MachineError, Nic, QueueId, Received, Send, SendIpsec, VfId,
-    VmAddress, VmSettings,
+    BATCH, Completion, DataPath, Host, HostSend, MachineError, Nic, QueueId, Received, Send,
+    SendIpsec, VfId, VmAddress, VmSettings,
 };
 use vesper_sa::{Spd, Timestamp, VmId};
 
@@ -76,7 +76,9 @@ pub(super) struct Machine {
     /// Out of the port, not yet taken by its function ...
     sends: Vec<Send<PacketBuf>>,
     /// ... or by the host.
-    frames: Vec<PacketBuf>,
+    frames: Vec<HostSend<PacketBuf>>,
+    /// It has sent large packets, to be cut.
+    pub(super) sends_large: bool,
     next_id: u64,
     completions: Vec<Completion<PacketBuf>>,
     received: Vec<Received<PacketBuf>>,
@@ -99,6 +101,7 @@ impl Machine {
             incoming: Vec::with_capacity(BURST),
             sends: Vec::with_capacity(BURST),
             frames: Vec::with_capacity(BURST),
+            sends_large: false,
             next_id: 0,
             completions: Vec::with_capacity(BURST),
             received: Vec::with_capacity(BATCH),
@@ -120,6 +123,8 @@ impl Machine {
         if !is_held && !self.has_backlog() {
             moved = self.port.receive(now, pool, BURST, &mut self.incoming);
         }
+        let large = |incoming: &Incoming| incoming.segment_size.is_some();
+        self.sends_large |= moved > 0 && self.incoming.iter().any(large);
         if self.function.is_some() {
             moved += self.take_completions(now, host.nic(), pool);
         }
@@ -140,11 +145,15 @@ impl Machine {
                 }
             }
             None => {
-                let incoming = self.incoming.drain(..).map(|incoming| incoming.frame);
-                self.frames.extend(incoming);
+                let sends = self.incoming.drain(..).map(|incoming| HostSend {
+                    frame: incoming.frame,
+                    segment_size: incoming.segment_size,
+                    checksum: incoming.checksum,
+                });
+                self.frames.extend(sends);
                 if !self.frames.is_empty() {
                     // The machine exists as long as its port.
-                    moved += host.send(self.vm, &mut self.frames).unwrap_or(0);
+                    moved += host.send_frames(self.vm, &mut self.frames).unwrap_or(0);
                 }
             }
         }
@@ -187,7 +196,11 @@ impl Machine {
             self.function = function;
             self.posted = 0;
             self.frames
-                .extend(self.sends.drain(..).map(|send| send.frame));
+                .extend(self.sends.drain(..).map(|send| HostSend {
+                    frame: send.frame,
+                    segment_size: send.segment_size,
+                    checksum: send.checksum,
+                }));
         }
         self.post(host, pool);
     }
@@ -218,7 +231,7 @@ impl Machine {
         let lost = self.in_flight();
         let sends = self.sends.drain(..).map(|send| send.frame);
         let buffers = sends
-            .chain(self.frames.drain(..))
+            .chain(self.frames.drain(..).map(|send| send.frame))
             .chain(self.outgoing.drain(..));
         buffers.for_each(|buffer| pool.give(buffer));
         lost

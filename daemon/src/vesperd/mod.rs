@@ -1,30 +1,29 @@
 //! The program `vesperd`.
 
-mod install;
+mod desired;
+mod reload;
+mod running;
 mod summary;
 mod table;
 
 use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
+use crossbeam_channel::{Receiver, RecvTimeoutError, unbounded};
+use tracing_subscriber::EnvFilter;
 
-use crate::config::{Config, DEFAULT, Period};
-use crate::node::{Nodes, Statistics};
-use crate::pair;
+use crate::config::{Config, DEFAULT, LogFormat, Period};
+use crate::ops::{Confinement, ServiceManager};
+use running::Running;
 use summary::Summary;
 use table::Table;
 
 /// How often the live table is drawn.
 const REFRESH: Duration = Duration::from_secs(1);
-
-/// How long what is on its way may take to arrive when vesperd ends.
-const DRAIN: Duration = Duration::from_secs(2);
 
 /// Encrypts the traffic of virtual machines (IPsec ESP).
 ///
@@ -85,26 +84,32 @@ fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn std::error::Error>> {
         Some(file) => Config::read(file)?,
         None => Config::embedded(),
     };
-    let ended = signals()?;
-    let nodes = Nodes::start(&config)?;
-    for vm in pair::keys(&config)? {
-        install::pair(&nodes, &config, &vm)?;
+    log(&config)?;
+    // A daemon with a state has keys that somebody may want.
+    let is_confined = config.daemon.state.is_some();
+    if is_confined {
+        let Confinement {
+            locked,
+            capabilities,
+        } = Confinement::begin()?;
+        let left = capabilities.join(" ");
+        tracing::info!(memory_locked = locked, capabilities = left, "confined");
     }
-    nodes.release()?;
-
+    let signals = signals()?;
+    let running = Running::start(config, arguments.config.as_deref())?;
+    if is_confined {
+        Confinement::complete()?;
+    }
+    if let Some(address) = running.status_address().filter(|_| !arguments.quiet) {
+        println!("status page: http://{address}/");
+    }
     let begin = Instant::now();
-    let start = nodes.statistics();
-    watch(arguments, &nodes, begin, &ended)?;
-    let end = nodes.statistics();
-    let summary = Summary::new(&start, &end, begin.elapsed());
-    nodes.hold()?;
-    let settled = drained(&nodes);
-    let statistics = if settled {
-        nodes.stop()
-    } else {
-        nodes.statistics()
-    };
-    let summary = summary.settled(&statistics);
+    let start = running.statistics();
+    watch(arguments, &running, begin, &signals)?;
+    let end = running.statistics();
+    let duration = begin.elapsed();
+    let settled = running.stop()?;
+    let summary = Summary::new(&start, &end, duration).settled(&settled);
     print!("{summary}");
     Ok(match summary.is_accounted_for() {
         true => ExitCode::SUCCESS,
@@ -115,74 +120,97 @@ fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn std::error::Error>> {
 /// Shows how things stand until time is up or a signal comes.
 fn watch(
     arguments: &Arguments,
-    nodes: &Nodes,
+    running: &Running,
     begin: Instant,
-    ended: &AtomicBool,
+    signals: &Receiver<Signal>,
 ) -> io::Result<()> {
     let mut table = Table::new(io::stdout().is_terminal());
     let until = arguments.duration.map(|duration| begin + duration.0);
     let mut next = begin + REFRESH;
-    while !ended.load(Ordering::Relaxed) {
+    loop {
+        let wait = until.map_or(next, |until| until.min(next));
+        match signals.recv_deadline(wait) {
+            Ok(Signal::End) | Err(RecvTimeoutError::Disconnected) => return Ok(()),
+            Ok(Signal::Reload) => {
+                ServiceManager.reloading();
+                eprintln!("vesperd: {}", running.reload());
+                ServiceManager.ready();
+                continue;
+            }
+            Err(RecvTimeoutError::Timeout) => {}
+        }
         let now = Instant::now();
         if until.is_some_and(|until| now >= until) {
-            break;
+            return Ok(());
         }
         if now >= next {
-            next += REFRESH;
+            next = now + REFRESH;
             if !arguments.quiet {
-                table.draw(&mut io::stdout().lock(), &nodes.statistics())?;
+                table.draw(&mut io::stdout().lock(), &running.statistics())?;
             }
         }
-        let wait = until.map_or(next, |until| until.min(next));
-        thread::park_timeout(wait.saturating_duration_since(now));
     }
-    Ok(())
 }
 
-/// Waits until nothing is on its way any more; false if something stays on its way.
-fn drained(nodes: &Nodes) -> bool {
-    let deadline = Instant::now() + DRAIN;
-    let in_flight = |statistics: &Statistics| -> Vec<i64> {
-        let nodes = statistics.nodes.iter();
-        nodes.map(|node| node.in_flight()).collect()
-    };
-    while Instant::now() < deadline {
-        let now = in_flight(&nodes.statistics());
-        if now.iter().all(|count| *count == 0) {
-            return true;
-        }
-        thread::sleep(Duration::from_millis(20));
-    }
-    false
+/// What the system asks for.
+#[derive(Clone, Copy, Debug)]
+enum Signal {
+    /// SIGINT or SIGTERM.
+    End,
+    /// SIGHUP.
+    Reload,
 }
 
-/// Whether SIGINT or SIGTERM came; wakes this thread.
-fn signals() -> io::Result<Arc<AtomicBool>> {
-    let ended = Arc::new(AtomicBool::new(false));
-    let waiting = thread::current();
+/// Where signals arrive.
+fn signals() -> io::Result<Receiver<Signal>> {
+    use tokio::signal::unix::{SignalKind, signal};
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
-    let (mut interrupt, mut terminate) = {
-        use tokio::signal::unix::{SignalKind, signal};
-        let _guard = runtime.enter();
-        (
-            signal(SignalKind::interrupt())?,
-            signal(SignalKind::terminate())?,
-        )
-    };
-    let flag = Arc::clone(&ended);
+    let guard = runtime.enter();
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut hang_up = signal(SignalKind::hangup())?;
+    drop(guard);
+    let (sender, receiver) = unbounded();
     thread::Builder::new()
         .name("signals".to_owned())
         .spawn(move || {
             runtime.block_on(async {
-                tokio::select! {
-                    _ = interrupt.recv() => {}
-                    _ = terminate.recv() => {}
+                loop {
+                    let signal = tokio::select! {
+                        _ = interrupt.recv() => Signal::End,
+                        _ = terminate.recv() => Signal::End,
+                        _ = hang_up.recv() => Signal::Reload,
+                    };
+                    if sender.send(signal).is_err() {
+                        return;
+                    }
                 }
             });
-            flag.store(true, Ordering::Relaxed);
-            waiting.unpark();
         })?;
-    Ok(ended)
+    Ok(receiver)
+}
+
+/// Logs to the standard error output, as the configuration says; `VESPER_LOG` says it
+/// differently for one process.
+fn log(config: &Config) -> Result<(), Box<dyn std::error::Error>> {
+    let directives = match std::env::var("VESPER_LOG") {
+        Ok(directives) => directives,
+        Err(_) => config
+            .daemon
+            .log
+            .clone()
+            .unwrap_or_else(|| "info".to_owned()),
+    };
+    let filter = EnvFilter::try_new(&directives)
+        .map_err(|error| format!("log = \"{directives}\": {error}"))?;
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr);
+    match config.daemon.log_format {
+        LogFormat::Text => builder.init(),
+        LogFormat::Json => builder.json().init(),
+    }
+    Ok(())
 }

@@ -19,6 +19,11 @@ impl<B: Buffer> Nic<B> {
         lock(&self.segment_buffers).extend(buffers);
     }
 
+    /// Buffers that are posted for large sends.
+    pub fn segment_buffers(&self) -> usize {
+        lock(&self.segment_buffers).len()
+    }
+
     /// Whether large sends that the adapter protects are cut by it.
     pub(crate) fn cuts(&self) -> bool {
         self.read().enabled.large_send
