@@ -40,6 +40,11 @@ fn plans() -> Vec<(&'static str, FaultPlan)> {
         plan("busy", |plan| plan.busy = PerMillion(200_000)),
         plan("queue full", |plan| plan.queue_full = PerMillion(200_000)),
         plan("late esn", |plan| plan.late_esn = PerMillion(500_000)),
+        plan("corrupt input", |plan| plan.corrupt_input = OFTEN),
+        plan("lost input", |plan| plan.lost_input = OFTEN),
+        plan("reordered input", |plan| {
+            plan.reordered_input = PerMillion(200_000)
+        }),
     ]
 }
 
@@ -54,7 +59,9 @@ fn every_fault_in_every_mode_is_survived() {
                 ..SaPlan::new(VM, modes)
             };
             bed.add_pair(VmSettings::default(), &sas);
-            bed.nodes[0].host.nic().plan_faults(plan);
+            for node in &bed.nodes {
+                node.host.nic().plan_faults(plan);
+            }
             let text = frame(0, VM, 60);
             let (mut sent, mut got) = (0, 0);
             while sent < packets() {
@@ -78,7 +85,9 @@ fn every_fault_in_every_mode_is_survived() {
 
             let nic = bed.nodes[0].host.nic();
             let counters = nic.fault_counters();
+            let received = bed.nodes[1].host.nic().fault_counters();
             let spoiled = counters.wrong_icv + counters.corrupt_output;
+            let spoiled = spoiled + received.corrupt_input + received.lost_input;
             assert_eq!(got as u64 + spoiled, sent as u64, "{name} {modes:?}");
             assert_eq!((bed.monitor.clear, bed.monitor.repeated), (0, 0), "{name}");
             let vm = nic.vm_counters(VM).unwrap();
@@ -103,6 +112,7 @@ fn every_fault_in_every_mode_is_survived() {
                 counters.busy,
                 counters.queue_full,
                 spoiled,
+                received.reordered_input,
             ];
             let can_strike = match name {
                 "late esn" => false,

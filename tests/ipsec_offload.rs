@@ -1,15 +1,20 @@
 //! IPsec task offload: what the adapter takes, for whom, and what it does with packets.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
-use vesper_esp::{Buffer, PacketBuf, Suite};
+use vesper_esp::aead::Cipher;
+use vesper_esp::{Buffer, PacketBuf, Suite, association};
 use vesper_offload::{
-    Capabilities, CryptoStatus, IpsecDriver, Loss, NicEvent, OffloadHandle, OffloadMode, Placement,
-    PortId, Profile, Received, ReceivedIpsec, SaOffload, Send, SendError, SendIpsec,
-    SoftwareReason, UpdateSaError, VmSettings, WhyNot,
+    Capabilities, CryptoStatus, IpsecDriver, Loss, NicEvent, OffloadHandle, OffloadMode,
+    OffloadWish, Placement, PortId, Profile, Received, ReceivedIpsec, SaOffload, Send, SendError,
+    SendIpsec, SoftwareReason, UpdateSaError, VmSettings, WhyNot,
 };
-use vesper_sa::{Direction, Lifetime, Mode, SaUpdate, Timestamp, VmId};
-use vesper_tests::bed::{Bed, Node, SaPlan, empty, frame, gateway, sendable};
+use vesper_sa::{
+    Action, Direction, Lifetime, Mode, Policy, Protection, SaParams, SaUpdate, Scope, Selector,
+    Spd, Timestamp, VmId,
+};
+use vesper_tests::bed::{Bed, Node, SaPlan, empty, frame, gateway, ip, sendable, spi};
 
 const VM: VmId = VmId(7);
 const BOTH: [OffloadMode; 2] = [OffloadMode::Packet, OffloadMode::Crypto];
@@ -336,6 +341,58 @@ fn sequence_numbers_are_pushed() {
     assert_eq!(nic.update_lifetime(VM, packet, &shorter), Ok(()));
 }
 
+/// The adapter knows whose an address is, so that a machine's own associations in transport
+/// mode are at work there although no filter and no queue is the machine's.
+#[test]
+fn a_machine_without_a_queue_has_its_associations_in_the_adapter() {
+    let mut bed = Bed::new(Profile::full(), None);
+    let settings = VmSettings {
+        vmq_weight: 0,
+        ..VmSettings::default()
+    };
+    let addresses = [0, 1].map(|node| IpAddr::from(ip(node, VM)));
+    for (here, node) in bed.nodes.iter_mut().enumerate() {
+        node.add(VM, settings);
+        let policy = |direction| Policy {
+            direction,
+            selector: Selector::default(),
+            action: Action::Protect(Protection {
+                reqid: VM.0,
+                tunnel: None,
+            }),
+        };
+        let policies = [Direction::Outbound, Direction::Inbound].map(policy);
+        node.host
+            .set_policies(VM, Some(Spd::new(policies.to_vec())));
+        for (from, direction) in [(here, Direction::Outbound), (1 - here, Direction::Inbound)] {
+            let spi = spi(from as u8, VM, 0);
+            let ends = (addresses[from], addresses[1 - from]);
+            let mut params = SaParams::new(spi, direction, Mode::Transport, ends.0, ends.1);
+            params.owner = VM;
+            params.scope = Scope::Vm;
+            params.reqid = VM.0;
+            let suite = Suite::by_name("aes256gcm16").unwrap();
+            let cipher = Cipher::new(suite, &[from as u8; 36], &[]).unwrap();
+            let sa = association(params, cipher, Timestamp::ZERO).unwrap();
+            let wish = OffloadWish {
+                modes: vec![OffloadMode::Packet],
+                ..OffloadWish::default()
+            };
+            let handle = node.host.add_sa(Arc::new(sa), wish).unwrap();
+            let placement = node.host.placement(VM, handle);
+            assert!(matches!(placement, Some(Placement::Offloaded { .. })));
+        }
+    }
+    assert_eq!(bed.exchange(0, VM, 20), 20);
+    assert_eq!((bed.monitor.esp, bed.monitor.clear), (20, 0));
+    let receiver = &bed.nodes[1].host;
+    let opened = [
+        receiver.nic().esp_counters().opened_packets,
+        receiver.esp_counters().opened_packets,
+    ];
+    assert_eq!(opened, [20, 0], "in the adapter, not in software");
+}
+
 /// A TCP packet of many segments leaves as so many ESP packets, each whole.
 #[test]
 fn a_large_send_is_cut_in_the_adapter() {
@@ -443,6 +500,11 @@ fn disabled_capabilities_send_associations_to_software() {
     let lost = SoftwareReason::Lost(WhyNot::OffloadMode(OffloadMode::Packet));
     let expected = handles[0].map(|handle| (handle, lost.clone()));
     assert_eq!(bed.nodes[0].host.in_software(VM), expected);
+    let events = bed.nodes[0].host.take_events();
+    let told = events
+        .iter()
+        .filter(|event| **event == NicEvent::CapabilitiesChanged);
+    assert_eq!(told.count(), 1, "the change is told");
     // Crypto mode is left.
     assert_eq!(bed.nodes[0].host.restore(), 2);
     assert_eq!(bed.exchange(0, VM, 10), 10);

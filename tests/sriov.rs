@@ -1,16 +1,17 @@
 //! SR-IOV: a machine with a virtual function goes past the host both ways, and has its
 //! associations, its quota and its guard all the same.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use vesper_esp::Buffer;
 use vesper_offload::{
     DataPath, Fallback, Fault, Loss, NicEvent, NicSwitchParams, OffloadMode, Profile, QueueError,
-    Send, SendIpsec, SendRefusal, SriovError, VfId, VfState, VmSettings,
+    QueueId, Send, SendIpsec, SendRefusal, SriovError, VfId, VfState, VmSettings,
 };
 use vesper_sa::VmId;
 use vesper_tests::Random;
-use vesper_tests::bed::{Bed, Node, SaPlan, frame, mac, sendable};
+use vesper_tests::bed::{Bed, Node, SaPlan, empty, frame, mac, sendable};
 
 const VM: VmId = VmId(7);
 const PACKET: [OffloadMode; 1] = [OffloadMode::Packet];
@@ -379,4 +380,88 @@ fn functions_follow_the_model() {
         assert_eq!(found, expected);
     }
     assert!(cycles > 100, "{cycles}");
+}
+
+/// The queue pairs of a function share its flows: each flow, and each association, stays in
+/// one queue and in order; the processors share the queues; all of them go with the function.
+#[test]
+fn queue_pairs_share_the_flows_of_a_function() {
+    const PAIRS: u16 = 4;
+    let settings = VmSettings {
+        iov_queue_pairs: PAIRS,
+        ..wishing()
+    };
+    for protected in [false, true] {
+        let mut bed = Bed::new(Profile::full(), Some(4));
+        for node in &mut bed.nodes {
+            node.add(VM, settings);
+            if protected {
+                node.protect(VM);
+            }
+            node.give_function(VM);
+        }
+        let nic = Arc::clone(bed.nodes[1].host.nic());
+        let Some(DataPath::Function { queue, .. }) = bed.nodes[1].host.data_path(VM) else {
+            panic!("no function");
+        };
+        let queues = nic.queues_of_port(queue);
+        assert_eq!(queues.len(), usize::from(PAIRS));
+        for queue in &queues[1..] {
+            nic.post_buffers(*queue, (0..256).map(|_| empty())).unwrap();
+        }
+        // Of each flow: its queue, and the number that comes next.
+        let mut flows = BTreeMap::new();
+        let mut counts = [0; PAIRS as usize];
+        for round in 0..160_u16 {
+            let flow = round % 16;
+            if protected && round < 16 {
+                // The association that was added last is the one in use.
+                for node in &mut bed.nodes {
+                    node.add_sas(&SaPlan {
+                        generation: u32::from(flow),
+                        ..SaPlan::new(VM, &PACKET)
+                    });
+                }
+            }
+            let flow = if protected { round.min(15) } else { flow };
+            for number in 0..4_u16 {
+                let mut text = frame(0, VM, 60);
+                text[34..36].copy_from_slice(&flow.to_be_bytes());
+                text[60..62].copy_from_slice(&(round * 4 + number).to_be_bytes());
+                assert!(bed.nodes[0].send(VM, sendable(&text)));
+            }
+            bed.step();
+            bed.step();
+            for (place, queue) in queues.iter().enumerate() {
+                let mut frames = Vec::new();
+                bed.nodes[1].drain(*queue, &mut frames);
+                nic.post_buffers(*queue, frames.iter().map(|_| empty()))
+                    .unwrap();
+                counts[place] += frames.len();
+                for packet in frames {
+                    let word = |at| u16::from_be_bytes([packet.data()[at], packet.data()[at + 1]]);
+                    let before = flows.insert(word(34), (place, word(60)));
+                    if let Some((before_place, before_number)) = before {
+                        assert_eq!(before_place, place, "a flow stays where it is");
+                        assert!(before_number < word(60), "in order");
+                    }
+                }
+            }
+        }
+        assert_eq!(counts.iter().sum::<usize>(), 640, "{counts:?}");
+        assert!(counts.iter().all(|count| *count > 0), "{counts:?}");
+        let work = [0, 1].map(|processor| nic.work(processor).contains_key(&VM));
+        assert_eq!(work, [true; 2], "both processors");
+        assert_eq!(bed.monitor.clear > 0, !protected);
+
+        bed.nodes[1].host.detach_function(VM).unwrap();
+        bed.settle();
+        assert_eq!(nic.queues(), [QueueId::DEFAULT]);
+        let events = bed.nodes[1].host.take_events();
+        let freed = events
+            .iter()
+            .filter(|event| matches!(event, NicEvent::QueueFreed(_)));
+        assert_eq!(freed.count(), usize::from(PAIRS));
+        assert_eq!(bed.exchange(0, VM, 10), 10, "on the synthetic path");
+    }
 }

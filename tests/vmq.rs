@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use vesper_esp::{Buffer, PacketBuf};
 use vesper_offload::{
-    Fallback, InterruptModeration, Loss, Nic, NicEvent, Profile, QueueError, QueueEvent, QueueId,
-    QueueState, ReceiveFilter, VmAddress, VmSettings,
+    Fallback, InterruptModeration, Loss, MachineError, Nic, NicEvent, PortVlan, Profile,
+    QueueError, QueueEvent, QueueId, QueueState, ReceiveFilter, VmAddress, VmSettings,
 };
 use vesper_sa::{Timestamp, VmId};
 use vesper_tests::Random;
@@ -477,4 +477,44 @@ fn processors_run_on_threads_of_their_own() {
         }
     }
     assert_eq!(counts, [5000; 4]);
+}
+
+/// A machine with a trunk sees and sets the tags itself; a queue, whose filter is one VLAN,
+/// can not serve it.
+#[test]
+fn a_trunk_carries_tags_through_the_software_switch() {
+    let mut bed = Bed::new(Profile::full(), None);
+    let trunk = || PortVlan::Trunk {
+        allowed: [7, 8].into_iter().filter_map(vlan).collect(),
+        native: None,
+    };
+    let plain = frame(0, VM, 60);
+    for node in &mut bed.nodes {
+        let synthetic = VmSettings {
+            vmq_weight: 0,
+            ..VmSettings::default()
+        };
+        node.add(VM, synthetic);
+        node.host.set_port_vlan(VM, trunk()).unwrap();
+    }
+    for (bytes, arrives) in [
+        (tagged(&plain, 7), true),
+        (tagged(&plain, 8), true),
+        (sendable(&plain), true),
+        (tagged(&plain, 9), false),
+    ] {
+        assert!(bed.nodes[0].send(VM, bytes.clone()));
+        bed.settle();
+        let received = bed.nodes[1].received(VM);
+        let received: Vec<_> = received.iter().map(|packet| packet.data()).collect();
+        let expected: Vec<_> = arrives.then_some(bytes.data()).into_iter().collect();
+        assert_eq!(received, expected);
+    }
+    let losses = bed.nodes[0].host.machine_counters(VM).unwrap().losses;
+    assert_eq!(losses.of(Loss::Vlan), 1);
+
+    let other = VmId(8);
+    bed.nodes[0].add(other, VmSettings::default());
+    let refused = bed.nodes[0].host.set_port_vlan(other, trunk());
+    assert_eq!(refused, Err(MachineError::Trunk(other)));
 }

@@ -20,6 +20,7 @@ use vesper_sa::Timestamp;
 const BATCH: usize = 64;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
+    tracing_subscriber::fmt::init();
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let (mut port, what): (Box<dyn Port>, &str) = match words[..] {

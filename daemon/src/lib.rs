@@ -19,6 +19,7 @@
 pub mod cli;
 pub mod config;
 pub mod control;
+pub mod neighbour;
 pub mod node;
 pub mod ops;
 pub mod pair;

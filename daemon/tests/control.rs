@@ -6,7 +6,7 @@ use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
-use common::{KEY, Served, inbound, outbound};
+use common::{Served, inbound, key, outbound};
 use hyper::Method;
 use serde_json::{Value, json};
 use vesper_daemon::control::client::{Client, ClientError};
@@ -53,7 +53,7 @@ fn associations_by_their_words() {
     let types::Sas { sas } = client.get("/v1/sas?vm=web2").unwrap();
     assert!(sas.is_empty());
     let sa: types::Sa = client.get(&format!("/v1/sas/{id}?keys=true")).unwrap();
-    assert!(sa.words.contains(KEY));
+    assert!(sa.words.contains(&key("0a", 0x1000)));
 
     let update = format!("{} limit packet-soft 9", outbound(0x1000));
     let updated: types::Added = client

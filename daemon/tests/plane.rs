@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Bed, KEY, inbound, outbound, state};
+use common::{Bed, inbound, key, outbound, state};
 use vesper_daemon::plane::{
     Desired, Kind, MachineSpec, Origin, PolicyFilter, Resume, SaFilter, SaSpec, Scope, Severity,
     VmChange,
@@ -33,9 +33,9 @@ fn an_association_is_added_found_and_deleted() {
     assert_eq!(record.sa.direction(), Direction::Outbound);
     assert_eq!(all[1].sa.direction(), Direction::Inbound);
     assert_eq!(record.offloaded().unwrap(), OffloadMode::Packet);
-    assert!(!record.words.contains("0x0001"), "{}", record.words);
+    assert!(!record.words.contains("0x0a00"), "{}", record.words);
     let secret = bed.plane.secret_words(record).unwrap().unwrap();
-    assert!(secret.contains(KEY));
+    assert!(secret.contains(&key("0a", 0x1000)));
     let nic = bed.plane.nodes()[0].nic().clone();
     assert_eq!(nic.usage().ipsec_sas.used, 2);
 
@@ -233,6 +233,24 @@ fn what_must_be_rekeyed_carries_nothing() {
 }
 
 #[test]
+fn a_key_that_comes_again_goes_on_after_its_last_number() {
+    let bed = Bed::new();
+    let now = vesper_sa::Timestamp::from_secs(1);
+    bed.add(&outbound(0x1000)).unwrap();
+    let take = || {
+        let record = bed.plane.sas(Scope::All, &SaFilter::default()).remove(0);
+        record.sa.reserve(now, std::iter::repeat_n(100, 10))
+    };
+    assert_eq!(take().first, 1);
+    bed.plane
+        .delete_sas(Scope::All, &SaFilter::default())
+        .unwrap();
+    bed.add(&outbound(0x1000)).unwrap();
+    let again = take();
+    assert!(again.count == 10 && again.first > 10, "{again:?}");
+}
+
+#[test]
 fn policies_decide_by_priority_and_age() {
     let bed = Bed::new();
     let add = |words: &str, replace| {
@@ -297,7 +315,7 @@ fn a_reload_keeps_what_is_the_same_and_all_or_nothing_changes() {
 
     let kept = bed.plane.sas(Scope::All, &SaFilter::default())[1].clone();
     assert_eq!(kept.sa.spi().get(), 0x1000);
-    let other_key = inbound(0x2000).replace("0x0001", "0xff01");
+    let other_key = inbound(0x2000).replace("0x0b00", "0xff00");
     let second = desired(&[outbound(0x1000), other_key, outbound(0x1001)], &[]);
     let checked = bed.plane.reload(second.clone(), true).unwrap();
     assert_eq!(bed.plane.policies(&PolicyFilter::default()).len(), 1);
@@ -357,7 +375,8 @@ fn a_machine_comes_and_goes() {
     );
     let words = "vm mail src 192.0.2.2 dst 192.0.2.1 proto esp spi 0x3000 mode tunnel dir out \
                  aead rfc4106(gcm(aes)) ";
-    bed.add(&format!("{words}{KEY} 128")).unwrap();
+    bed.add(&format!("{words}{} 128", key("0c", 0x3000)))
+        .unwrap();
     // Its queue is freed first, which takes the adapter a moment.
     let freeing = bed.plane.remove_vm(None, "mail").unwrap_err();
     assert!(freeing.to_string().contains("being freed"), "{freeing}");

@@ -89,6 +89,25 @@ fn frames_pass_both_ways() {
     assert_eq!(status.received_bytes, status.received / 3 * 1574);
 }
 
+/// QEMU enables rings before it sets the features.
+#[test]
+fn a_ring_may_be_enabled_before_the_features_are_set() {
+    let directory = Directory::new("early");
+    let socket = directory.0.join("vm");
+    let (mut port, mut pool) = (open(&socket, 1), pool());
+    let stream = std::os::unix::net::UnixStream::connect(&socket).unwrap();
+    for (ring, flags) in [(0u32, 1u32), (1, 9)] {
+        let message = [18, flags, 8, ring, 1].map(u32::to_ne_bytes).concat();
+        assert_eq!(rustix::io::write(&stream, &message), Ok(20));
+    }
+    let mut reply = [0; 20];
+    assert_eq!(rustix::io::read(&stream, &mut reply), Ok(20));
+    assert_eq!(reply, [18, 5, 8, 0, 0].map(u32::to_ne_bytes).concat()[..]);
+    let mut guest = FrontEnd::over(stream, 1, feature::USUAL);
+    guest.transmit(&[0; 12], &frame(60));
+    assert_eq!(receive(&mut port, &mut pool).len(), 1);
+}
+
 #[test]
 fn large_frames_spread_over_buffers_only_when_merging_was_agreed() {
     let directory = Directory::new("merges");

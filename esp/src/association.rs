@@ -6,9 +6,9 @@ use core::net::IpAddr;
 
 use vesper_sa::{Df, Dscp, Ecn, Mode, Sa, SaParams, SaParamsError, Timestamp, UdpEncapsulation};
 
-use crate::aead::{Cipher, CipherError};
+use crate::aead::{self, Cipher, CipherError};
 use crate::suite::Suite;
-use crate::wire::{Checksum, IpVersion, protocol};
+use crate::wire::{Checksum, DONT_FRAGMENT, IpVersion, protocol};
 
 /// An association with everything that is needed to seal or open its packets.
 pub type EspSa = Sa<EspContext>;
@@ -53,13 +53,25 @@ pub(crate) struct Framing {
     iv_len: u8,
     icv_len: u8,
     alignment: u8,
+    is_plain_in: bool,
     /// Bits of the inner traffic class that the outer one repeats.
     class_kept: u8,
     /// Bits of the outer traffic class that are always the same.
     class_set: u8,
     df: Df,
-    is_plain_out: bool,
-    is_plain_in: bool,
+    plain_out: PlainOut,
+}
+
+/// Whether packets go out in a tunnel over IPv4, with the sequence number as their IV of 8
+/// bytes, less than four bytes of padding, and the inner header as it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum PlainOut {
+    /// They do not.
+    No,
+    /// They do, right behind the IP header.
+    Ip,
+    /// They do, in UDP.
+    Udp,
 }
 
 /// Makes an association ready for the engine.
@@ -122,6 +134,14 @@ impl EspContext {
         let fixed = header + self.framing.front_len() + self.framing.icv_len();
         let text = mtu.checked_sub(fixed)? & !(self.framing.alignment() - 1);
         Some(header + text.checked_sub(2)?)
+    }
+
+    /// Asks for the memory of the key.
+    #[inline]
+    pub(crate) fn prefetch_key(&self) {
+        for line in 1..9 {
+            aead::prefetch(self, 64 * line);
+        }
     }
 
     #[inline]
@@ -201,6 +221,13 @@ impl Framing {
             class_kept |= 3;
         }
         let is_tunnel = params.mode == Mode::Tunnel;
+        let is_plain = is_tunnel
+            && version == IpVersion::V4
+            && suite.iv_len == 8
+            && suite.icv_len >= 8
+            && suite.alignment <= 4
+            && params.tfc_pad == 0
+            && !tunnel.decrement_hop_limit;
         Ok(Self {
             bytes,
             sum: !Checksum::new().bytes(&bytes[8..20]).finish(),
@@ -213,22 +240,19 @@ impl Framing {
             class_kept,
             class_set,
             df: tunnel.df,
-            is_plain_out: is_tunnel
-                && version == IpVersion::V4
-                && suite.iv_len == 8
-                && suite.icv_len >= 8
-                && suite.alignment <= 4
-                && params.tfc_pad == 0
-                && !tunnel.decrement_hop_limit,
+            plain_out: match params.encapsulation {
+                _ if !is_plain => PlainOut::No,
+                None => PlainOut::Ip,
+                Some(_) => PlainOut::Udp,
+            },
             is_plain_in: is_tunnel && params.selectors.is_empty() && tunnel.ecn != Ecn::Off,
         })
     }
 
-    /// Whether packets go out in a tunnel over IPv4, with the sequence number as their IV of 8
-    /// bytes, less than four bytes of padding, and the inner header as it is.
+    /// See [`PlainOut`].
     #[inline]
-    pub(crate) const fn is_plain_out(&self) -> bool {
-        self.is_plain_out
+    pub(crate) const fn plain_out(&self) -> PlainOut {
+        self.plain_out
     }
 
     /// Whether packets come in through a tunnel that takes every inner packet and passes
@@ -313,19 +337,21 @@ impl Framing {
         &self.bytes[self.ip_len()..usize::from(self.spi_at) + 4]
     }
 
-    /// DSCP and ECN of the outer header (RFC 4301 section 5.1.2.1, RFC 6040 section 4.1).
+    /// The bits of DSCP and ECN that an outer header repeats of the inner one, and those that
+    /// are always set (RFC 4301 section 5.1.2.1, RFC 6040 section 4.1).
     #[inline]
-    pub(crate) const fn outer_class(&self, inner: u8) -> u8 {
-        inner & self.class_kept | self.class_set
+    pub(crate) const fn outer_class(&self) -> (u8, u8) {
+        (self.class_kept, self.class_set)
     }
 
-    /// The don't-fragment bit of an outer IPv4 header.
+    /// The bits of the flags in an outer IPv4 header that repeat those of the inner one, and
+    /// those that are always set.
     #[inline]
-    pub(crate) const fn outer_dont_fragment(&self, inner: bool) -> bool {
+    pub(crate) const fn outer_flags(&self) -> (u8, u8) {
         match self.df {
-            Df::Copy => inner,
-            Df::Set => true,
-            Df::Clear => false,
+            Df::Copy => (DONT_FRAGMENT, 0),
+            Df::Set => (0, DONT_FRAGMENT),
+            Df::Clear => (0, 0),
         }
     }
 

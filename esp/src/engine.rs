@@ -19,6 +19,26 @@ pub const CHUNK: usize = 64;
 /// How many events are kept for collection; more are counted as lost.
 const EVENTS: usize = 256;
 
+/// Packets of one association that stand together, and what of them has been measured.
+#[derive(Default)]
+struct Run {
+    len: usize,
+    measured: u32,
+    /// Bytes that the cipher will be applied to.
+    text_bytes: u64,
+    /// Bytes before anything was added.
+    packet_bytes: u64,
+}
+
+impl Run {
+    #[inline]
+    fn add(&mut self, measured: &Measured) {
+        self.measured += 1;
+        self.text_bytes += u64::from(measured.text_len());
+        self.packet_bytes += u64::from(measured.packet_len());
+    }
+}
+
 /// Encapsulates and decapsulates batches of packets. One per worker: it keeps the counters and
 /// events of that worker and nothing else.
 ///
@@ -121,27 +141,26 @@ impl Engine {
     ) {
         outbound::prefetch(chunk);
         // Packets of the same association that stand together are a run.
-        let mut runs: ArrayVec<usize, CHUNK> = ArrayVec::new();
+        let mut runs: ArrayVec<Run, CHUNK> = ArrayVec::new();
         // `None`: refused.
         let mut measured: ArrayVec<Option<Measured>, CHUNK> = ArrayVec::new();
         for run in chunk.chunk_by_mut(|a, b| ptr::eq(a.sa, b.sa)) {
-            runs.push(run.len());
-            self.measure(run, &mut measured);
+            runs.push(self.measure(run, &mut measured));
         }
         let (mut rest, mut rest_measured) = (&mut *chunk, &mut measured[..]);
-        for &len in &runs {
+        for total in &runs {
             let (run, measured);
-            (run, rest) = rest.split_at_mut(len);
-            (measured, rest_measured) = rest_measured.split_at_mut(len);
-            self.number(now, run, measured);
+            (run, rest) = rest.split_at_mut(total.len);
+            (measured, rest_measured) = rest_measured.split_at_mut(total.len);
+            self.number(now, total, run, measured);
         }
         let mut jobs: ArrayVec<Job<'_>, CHUNK> = ArrayVec::new();
         let mut with_checksum = false;
         let (mut rest, mut rest_measured) = (&mut *chunk, &measured[..]);
-        for len in runs {
+        for total in runs {
             let (run, measured);
-            (run, rest) = rest.split_at_mut(len);
-            (measured, rest_measured) = rest_measured.split_at(len);
+            (run, rest) = rest.split_at_mut(total.len);
+            (measured, rest_measured) = rest_measured.split_at(total.len);
             with_checksum |= run[0].sa.context().has_udp_checksum();
             write(run, measured, &mut jobs);
         }
@@ -165,20 +184,29 @@ impl Engine {
         &mut self,
         run: &mut [Outbound<'_, B>],
         measured: &mut ArrayVec<Option<Measured>, CHUNK>,
-    ) {
+    ) -> Run {
         let path = Path::of(run[0].sa);
+        let mut total = Run {
+            len: run.len(),
+            ..Run::default()
+        };
         for entry in run {
             if let Some(plain) = path.measure_plain(entry.content, &mut entry.packet) {
+                total.add(&plain);
                 measured.push(Some(plain));
                 continue;
             }
             let outcome = path.measure(entry.content, &mut entry.packet);
             measured.push(outcome.ok());
-            if let Err(verdict) = outcome {
-                entry.verdict = verdict;
-                self.counters.count(verdict, 0);
+            match outcome {
+                Ok(measured) => total.add(&measured),
+                Err(verdict) => {
+                    entry.verdict = verdict;
+                    self.counters.count(verdict, 0);
+                }
             }
         }
+        total
     }
 
     /// Reserves sequence numbers for the packets of a run that have been measured, and leaves
@@ -187,33 +215,54 @@ impl Engine {
     fn number<B: Buffer>(
         &mut self,
         now: Timestamp,
+        total: &Run,
+        run: &mut [Outbound<'_, B>],
+        measured: &mut [Option<Measured>],
+    ) {
+        let sa = run[0].sa;
+        if total.measured as usize == total.len
+            && let Some((first, events)) = sa.reserve_run(now, total.measured, total.text_bytes)
+        {
+            for (entry, sequence) in run.iter_mut().zip(first..) {
+                entry.verdict = Verdict::Sealed { sequence };
+            }
+            self.counters.sealed_packets += u64::from(total.measured);
+            self.counters.sealed_bytes += total.packet_bytes;
+            self.emit(sa, events);
+            return;
+        }
+        self.number_one_by_one(now, run, measured);
+    }
+
+    /// As [`number`](Self::number), where not all packets may get one.
+    #[inline(never)]
+    fn number_one_by_one<B: Buffer>(
+        &mut self,
+        now: Timestamp,
         run: &mut [Outbound<'_, B>],
         measured: &mut [Option<Measured>],
     ) {
         let sa = run[0].sa;
         let lengths = measured.iter().flatten().map(Measured::text_len);
         let reservation = sa.reserve(now, lengths);
-        let (mut granted, mut bytes) = (0, 0);
+        let mut numbers = (0..reservation.count).zip(reservation.first..);
         for (entry, place) in run.iter_mut().zip(measured) {
             let Some(measured) = place else { continue };
-            if granted < reservation.count {
-                entry.verdict = Verdict::Sealed {
-                    sequence: reservation.first + u64::from(granted),
-                };
-                granted += 1;
-                bytes += u64::from(measured.packet_len());
+            if let Some((_, sequence)) = numbers.next() {
+                entry.verdict = Verdict::Sealed { sequence };
             } else {
                 let reason = reservation
                     .refused
                     .map_or(DropReason::OutSequence, outbound::refused);
                 Path::of(sa).unmeasure(&mut entry.packet, measured);
                 entry.verdict = Verdict::Drop(reason);
-                self.counters.count(entry.verdict, 0);
+            }
+            self.counters
+                .count(entry.verdict, measured.packet_len() as usize);
+            if let Verdict::Drop(_) = entry.verdict {
                 *place = None;
             }
         }
-        self.counters.sealed_packets += u64::from(granted);
-        self.counters.sealed_bytes += bytes;
         self.emit(sa, reservation.events);
     }
 
@@ -237,13 +286,16 @@ impl Engine {
             open_batch(&mut jobs);
         }
         for (candidate, job) in candidates.iter_mut().zip(&jobs) {
-            candidate.authentic = ADAPTER || job.authentic;
+            if !ADAPTER && !job.authentic {
+                candidate.refusal = Some(DropReason::Icv);
+            }
         }
         drop(jobs);
 
-        for run in candidates.chunk_by(|a, b| ptr::eq(a.sa, b.sa)) {
-            self.finish(now, run, chunk);
+        for run in candidates.chunk_by_mut(|a, b| ptr::eq(a.sa, b.sa)) {
+            self.commit(now, run);
         }
+        self.open(&candidates, chunk);
     }
 
     /// Admits the packets of a run, all with the same association or all without one, to the
@@ -260,6 +312,9 @@ impl Engine {
         'a: 'c,
     {
         let gate = run[0].sa.map(Gate::of);
+        if let Some(sa) = run[0].sa {
+            sa.context().prefetch_key();
+        }
         for (entry, index) in run.iter_mut().zip(first..) {
             if let Some(gate) = &gate
                 && let Some(candidate) =
@@ -288,26 +343,37 @@ impl Engine {
         }
     }
 
-    /// Decides about the packets of a run after the cryptography, and leaves the inner ones.
+    /// Decides about the authentic packets of a run. The association's lock is held meanwhile,
+    /// and for nothing else.
     #[inline(always)]
-    fn finish<'a, B: Buffer>(
-        &mut self,
-        now: Timestamp,
-        run: &[Candidate<'a>],
-        chunk: &mut [Inbound<'a, B>],
-    ) {
+    fn commit(&mut self, now: Timestamp, run: &mut [Candidate<'_>]) {
         let sa = run[0].sa;
-        let (mut opened, mut bytes, mut failures) = (0, 0, 0);
+        let mut forged = 0;
         let mut commit = sa.commit(now);
         for candidate in run {
-            let entry = &mut chunk[usize::from(candidate.index)];
-            if !candidate.authentic {
-                failures += 1;
-                entry.verdict = Verdict::Drop(DropReason::Icv);
-                continue;
+            if candidate.refusal.is_some() {
+                forged += 1;
+            } else if let Err(refusal) = commit.accept(candidate.sequence, candidate.text_len()) {
+                candidate.refusal = Some(inbound::refused(refusal));
             }
-            let plain = inbound::finish_plain(candidate, &mut commit, &mut entry.packet);
-            if let Some((next_header, len)) = plain {
+        }
+        let events = commit.finish();
+        self.emit(sa, events);
+        for _ in 0..forged {
+            let events = sa.authentication_failed(now);
+            self.emit(sa, events);
+        }
+    }
+
+    /// Leaves the inner packets of those that were accepted.
+    #[inline(always)]
+    fn open<B: Buffer>(&mut self, candidates: &[Candidate<'_>], chunk: &mut [Inbound<'_, B>]) {
+        let (mut opened, mut bytes) = (0, 0);
+        for candidate in candidates {
+            let entry = &mut chunk[usize::from(candidate.index)];
+            if candidate.refusal.is_none()
+                && let Some((next_header, len)) = inbound::open_plain(candidate, &mut entry.packet)
+            {
                 entry.verdict = Verdict::Opened(Opened {
                     sequence: candidate.sequence,
                     mode: Mode::Tunnel,
@@ -317,19 +383,12 @@ impl Engine {
                 bytes += len as u64;
                 continue;
             }
-            entry.verdict = inbound::finish(candidate, &mut commit, &mut entry.packet);
+            entry.verdict = inbound::open(candidate, &mut entry.packet);
             let len = entry.packet.data().len();
             self.counters.count(entry.verdict, len);
         }
-        let events = commit.finish();
         self.counters.opened_packets += opened;
         self.counters.opened_bytes += bytes;
-        self.emit(sa, events);
-        for _ in 0..failures {
-            self.counters.count(Verdict::Drop(DropReason::Icv), 0);
-            let events = sa.authentication_failed(now);
-            self.emit(sa, events);
-        }
     }
 
     #[inline]
@@ -361,6 +420,7 @@ fn write<'a, 'c, B: Buffer>(
     'a: 'c,
 {
     let sa = run[0].sa;
+    sa.context().prefetch_key();
     let path = Path::of(sa);
     let (cipher, esn) = (sa.context().cipher(), sa.esn());
     for (entry, measured) in run.iter_mut().zip(measured) {

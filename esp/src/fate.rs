@@ -202,6 +202,8 @@ impl Counters {
     }
 
     /// Counts one packet by its verdict; `bytes` is its length outside of ESP.
+    // A call keeps the counters out of the registers of the loops that seldom get here.
+    #[inline(never)]
     pub(crate) fn count(&mut self, verdict: Verdict, bytes: usize) {
         match verdict {
             Verdict::Pending => {}

@@ -4,7 +4,7 @@
 use core::net::IpAddr;
 use core::ptr;
 
-use vesper_sa::{Commit, Direction, Ecn, Flow, InboundRefusal, Mode, Precheck, SaState, Spi};
+use vesper_sa::{Direction, Ecn, Flow, InboundRefusal, Mode, Precheck, SaState, Spi};
 
 use crate::aead::{self, Cipher, Job, open_batch};
 use crate::association::EspSa;
@@ -76,8 +76,8 @@ pub(crate) struct Candidate<'a> {
     traffic_class: u8,
     /// Its place in the chunk.
     pub(crate) index: u8,
-    /// What the cryptography says.
-    pub(crate) authentic: bool,
+    /// Why it is dropped, once that is known.
+    pub(crate) refusal: Option<DropReason>,
 }
 
 /// Asks for the memory of packets and associations that [`find`] will look at, and looks up
@@ -239,7 +239,7 @@ fn find_any<'a, B: Buffer>(
         esp_len: location.esp_len as u32,
         traffic_class: location.traffic_class,
         index,
-        authentic: false,
+        refusal: None,
     })
 }
 
@@ -379,8 +379,15 @@ impl<'a> Candidate<'a> {
             esp_len: location.esp_len,
             traffic_class: location.traffic_class,
             index,
-            authentic: false,
+            refusal: None,
         }
+    }
+
+    /// Bytes that the cipher is applied to.
+    #[inline]
+    pub(crate) fn text_len(&self) -> u32 {
+        let framing = self.sa.context().framing();
+        self.esp_len - (8 + framing.iv_len() + framing.icv_len()) as u32
     }
 
     /// The ESP packet within the IP packet.
@@ -424,13 +431,12 @@ fn resynchronise(sa: &EspSa, sequence_low: u32, esp: &[u8], scratch: &mut Vec<u8
     candidates.find(|&sequence| authentic(sequence))
 }
 
-/// [`finish`] for most packets: the next one of an association that takes every inner packet
-/// by a tunnel, without congestion on its way. `None`, and nothing has happened, asks for that
-/// one; else next header and length of the inner packet.
+/// [`open`] for most packets: those of an association that takes every inner packet by a
+/// tunnel, without congestion on its way. `None`, and nothing has happened, asks for that one;
+/// else next header and length of the inner packet.
 #[inline(always)]
-pub(crate) fn finish_plain<B: Buffer>(
+pub(crate) fn open_plain<B: Buffer>(
     candidate: &Candidate<'_>,
-    commit: &mut Commit<'_>,
     packet: &mut B,
 ) -> Option<(u8, usize)> {
     let framing = candidate.sa.context().framing();
@@ -439,36 +445,46 @@ pub(crate) fn finish_plain<B: Buffer>(
     let data = packet.data();
     let text = data.get(text_at..text_end)?;
     let (payload_len, next_header) = short_trailer(text)?;
-    let inner = Brief::parse(&text[..payload_len]).ok()?;
-    let is_plain = framing.is_plain_in()
-        && next_header == inner.version.protocol()
-        && (candidate.traffic_class ^ inner.traffic_class) & 3 == 0;
-    if !is_plain || !commit.accept_next(candidate.sequence, text.len() as u32) {
+    // The inner packet is all of the payload.
+    let header = text.first_chunk::<20>()?;
+    let traffic_class = if next_header == protocol::IPV4 && header[0] == 0x45 {
+        let total_len = usize::from(u16::from_be_bytes([header[2], header[3]]));
+        (payload_len >= 20 && total_len == payload_len).then_some(header[1])?
+    } else {
+        let inner = Brief::parse(&text[..payload_len]).ok()?;
+        let is_whole = next_header == inner.version.protocol() && inner.total_len == payload_len;
+        is_whole.then_some(inner.traffic_class)?
+    };
+    let is_plain = framing.is_plain_in() && (candidate.traffic_class ^ traffic_class) & 3 == 0;
+    if !is_plain {
         return None;
     }
-    let behind = data.len() - text_at - inner.total_len;
+    let behind = data.len() - text_at - payload_len;
     packet.trim_back(behind);
     packet.trim_front(text_at);
-    Some((next_header, inner.total_len))
+    Some((next_header, payload_len))
 }
 
-/// Everything that follows the decryption of one authentic packet.
+/// What a refused packet is dropped for.
+pub(crate) const fn refused(refusal: InboundRefusal) -> DropReason {
+    match refusal {
+        InboundRefusal::Replay(_) => DropReason::Replay,
+        InboundRefusal::Expired => DropReason::Expired,
+        InboundRefusal::AboveMark => DropReason::Mark,
+        InboundRefusal::Deleted => DropReason::Deleted,
+    }
+}
+
+/// Everything that follows the decision about one authentic packet.
 #[inline(never)]
-pub(crate) fn finish<B: Buffer>(
-    candidate: &Candidate<'_>,
-    commit: &mut Commit<'_>,
-    packet: &mut B,
-) -> Verdict {
+pub(crate) fn open<B: Buffer>(candidate: &Candidate<'_>, packet: &mut B) -> Verdict {
     let context = candidate.sa.context();
     let framing = context.framing();
     let text_at = usize::from(candidate.esp_at) + 8 + framing.iv_len();
-    let text_end = usize::from(candidate.esp_at) + candidate.esp_len as usize - framing.icv_len();
-    let outcome = match commit.accept(candidate.sequence, (text_end - text_at) as u32) {
-        Ok(()) => open(candidate, packet, text_at, text_end),
-        Err(InboundRefusal::Replay(_)) => Err(DropReason::Replay),
-        Err(InboundRefusal::Expired) => Err(DropReason::Expired),
-        Err(InboundRefusal::AboveMark) => Err(DropReason::Mark),
-        Err(InboundRefusal::Deleted) => Err(DropReason::Deleted),
+    let text_end = text_at + candidate.text_len() as usize;
+    let outcome = match candidate.refusal {
+        None => open_text(candidate, packet, text_at, text_end),
+        Some(reason) => Err(reason),
     };
     match outcome {
         Ok(next_header) => Verdict::Opened(Opened {
@@ -485,7 +501,7 @@ pub(crate) fn finish<B: Buffer>(
 
 /// Checks the trailer and the inner packet, and leaves the inner packet in the buffer; the
 /// next header.
-fn open<B: Buffer>(
+fn open_text<B: Buffer>(
     candidate: &Candidate<'_>,
     packet: &mut B,
     text_at: usize,
@@ -665,6 +681,36 @@ fn set_traffic_class(packet: &mut [u8], version: IpVersion, class: u8) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The short way of reading trailers says what the long way says.
+    #[test]
+    fn both_ways_of_reading_trailers_agree() {
+        let mut short = 0;
+        for payload_len in 0..12 {
+            for padding_len in 0..8_u8 {
+                for wrong_at in (0..padding_len).map(Some).chain([None]) {
+                    let mut text = vec![0xaa; payload_len];
+                    text.extend(1..=padding_len);
+                    if let Some(at) = wrong_at {
+                        text[payload_len + usize::from(at)] ^= 0x40;
+                    }
+                    text.extend([padding_len, 4]);
+                    let expected = wrong_at.is_none().then_some((payload_len, 4));
+                    assert_eq!(trailer(&text), expected);
+                    match short_trailer(&text) {
+                        None => assert!(padding_len > 3 || text.len() < 8 || expected.is_none()),
+                        found => {
+                            assert_eq!(found, expected);
+                            short += 1;
+                        }
+                    }
+                }
+            }
+        }
+        assert!(short > 20);
+        // Padding that is longer than the text.
+        assert_eq!(trailer(&[9, 9, 9, 9, 9, 9, 7, 4]), None);
+    }
 
     #[test]
     fn congestion_marks_merge_by_the_table_of_rfc_6040() {

@@ -6,10 +6,10 @@ use core::ptr;
 use vesper_sa::{Mode, OutboundRefusal};
 
 use crate::aead;
-use crate::association::{EspContext, EspSa, Framing};
+use crate::association::{EspContext, EspSa, Framing, PlainOut};
 use crate::buffer::Buffer;
 use crate::fate::{DropReason, Verdict};
-use crate::wire::{Brief, Checksum, IpHeader, IpVersion, adjusted, protocol};
+use crate::wire::{Brief, Checksum, DONT_FRAGMENT, IpHeader, IpVersion, adjusted, protocol};
 
 /// A packet to be encapsulated, and what became of it.
 #[derive(Debug)]
@@ -60,22 +60,25 @@ impl<'a, B> Outbound<'a, B> {
 /// Lengths of a packet for which room has been made. No length exceeds that of an IP packet,
 /// which keeps this small: it is written and read for every packet.
 #[derive(Clone, Copy, Debug)]
+#[repr(C)]
 pub(crate) struct Measured {
     /// Bytes of the packet before anything was added.
     packet_len: u32,
+    /// Padding bytes.
+    padding: u8,
+    next_header: u8,
+    /// Of the outer header.
+    traffic_class: u8,
+    /// Of an outer IPv4 header.
+    flags: u8,
     /// Zero bytes for traffic flow confidentiality.
     tfc: u16,
     /// Bytes of its IP header that stay in front of ESP; 0 in tunnel mode.
     header_len: u16,
     /// Where the byte is that names the protocol, in transport mode.
     protocol_at: u16,
-    /// Bytes that were added in front.
-    front: u8,
-    /// Padding bytes.
-    padding: u8,
-    next_header: u8,
-    traffic_class: u8,
-    dont_fragment: bool,
+    /// Bytes of an IP header that was added although the mode is transport: that of a dummy.
+    dummy_header: u8,
     /// Take one off the hop limit of the inner packet.
     decrement: bool,
 }
@@ -96,8 +99,12 @@ impl Measured {
             + 2
     }
 
+    /// Bytes that were added in front.
+    fn front(&self, framing: &Framing) -> usize {
+        framing.front_len() + usize::from(self.dummy_header)
+    }
+
     /// Bytes that were added at the end.
-    #[inline]
     fn back(&self, framing: &Framing) -> usize {
         usize::from(self.tfc) + usize::from(self.padding) + 2 + framing.icv_len()
     }
@@ -129,6 +136,11 @@ pub(crate) struct Path<'a> {
     mtu: Option<u32>,
     /// Bytes of the longest packet with ESP.
     longest: usize,
+    /// Bytes around a packet, without its padding.
+    around: usize,
+    /// Bits of the inner header that the outer one repeats, and those that it always has.
+    class: (u8, u8),
+    flags: (u8, u8),
 }
 
 impl<'a> Path<'a> {
@@ -143,6 +155,9 @@ impl<'a> Path<'a> {
             framing,
             mtu,
             longest: mtu.map_or(longest, |mtu| longest.min(mtu as usize)),
+            around: framing.front_len() + 2 + framing.icv_len(),
+            class: framing.outer_class(),
+            flags: framing.outer_flags(),
         }
     }
 
@@ -155,17 +170,30 @@ impl<'a> Path<'a> {
         packet: &mut B,
     ) -> Option<Measured> {
         let framing = self.framing;
-        if !framing.is_plain_out() || content != Content::Ip {
+        if framing.plain_out() == PlainOut::No || content != Content::Ip {
             return None;
         }
         let data = packet.data();
-        let ip = Brief::parse(data).ok()?;
-        let padding = framing.padding(ip.total_len);
-        let front = framing.front_len();
-        let back = padding + 2 + framing.icv_len();
-        if ip.total_len != data.len() || ip.total_len + front + back > self.longest {
+        let len = data.len();
+        let header = data.first_chunk::<20>()?;
+        let (version, class, flags) = match header[0] >> 4 {
+            4 if header[0] == 0x45
+                && usize::from(u16::from_be_bytes([header[2], header[3]])) == len =>
+            {
+                (IpVersion::V4, header[1], header[6])
+            }
+            6 => {
+                let ip = Brief::parse(data).ok().filter(|ip| ip.total_len == len)?;
+                (ip.version, ip.traffic_class, DONT_FRAGMENT)
+            }
+            _ => return None,
+        };
+        let padding = framing.padding(len);
+        if len + padding + self.around > self.longest {
             return None;
         }
+        let front = framing.front_len();
+        let back = self.around - front + padding;
         if !packet.grow_back(back) {
             return None;
         }
@@ -174,17 +202,29 @@ impl<'a> Path<'a> {
             return None;
         }
         Some(Measured {
-            packet_len: ip.total_len as u32,
+            packet_len: len as u32,
+            padding: padding as u8,
+            next_header: version.protocol(),
+            traffic_class: self.outer_class(class),
+            flags: self.outer_flags(flags),
             tfc: 0,
             header_len: 0,
             protocol_at: 0,
-            front: front as u8,
-            padding: padding as u8,
-            next_header: ip.version.protocol(),
-            traffic_class: ip.traffic_class,
-            dont_fragment: ip.dont_fragment,
+            dummy_header: 0,
             decrement: false,
         })
+    }
+
+    #[inline]
+    fn outer_class(&self, inner: u8) -> u8 {
+        let (kept, set) = self.class;
+        inner & kept | set
+    }
+
+    #[inline]
+    fn outer_flags(&self, inner: u8) -> u8 {
+        let (kept, set) = self.flags;
+        inner & kept | set
     }
 
     /// Checks the packet, computes its lengths and makes room for everything around it.
@@ -196,12 +236,12 @@ impl<'a> Path<'a> {
         content: Content,
         packet: &mut B,
     ) -> Result<Measured, Verdict> {
-        let Self { sa, framing, .. } = *self;
-        let context = sa.context();
+        let framing = self.framing;
+        let context = self.sa.context();
         let mut measured = match (content, context.mode()) {
-            (Content::Ip, Mode::Tunnel) => measure_tunnel(sa, packet)?,
+            (Content::Ip, Mode::Tunnel) => self.measure_tunnel(packet)?,
             (Content::Ip, Mode::Transport) => measure_transport(framing, packet)?,
-            (Content::Dummy, mode) => measure_dummy(framing, mode, packet.data().len())?,
+            (Content::Dummy, mode) => self.measure_dummy(mode, packet.data().len())?,
         };
         let mut payload = measured.packet_len as usize - usize::from(measured.header_len);
         if context.mode() == Mode::Tunnel {
@@ -212,7 +252,7 @@ impl<'a> Path<'a> {
         }
         measured.padding = framing.padding(payload) as u8;
 
-        let front = usize::from(measured.front);
+        let front = measured.front(framing);
         let back = measured.back(framing);
         let sealed_len = measured.packet_len as usize + front + back;
         if let Some(mtu) = self.mtu
@@ -237,7 +277,7 @@ impl<'a> Path<'a> {
 
     /// Gives the room back that [`measure`](Self::measure) made.
     pub(crate) fn unmeasure<B: Buffer>(&self, packet: &mut B, measured: &Measured) {
-        packet.trim_front(measured.front.into());
+        packet.trim_front(measured.front(self.framing));
         packet.trim_back(measured.back(self.framing));
     }
 
@@ -250,11 +290,55 @@ impl<'a> Path<'a> {
         sequence: u64,
     ) -> &'p mut [u8] {
         let framing = self.framing;
-        match (framing.is_plain_out(), framing.is_udp()) {
-            (true, false) => write_plain::<36>(framing, packet, measured, sequence),
-            (true, true) => write_plain::<44>(framing, packet, measured, sequence),
-            (false, _) => write_any(self.sa, packet, measured, sequence),
+        match framing.plain_out() {
+            PlainOut::Ip => write_plain::<36>(framing, packet, measured, sequence),
+            PlainOut::Udp => write_plain::<44>(framing, packet, measured, sequence),
+            PlainOut::No => write_any(self.sa, packet, measured, sequence),
         }
+    }
+
+    fn measure_tunnel<B: Buffer>(&self, packet: &mut B) -> Result<Measured, Verdict> {
+        let ip = Brief::parse(packet.data()).map_err(|_| MALFORMED)?;
+        let decrement = self.sa.params().tunnel.decrement_hop_limit;
+        if decrement && ip.hop_limit <= 1 {
+            return Err(Verdict::Drop(DropReason::OutHopLimit));
+        }
+        let surplus = packet.data().len() - ip.total_len;
+        packet.trim_back(surplus);
+        Ok(Measured {
+            packet_len: ip.total_len as u32,
+            padding: 0,
+            next_header: ip.version.protocol(),
+            traffic_class: self.outer_class(ip.traffic_class),
+            flags: self.outer_flags(u8::from(ip.dont_fragment) * DONT_FRAGMENT),
+            tfc: 0,
+            header_len: 0,
+            protocol_at: 0,
+            dummy_header: 0,
+            decrement,
+        })
+    }
+
+    /// A dummy gets an IP header of its own, whatever the mode.
+    fn measure_dummy(&self, mode: Mode, len: usize) -> Result<Measured, Verdict> {
+        if len > longest(IpVersion::V4) {
+            return Err(Verdict::Drop(DropReason::OutTooLong));
+        }
+        Ok(Measured {
+            packet_len: len as u32,
+            padding: 0,
+            next_header: protocol::NONE,
+            traffic_class: self.outer_class(0),
+            flags: self.outer_flags(DONT_FRAGMENT),
+            tfc: 0,
+            header_len: 0,
+            protocol_at: 0,
+            dummy_header: match mode {
+                Mode::Tunnel => 0,
+                Mode::Transport => self.framing.ip_len() as u8,
+            },
+            decrement: false,
+        })
     }
 }
 
@@ -267,28 +351,6 @@ const fn longest(version: IpVersion) -> usize {
 }
 
 const MALFORMED: Verdict = Verdict::Drop(DropReason::OutMalformed);
-
-fn measure_tunnel<B: Buffer>(sa: &EspSa, packet: &mut B) -> Result<Measured, Verdict> {
-    let ip = Brief::parse(packet.data()).map_err(|_| MALFORMED)?;
-    let decrement = sa.params().tunnel.decrement_hop_limit;
-    if decrement && ip.hop_limit <= 1 {
-        return Err(Verdict::Drop(DropReason::OutHopLimit));
-    }
-    let surplus = packet.data().len() - ip.total_len;
-    packet.trim_back(surplus);
-    Ok(Measured {
-        packet_len: ip.total_len as u32,
-        tfc: 0,
-        header_len: 0,
-        protocol_at: 0,
-        front: sa.context().framing().front_len() as u8,
-        padding: 0,
-        next_header: ip.version.protocol(),
-        traffic_class: ip.traffic_class,
-        dont_fragment: ip.dont_fragment,
-        decrement,
-    })
-}
 
 fn measure_transport<B: Buffer>(framing: &Framing, packet: &mut B) -> Result<Measured, Verdict> {
     let ip = IpHeader::parse(packet.data()).map_err(|_| MALFORMED)?;
@@ -303,37 +365,15 @@ fn measure_transport<B: Buffer>(framing: &Framing, packet: &mut B) -> Result<Mea
     packet.trim_back(surplus);
     Ok(Measured {
         packet_len: ip.total_len as u32,
+        padding: 0,
+        next_header: packet.data()[protocol_at],
+        // The header stays what it is.
+        traffic_class: 0,
+        flags: 0,
         tfc: 0,
         header_len: u16::try_from(header_len).map_err(|_| MALFORMED)?,
         protocol_at: u16::try_from(protocol_at).map_err(|_| MALFORMED)?,
-        front: framing.front_len() as u8,
-        padding: 0,
-        next_header: packet.data()[protocol_at],
-        traffic_class: ip.traffic_class,
-        dont_fragment: ip.dont_fragment,
-        decrement: false,
-    })
-}
-
-/// A dummy gets an IP header of its own, whatever the mode.
-fn measure_dummy(framing: &Framing, mode: Mode, len: usize) -> Result<Measured, Verdict> {
-    let ip_len = match mode {
-        Mode::Tunnel => 0,
-        Mode::Transport => framing.ip_len(),
-    };
-    if len > longest(IpVersion::V4) {
-        return Err(Verdict::Drop(DropReason::OutTooLong));
-    }
-    Ok(Measured {
-        packet_len: len as u32,
-        tfc: 0,
-        header_len: 0,
-        protocol_at: 0,
-        front: (framing.front_len() + ip_len) as u8,
-        padding: 0,
-        next_header: protocol::NONE,
-        traffic_class: 0,
-        dont_fragment: true,
+        dummy_header: 0,
         decrement: false,
     })
 }
@@ -366,7 +406,7 @@ fn transport_header(ip: &IpHeader, packet: &[u8]) -> (usize, usize) {
     end
 }
 
-/// Writes what [`Framing::is_plain_out`] promises to be all; in front of the payload that is
+/// Writes what [`PlainOut`] promises to be all; in front of the payload that is
 /// `FRONT` bytes: IPv4, UDP or not, ESP header and IV.
 #[inline(always)]
 fn write_plain<'p, const FRONT: usize>(
@@ -377,8 +417,7 @@ fn write_plain<'p, const FRONT: usize>(
 ) -> &'p mut [u8] {
     let len = packet.len();
     let template = framing.bytes();
-    let class = framing.outer_class(measured.traffic_class);
-    let words = ipv4_words(framing, class, measured.dont_fragment, len, sequence);
+    let words = ipv4_words(measured, len, sequence);
     let (header, body) = packet.split_at_mut(FRONT);
     header[..8].copy_from_slice(&first_half(words));
     header[8..24].copy_from_slice(&template[8..24]);
@@ -401,18 +440,16 @@ fn write_plain<'p, const FRONT: usize>(
     &mut packet[FRONT - 16..]
 }
 
-/// Version, header length and type of service; total length; identification; fragment bits.
+/// Version, header length and type of service; total length; identification; flags.
 #[inline]
-fn ipv4_words(
-    framing: &Framing,
-    class: u8,
-    dont_fragment: bool,
-    len: usize,
-    sequence: u64,
-) -> [u16; 4] {
-    let bits = u16::from(framing.outer_dont_fragment(dont_fragment)) << 14;
-    // An identification is needed only where a router may fragment; unique for long enough.
-    [0x4500 | u16::from(class), len as u16, sequence as u16, bits]
+fn ipv4_words(measured: &Measured, len: usize, sequence: u64) -> [u16; 4] {
+    [
+        0x4500 | u16::from(measured.traffic_class),
+        len as u16,
+        // Needed only where a router may fragment; unique for long enough.
+        sequence as u16,
+        u16::from(measured.flags) << 8,
+    ]
 }
 
 /// The first eight bytes of an IPv4 header.
@@ -431,7 +468,7 @@ fn write_any<'p>(
 ) -> &'p mut [u8] {
     let context = sa.context();
     let framing = context.framing();
-    let front = usize::from(measured.front);
+    let front = measured.front(framing);
     if measured.header_len == 0 {
         framing.write_with_ip(packet);
         match framing.version() {
@@ -494,19 +531,17 @@ fn write_trailer(framing: &Framing, text: &mut [u8], measured: &Measured) {
 /// Type of service, length, identification, fragment bits and checksum of an outer IPv4
 /// header.
 fn finish_ipv4(framing: &Framing, packet: &mut [u8], measured: &Measured, sequence: u64) {
-    let class = framing.outer_class(measured.traffic_class);
-    let dont_fragment = measured.dont_fragment;
-    let words = ipv4_words(framing, class, dont_fragment, packet.len(), sequence);
+    let words = ipv4_words(measured, packet.len(), sequence);
     packet[..8].copy_from_slice(&first_half(words));
     packet[10..12].copy_from_slice(&framing.checksum(words).to_be_bytes());
 }
 
 /// Traffic class, flow label and length of an outer IPv6 header.
 fn finish_ipv6(sa: &EspSa, packet: &mut [u8], measured: &Measured) {
-    let class = sa.context().framing().outer_class(measured.traffic_class);
+    let class = measured.traffic_class;
     let copy_flow_label = sa.params().tunnel.copy_flow_label;
     let label = if copy_flow_label && measured.next_header == protocol::IPV6 {
-        let inner = &packet[measured.front.into()..];
+        let inner = &packet[measured.front(sa.context().framing())..];
         [inner[1] & 0xf, inner[2], inner[3]]
     } else {
         [0; 3]
@@ -522,7 +557,7 @@ fn finish_ipv6(sa: &EspSa, packet: &mut [u8], measured: &Measured) {
 /// Moves the IP header in front of the ESP header and corrects its length, protocol and
 /// checksum, and writes UDP header and SPI behind it.
 fn move_transport_header(framing: &Framing, packet: &mut [u8], measured: &Measured) {
-    let front = usize::from(measured.front);
+    let front = measured.front(framing);
     let header_len = usize::from(measured.header_len);
     packet.copy_within(front..front + header_len, 0);
     let headers = framing.without_ip();
@@ -574,5 +609,87 @@ pub(crate) const fn refused(refusal: OutboundRefusal) -> DropReason {
         OutboundRefusal::LeaseExhausted => DropReason::OutLease,
         OutboundRefusal::Expired => DropReason::OutExpired,
         OutboundRefusal::Deleted | OutboundRefusal::Inbound => DropReason::OutInvalid,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::aead::Cipher;
+    use crate::{PacketBuf, Suite, association};
+    use vesper_sa::{
+        Df, Direction, Dscp, Ecn, SaParams, Spi, Timestamp, TunnelHeader, UdpEncapsulation,
+    };
+
+    /// The short way of plain packets writes what the long way writes.
+    #[test]
+    fn both_ways_agree() {
+        let suite = Suite::by_name("aes256gcm16").unwrap();
+        let udp = UdpEncapsulation {
+            source_port: 4500,
+            destination_port: 4500,
+        };
+        let mut agreed = 0;
+        for encapsulation in [None, Some(udp)] {
+            for (dscp, ecn, df) in [
+                (Dscp::Copy, Ecn::Normal, Df::Copy),
+                (Dscp::Set(46), Ecn::Off, Df::Set),
+                (Dscp::Set(0), Ecn::Compatibility, Df::Clear),
+            ] {
+                let mut params = SaParams::new(
+                    Spi::MIN,
+                    Direction::Outbound,
+                    Mode::Tunnel,
+                    "192.0.2.1".parse().unwrap(),
+                    "192.0.2.2".parse().unwrap(),
+                );
+                params.encapsulation = encapsulation;
+                params.mtu = Some(400);
+                params.tunnel = TunnelHeader {
+                    dscp,
+                    ecn,
+                    df,
+                    ..params.tunnel
+                };
+                let cipher = Cipher::new(suite, &[7; 36], &[]).unwrap();
+                let sa = association(params, cipher, Timestamp::ZERO).unwrap();
+                let path = Path::of(&sa);
+                for len in 20..400 {
+                    for (version, class, flags) in [(0x45, 0xff, 0x40), (0x45, 0, 0), (0x60, 5, 0)]
+                    {
+                        let mut inner = vec![0xaa; len];
+                        inner[..2].copy_from_slice(&[version, class]);
+                        inner[6] = flags;
+                        match (version, (len as u16).checked_sub(40)) {
+                            (0x45, _) => inner[2..4].copy_from_slice(&(len as u16).to_be_bytes()),
+                            (_, Some(rest)) => inner[4..6].copy_from_slice(&rest.to_be_bytes()),
+                            (_, None) => continue,
+                        }
+                        let mut short = PacketBuf::from_packet(&inner);
+                        let mut long = short.clone();
+                        let sequence = 0x0102_0304_0506_0708 + len as u64;
+                        let Some(measured) = path.measure_plain(Content::Ip, &mut short) else {
+                            assert_eq!(short.data(), inner);
+                            let refused = path.measure(Content::Ip, &mut long);
+                            assert!(matches!(refused, Err(Verdict::TooBig { .. })), "{len}");
+                            continue;
+                        };
+                        let esp = path.write(short.data_mut(), &measured, sequence);
+                        let text = esp.len() - 16;
+                        esp[text..].fill(0);
+                        let esp = esp.to_vec();
+                        let measured = path.measure(Content::Ip, &mut long).unwrap();
+                        assert_eq!(
+                            write_any(&sa, long.data_mut(), &measured, sequence)[..text],
+                            esp[..text]
+                        );
+                        let end = long.data().len() - 16;
+                        assert_eq!(short.data()[..end], long.data()[..end], "{len} bytes");
+                        agreed += 1;
+                    }
+                }
+            }
+        }
+        assert!(agreed > 5000, "{agreed}");
     }
 }

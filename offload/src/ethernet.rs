@@ -141,14 +141,15 @@ impl<B: Buffer> Frame<B> {
             return Err(self);
         }
         if let Some(header) = self.payload.data_mut().first_chunk_mut::<HEADER_LEN>() {
-            let [d0, d1, d2, d3, d4, d5] = self.link.destination.0;
-            let [s0, s1, s2, s3, s4, s5] = self.link.source.0;
-            let [t0, t1] = match self.vlan {
+            let (addresses, kind) = header.split_at_mut(12);
+            let (destination, source) = addresses.split_at_mut(6);
+            destination.copy_from_slice(&self.link.destination.0);
+            source.copy_from_slice(&self.link.source.0);
+            let ethertype = match self.vlan {
                 None => self.link.ethertype,
                 Some(_) => ethertype::VLAN,
-            }
-            .to_be_bytes();
-            *header = [d0, d1, d2, d3, d4, d5, s0, s1, s2, s3, s4, s5, t0, t1];
+            };
+            kind.copy_from_slice(&ethertype.to_be_bytes());
         }
         if let Some(vlan) = self.vlan
             && let Some(tag) = self.payload.data_mut().get_mut(HEADER_LEN..len)
@@ -193,14 +194,13 @@ impl<B: Buffer> Frame<B> {
 
 #[inline]
 fn parse(data: &[u8]) -> Result<(Link, Option<VlanId>, usize), FrameError> {
-    let header = data
-        .first_chunk::<HEADER_LEN>()
-        .ok_or(FrameError::Truncated)?;
-    let [d0, d1, d2, d3, d4, d5, s0, s1, s2, s3, s4, s5, t0, t1] = *header;
+    let (destination, rest) = data.split_first_chunk().ok_or(FrameError::Truncated)?;
+    let (source, rest) = rest.split_first_chunk().ok_or(FrameError::Truncated)?;
+    let kind = rest.first_chunk().ok_or(FrameError::Truncated)?;
     let mut link = Link {
-        destination: MacAddress([d0, d1, d2, d3, d4, d5]),
-        source: MacAddress([s0, s1, s2, s3, s4, s5]),
-        ethertype: u16::from_be_bytes([t0, t1]),
+        destination: MacAddress(*destination),
+        source: MacAddress(*source),
+        ethertype: u16::from_be_bytes(*kind),
     };
     if link.ethertype != ethertype::VLAN {
         return Ok((link, None, HEADER_LEN));

@@ -60,8 +60,12 @@ losses! {
     NoRoom, "no_room", "no room for the Ethernet header";
     /// The adapter was reset while it had the frame.
     Reset, "reset", "lost in a reset";
+    /// A planned fault has lost it.
+    Fault, "fault", "lost by a planned fault";
     /// The queue or function is gone.
     Gone, "gone", "queue or function is gone";
+    /// A fragment that contradicts another one, or is malformed.
+    Fragment, "fragment", "fragment does not fit the others";
     /// More flooded frames than the limit allows.
     Flood, "flood", "flooding limit reached";
     /// Nobody is there, or the port is isolated from everybody who is.

@@ -8,8 +8,8 @@ pub struct PerMillion(pub u32);
 
 /// What goes wrong, and how often.
 ///
-/// Faults strike what the adapter puts out: a wrong plain text that the adapter has
-/// authenticated could be noticed by nobody, so none is made.
+/// Faults strike what the adapter takes in before it looks at it, and what it puts out: a wrong
+/// plain text that the adapter has authenticated could be noticed by nobody, so none is made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct FaultPlan {
     /// The beginning of the sequence of random numbers.
@@ -32,6 +32,13 @@ pub struct FaultPlan {
     pub queue_full: PerMillion,
     /// A pushed sequence number takes effect [`late_by`](Self::late_by) later.
     pub late_esn: PerMillion,
+    /// A bit of a received frame, behind its Ethernet header, is flipped before anybody looks
+    /// at it.
+    pub corrupt_input: PerMillion,
+    /// A received frame is lost before it gets into a queue.
+    pub lost_input: PerMillion,
+    /// A received frame overtakes the one before.
+    pub reordered_input: PerMillion,
     /// How late late things are, in nanoseconds.
     pub late_by: u64,
 }
@@ -75,6 +82,12 @@ pub struct FaultCounters {
     pub queue_full: u64,
     /// Pushed sequence numbers that took effect late.
     pub late_esn: u64,
+    /// Received frames with a bit flipped.
+    pub corrupt_input: u64,
+    /// Received frames that were lost.
+    pub lost_input: u64,
+    /// Received frames that overtook others.
+    pub reordered_input: u64,
 }
 
 /// A plan being carried out.

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 
 use crate::ethernet::{MacAddress, VlanId};
 use crate::queue::QueueId;
+use crate::settings::VmAddress;
 
 /// Matches frames by destination address and, if it names one, by VLAN.
 ///
@@ -16,6 +17,12 @@ pub struct ReceiveFilter {
     pub mac: MacAddress,
     /// VLAN; `None` is untagged.
     pub vlan: Option<VlanId>,
+}
+
+impl From<VmAddress> for ReceiveFilter {
+    fn from(VmAddress { mac, vlan }: VmAddress) -> Self {
+        Self { mac, vlan }
+    }
 }
 
 /// Names a filter; unique in the life of an adapter.

@@ -33,6 +33,20 @@ impl FlowKey {
     }
 }
 
+impl FlowKey {
+    /// A number that spreads flows evenly.
+    pub(crate) fn hash(self) -> u32 {
+        mix(self.addresses ^ u64::from(self.ports) << 16 ^ u64::from(self.protocol))
+    }
+}
+
+/// Spreads numbers that lie close together (the finisher of SplitMix64).
+pub(crate) const fn mix(value: u64) -> u32 {
+    let z = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    (z >> 32) as u32
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,6 +1,6 @@
 //! The rings of the adapter: receive queues and send queues, with their accounts.
 
-use core::sync::atomic::AtomicI64;
+use core::sync::atomic::{AtomicBool, AtomicI64};
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -74,7 +74,13 @@ pub(crate) struct Queue<B> {
     pub(crate) function: Function,
     pub(crate) weight: u16,
     pub(crate) ring: usize,
+    /// Which of the queues of its port it is.
+    pub(crate) rank: usize,
+    /// Of the first queue of a port the others, among which its frames are spread.
+    pub(crate) followers: Box<[QueueId]>,
     pub(crate) deficit: AtomicI64,
+    /// Its processor has to look inside.
+    pub(crate) attention: AtomicBool,
     pub(crate) inner: Mutex<QueueInner<B>>,
 }
 
@@ -105,7 +111,10 @@ impl<B: Buffer> Queue<B> {
             function,
             weight: settings.share(),
             ring,
+            rank: 0,
+            followers: Box::default(),
             deficit: AtomicI64::new(0),
+            attention: AtomicBool::new(false),
             inner: Mutex::new(QueueInner {
                 state: QueueState::Allocated,
                 waiting: VecDeque::new(),
@@ -121,34 +130,46 @@ impl<B: Buffer> Queue<B> {
 }
 
 impl<B: Buffer> QueueInner<B> {
-    /// Hands a frame over to whoever owns the queue, in exchange for a posted buffer, which is
-    /// returned; the default queue needs none, nor does a frame that is in a posted buffer
-    /// already.
+    /// Makes place for a frame that is to be [indicated](Self::indicate): a posted buffer comes
+    /// out in exchange for that of the frame, if `exchange`; the default queue needs none.
     #[inline]
-    pub(crate) fn deliver(
-        &mut self,
-        queue: &Queue<B>,
-        mut received: Received<B>,
-        exchange: bool,
-        now: Timestamp,
-    ) -> Result<Option<B>, (B, Loss)> {
-        received.queue = queue.id;
-        let exchanged = match queue.owner {
-            Some(_) if !exchange => None,
+    pub(crate) fn claim(&mut self, queue: &Queue<B>, exchange: bool) -> Result<Option<B>, Loss> {
+        match queue.owner {
+            Some(_) if !exchange => Ok(None),
             Some(_) => match self.posted.pop_front() {
-                Some(buffer) => Some(buffer),
-                None => return Err((received.frame.payload, Loss::NoBuffer)),
+                Some(buffer) => Ok(Some(buffer)),
+                None => Err(Loss::NoBuffer),
             },
-            None if self.ready.len() >= queue.ring => {
-                return Err((received.frame.payload, Loss::RingFull));
-            }
-            None => None,
-        };
+            None if self.ready.len() >= queue.ring => Err(Loss::RingFull),
+            None => Ok(None),
+        }
+    }
+
+    /// Hands a frame over to whoever owns the queue.
+    #[inline]
+    pub(crate) fn indicate(&mut self, received: Received<B>, now: Timestamp) {
         self.counters.received += 1;
         self.counters.bytes += received.frame.payload.data().len() as u64;
         self.oldest.get_or_insert(now);
         self.ready.push_back(received);
-        Ok(exchanged)
+    }
+
+    /// Hands frames over to the host through its default queue; what has no place is given to
+    /// `lost`.
+    pub(crate) fn indicate_to_host(
+        &mut self,
+        queue: &Queue<B>,
+        frames: impl IntoIterator<Item = Received<B>>,
+        now: Timestamp,
+        mut lost: impl FnMut(Received<B>, Loss),
+    ) {
+        for mut received in frames {
+            received.queue = queue.id;
+            match self.claim(queue, false) {
+                Ok(_) => self.indicate(received, now),
+                Err(loss) => lost(received, loss),
+            }
+        }
     }
 
     /// Whether the packets that wait are to be indicated.
@@ -233,6 +254,8 @@ pub(crate) struct VmPort<B> {
     pub(crate) settings: VmSettings,
     pub(crate) ring: usize,
     pub(crate) deficit: AtomicI64,
+    /// Its processor has to look inside.
+    pub(crate) attention: AtomicBool,
     pub(crate) sends: Mutex<SendRing<B>>,
 }
 
@@ -263,6 +286,7 @@ impl<B> VmPort<B> {
             settings,
             ring,
             deficit: AtomicI64::new(0),
+            attention: AtomicBool::new(false),
             sends: Mutex::new(SendRing {
                 pending: VecDeque::new(),
                 large: 0,

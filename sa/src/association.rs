@@ -285,17 +285,21 @@ impl<C> Sa<C> {
 
     /// Outbound: reserves a sequence number for each packet, in order, and charges the
     /// lifetime packet by packet. `lengths` are the bytes that the cipher is applied to; the
-    /// iterator is driven to its end, up to two times, and must not use this association.
+    /// iterator is driven to its end and must not use this association.
     ///
     /// Stops at the first packet that is refused. Numbers of packets that are then not sent
     /// are lost, which is harmless.
     #[inline]
-    pub fn reserve(
-        &self,
-        now: Timestamp,
-        lengths: impl Iterator<Item = u32> + Clone,
-    ) -> Reservation {
+    pub fn reserve(&self, now: Timestamp, lengths: impl Iterator<Item = u32>) -> Reservation {
         self.state.reserve(now, lengths)
+    }
+
+    /// Outbound: as [`reserve`](Self::reserve) for most runs, those that end far from every
+    /// bound: the number of the first of `count` packets with that many bytes in all. `None`,
+    /// and nothing has happened, asks for that one.
+    #[inline]
+    pub fn reserve_run(&self, now: Timestamp, count: u32, bytes: u64) -> Option<(u64, Events)> {
+        self.state.reserve_run(now, count, bytes)
     }
 
     /// Inbound, before authentication: the full sequence number of a packet that carries

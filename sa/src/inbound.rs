@@ -9,7 +9,7 @@ use crate::ident::Timestamp;
 use crate::lease::LeaseError;
 use crate::lifetime::{Budget, Usage};
 use crate::lock::Held;
-use crate::replay::{ReplayRefusal, ReplayWindow};
+use crate::replay::{ReplayRefusal, ReplayWindow, Ring};
 use crate::sequence::end_of_space;
 use crate::state::{Flags, PacketState, PerDirection};
 
@@ -128,6 +128,8 @@ pub struct Commit<'a> {
     /// `None`: nothing is accepted any more, for the reason in `refusal`.
     window: Option<&'a ReplayWindow>,
     refusal: InboundRefusal,
+    /// The bits of the window.
+    ring: Option<Ring<'a>>,
     /// The last number that may be accepted before asking for the next stop.
     stop: u64,
     budget: Budget,
@@ -152,34 +154,27 @@ impl Commit<'_> {
     //# succeeds.
     #[inline]
     pub fn accept(&mut self, sequence: u64, bytes: u32) -> Result<(), InboundRefusal> {
+        // Most packets come in order and far from any limit.
+        if let (Some(ring), Some(charged)) = (self.ring, self.budget.charge(self.usage, bytes))
+            && sequence == self.top.wrapping_add(1)
+            && sequence <= self.stop
+        {
+            ring.mark(sequence);
+            self.usage = charged;
+            self.top = sequence;
+            self.accepted = true;
+            return Ok(());
+        }
+        self.accept_closely(sequence, bytes)
+    }
+
+    #[inline(never)]
+    fn accept_closely(&mut self, sequence: u64, bytes: u32) -> Result<(), InboundRefusal> {
         let outcome = self.decide(sequence, bytes);
         if let Err(refusal) = outcome {
             self.count(refusal);
         }
         outcome
-    }
-
-    /// As [`accept`](Self::accept) for most packets, which come in order and far from any
-    /// limit; `false`, and nothing has happened, asks for that one.
-    #[inline]
-    #[must_use]
-    pub fn accept_next(&mut self, sequence: u64, bytes: u32) -> bool {
-        let Some(window) = self.window else {
-            return false;
-        };
-        let charged = self.budget.charge(self.usage, bytes);
-        match charged {
-            Some(charged) if sequence == self.top + 1 && sequence <= self.stop => {
-                if !window.mark_next(sequence) {
-                    return false;
-                }
-                self.usage = charged;
-                self.top = sequence;
-                self.accepted = true;
-                true
-            }
-            _ => false,
-        }
     }
 
     /// Gives the lock back.
@@ -191,7 +186,6 @@ impl Commit<'_> {
         self.events
     }
 
-    #[inline]
     fn decide(&mut self, sequence: u64, bytes: u32) -> Result<(), InboundRefusal> {
         let window = self.window.ok_or(self.refusal)?;
         if sequence > self.stop {
@@ -202,7 +196,8 @@ impl Commit<'_> {
             .map_err(InboundRefusal::Replay)?;
         let Some(charged) = self.budget.charge(self.usage, bytes) else {
             self.events |= self.state.raise(Flags::DEAD, Events::HARD_EXPIRE);
-            (self.window, self.refusal) = (None, InboundRefusal::Expired);
+            (self.window, self.ring) = (None, None);
+            self.refusal = InboundRefusal::Expired;
             return Err(InboundRefusal::Expired);
         };
         self.usage = charged;
@@ -308,6 +303,7 @@ impl PacketState {
             now,
             window,
             refusal,
+            ring: window.and_then(ReplayWindow::ring),
             stop: self
                 .stop
                 .load(Ordering::Relaxed)

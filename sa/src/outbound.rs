@@ -53,51 +53,40 @@ impl fmt::Display for OutboundRefusal {
 impl core::error::Error for OutboundRefusal {}
 
 impl PacketState {
+    /// As [`reserve`](Self::reserve), far from every bound.
     #[inline]
+    pub(crate) fn reserve_run(
+        &self,
+        now: Timestamp,
+        count: u32,
+        bytes: u64,
+    ) -> Option<(u64, Events)> {
+        let _held = self.lock.acquire();
+        let before = self.sequence.load(Ordering::Relaxed);
+        let last = before.checked_add(u64::from(count))?;
+        let budget = self.lifetime.hard.budget();
+        let usage = budget.charge_run(self.usage(), count, bytes)?;
+        if last > self.stop.load(Ordering::Relaxed) || self.lifetime.hard.is_over(now, self.used())
+        {
+            return None;
+        }
+        let mut events = Events::NONE;
+        if self.lifetime.soft.is_over(now, self.used()) {
+            events |= self.raise(Flags::DYING, Events::SOFT_EXPIRE);
+        }
+        self.sequence.store(last, Ordering::Relaxed);
+        self.use_up(usage, now);
+        Some((before + 1, events | self.settle(usage)))
+    }
+
     pub(crate) fn reserve(
         &self,
         now: Timestamp,
-        lengths: impl Iterator<Item = u32> + Clone,
-    ) -> Reservation {
-        let (mut count, mut bytes) = (0, 0);
-        for length in lengths.clone() {
-            count += 1;
-            bytes += u64::from(length);
-        }
-        let _held = self.lock.acquire();
-        let events = self.expire_held(now);
-        let before = self.sequence.load(Ordering::Relaxed);
-        let last = before.checked_add(u64::from(count));
-        // Nearly always the whole run is far from every bound.
-        let charged = self
-            .lifetime
-            .hard
-            .budget()
-            .charge_run(self.usage(), count, bytes);
-        match (last, charged) {
-            (Some(last), Some(usage)) if last <= self.stop.load(Ordering::Relaxed) && count > 0 => {
-                self.sequence.store(last, Ordering::Relaxed);
-                self.use_up(usage, now);
-                Reservation {
-                    first: before + 1,
-                    count,
-                    refused: None,
-                    events: events | self.settle(usage),
-                }
-            }
-            _ => self.reserve_one_by_one(now, lengths, events),
-        }
-    }
-
-    /// As [`reserve`](Self::reserve), close to a bound. Needs the lock.
-    #[cold]
-    fn reserve_one_by_one(
-        &self,
-        now: Timestamp,
         lengths: impl Iterator<Item = u32>,
-        mut events: Events,
     ) -> Reservation {
         let mut lengths = lengths.fuse();
+        let _held = self.lock.acquire();
+        let mut events = self.expire_held(now);
         let first = self.sequence.load(Ordering::Relaxed).wrapping_add(1);
         let mut stop = self.stop.load(Ordering::Relaxed);
         let mut last = first.wrapping_sub(1);

@@ -58,6 +58,24 @@ enum Words {
 
 const INLINE_WORDS: usize = 16;
 
+/// The bits of a window.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ring<'a> {
+    words: &'a [AtomicU64],
+    mask: u32,
+}
+
+impl Ring<'_> {
+    /// Marks the number after top.
+    #[inline]
+    pub(crate) fn mark(self, sequence: u64) {
+        let position = sequence as u32 & self.mask;
+        let word = &self.words[(position / u64::BITS) as usize];
+        let bit = 1 << (position % u64::BITS);
+        word.store(word.load(Ordering::Relaxed) | bit, Ordering::Relaxed);
+    }
+}
+
 impl ReplayWindow {
     /// A window in which nothing was received.
     pub(crate) fn new(protection: ReplayProtection) -> Self {
@@ -160,20 +178,13 @@ impl ReplayWindow {
         top.max(sequence)
     }
 
-    /// Marks the number after top; `false` if there is no window or a very large one.
+    /// The bits, if there is a window.
     #[inline]
-    pub(crate) fn mark_next(&self, sequence: u64) -> bool {
-        match &self.words {
-            Words::Inline(words) if self.size != 0 => {
-                let position = sequence as u32 & self.mask;
-                // At most 16 words, so the index does not change.
-                let word = &words[(position / u64::BITS) as usize % INLINE_WORDS];
-                let bit = 1 << (position % u64::BITS);
-                word.store(word.load(Ordering::Relaxed) | bit, Ordering::Relaxed);
-                true
-            }
-            _ => false,
-        }
+    pub(crate) fn ring(&self) -> Option<Ring<'_>> {
+        (self.size != 0).then(|| Ring {
+            words: self.words(),
+            mask: self.mask,
+        })
     }
 
     /// Moves the window up to `sequence` without any number having been received.

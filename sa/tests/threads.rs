@@ -105,15 +105,13 @@ fn threads_get_disjoint_numbers_within_the_lease() {
                 let mut mine = Vec::new();
                 loop {
                     let run = 1 + random.below(64) as usize;
-                    // Lets the others try while this one counts, near a bound under the lock.
-                    let pause = random.below(64) as usize;
-                    let lengths = (0..run).map(|index| {
-                        if index == pause {
+                    // Lets the others try while this one counts.
+                    let lengths = (0..run).inspect(|_| {
+                        if random.below(256) == 0 {
                             thread::yield_now();
                         }
-                        1
                     });
-                    let granted = sa.reserve(Timestamp::ZERO, lengths);
+                    let granted = sa.reserve(Timestamp::ZERO, lengths.map(|_| 1));
                     mine.extend(granted.first..granted.first + u64::from(granted.count));
                     if granted.events.contains(Events::LEASE_LOW) {
                         low.fetch_add(1, Ordering::Relaxed);

@@ -206,7 +206,7 @@ mod tests {
             two: [50.0, 125.0],
             doubtful: true,
         };
-        let lines = verdicts(&figures, &[pair.clone()]);
+        let lines = verdicts(&figures, core::slice::from_ref(&pair));
         assert_eq!(lines.len(), 2);
         for part in ["75 %", "90 %", "3.0x", "30.0", "+30.0 %"] {
             assert!(lines[0].contains(part), "{part}: {}", lines[0]);

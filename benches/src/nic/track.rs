@@ -146,7 +146,8 @@ impl Wired {
         })
     }
 
-    /// The machine of node 0 sends all frames, up to the wire.
+    /// The machine of node 0 sends all frames, up to the wire. Not inlined, for profilers.
+    #[inline(never)]
     fn send(&mut self) -> Result<Spent, Fault> {
         let Node { host, function, .. } = &mut self.nodes[0];
         let nic = std::sync::Arc::clone(host.nic());
@@ -192,7 +193,8 @@ impl Wired {
         }
     }
 
-    /// The machine of node 1 receives all that is on the wire.
+    /// The machine of node 1 receives all that is on the wire. Not inlined, for profilers.
+    #[inline(never)]
     fn receive(&mut self) -> Result<Spent, Fault> {
         let Node { host, function, .. } = &mut self.nodes[1];
         let nic = std::sync::Arc::clone(host.nic());

@@ -60,7 +60,7 @@ pub(super) fn run(client: &Client) -> Result<(), Stop> {
         match client.get("/v1/stats") {
             Ok(now) => {
                 view = View {
-                    before: std::mem::replace(&mut view.now, Stats::default()),
+                    before: std::mem::take(&mut view.now),
                     now,
                 };
             }

@@ -239,6 +239,32 @@ pub struct VhostUserConfig {
     /// Refuse memory that the hypervisor has not sealed against shrinking.
     #[serde(default)]
     pub sealed: bool,
+    /// What the machine is told about its network.
+    #[serde(default)]
+    pub edge: EdgeConfig,
+}
+
+/// What a machine is told about its network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct EdgeConfig {
+    /// Its questions for neighbours (ARP, neighbour discovery) are answered with the address of
+    /// the host.
+    pub neighbours: bool,
+    /// The longest IP packet that goes into its tunnels: longer ones are cut, or answered.
+    pub tunnel_mtu: Option<u16>,
+    /// Its TCP connections agree upon segments that fit into `tunnel_mtu`.
+    pub clamp_mss: bool,
+}
+
+impl Default for EdgeConfig {
+    fn default() -> Self {
+        Self {
+            neighbours: true,
+            tunnel_mtu: None,
+            clamp_mss: false,
+        }
+    }
 }
 
 /// Who makes a vhost-user socket.
@@ -263,6 +289,9 @@ pub struct TapConfig {
     pub queues: u16,
     /// The MTU that it gets; by default it keeps its own.
     pub mtu: Option<u16>,
+    /// What the machine is told about its network.
+    #[serde(default)]
+    pub edge: EdgeConfig,
 }
 
 /// An interface of the host.
@@ -271,6 +300,9 @@ pub struct TapConfig {
 pub struct AfPacketConfig {
     /// Its name.
     pub interface: String,
+    /// What the machine is told about its network, if one is behind it.
+    #[serde(default)]
+    pub edge: EdgeConfig,
 }
 
 /// A cable to another host of this process.

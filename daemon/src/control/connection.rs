@@ -9,7 +9,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use axum::Router;
-use axum::body::Body;
+use axum::body::{Body, Bytes};
 use axum::http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
@@ -20,6 +20,7 @@ use tokio::time::{Instant, Sleep};
 use tower::ServiceExt;
 
 use super::slots::Slot;
+use super::{ControlLimits, api};
 use crate::plane::Scope;
 
 /// The longest head of a request, in bytes.
@@ -47,7 +48,7 @@ pub(super) async fn serve(
     slot: Slot,
     caller: Caller,
     router: Router,
-    patience: Duration,
+    limits: ControlLimits,
 ) {
     let slot = Arc::new(slot);
     let asked = Arc::clone(&slot);
@@ -55,8 +56,12 @@ pub(super) async fn serve(
         let slot = Arc::clone(&asked);
         let router = router.clone();
         async move {
+            // Who sends slowly still waits: its place can be taken.
+            let mut request = match whole(request, caller, &limits).await {
+                Ok(request) => request,
+                Err(response) => return Ok(response),
+            };
             slot.begin_request();
-            let mut request = request.map(Body::new);
             request.extensions_mut().insert(caller);
             let Ok(response): Result<Response<Body>, Infallible> = router.oneshot(request).await;
             if response.extensions().get::<Lasting>().is_none() {
@@ -67,13 +72,38 @@ pub(super) async fn serve(
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(patience)
+        .header_read_timeout(limits.patience)
         .max_buf_size(HEAD)
-        .serve_connection(TokioIo::new(Timed::new(stream, patience)), service);
+        .serve_connection(TokioIo::new(Timed::new(stream, limits.patience)), service);
     tokio::select! {
         // Whatever was wrong with it, the connection is gone.
         _ = connection => {}
         () = slot.evicted() => {}
+    }
+}
+
+/// A request with all of its body, or the answer to one that is too long or too slow.
+async fn whole(
+    request: Request<Incoming>,
+    caller: Caller,
+    limits: &ControlLimits,
+) -> Result<Request<Body>, Response<Body>> {
+    let (head, body) = request.into_parts();
+    if matches!(caller, Caller::Stranger { .. }) {
+        return Ok(Request::from_parts(head, Body::empty()));
+    }
+    let (most, patience) = match head.uri.path() {
+        // More may come than fits into a packet or two.
+        "/v1/sas/import" => (limits.import, limits.patience * 6),
+        _ => (limits.body, limits.patience),
+    };
+    match api::whole(Body::new(body), most, patience).await {
+        // Wiped when the last part of it is dropped.
+        Ok(body) => Ok(Request::from_parts(
+            head,
+            Body::from(Bytes::from_owner(body)),
+        )),
+        Err(refused) => Err(refused),
     }
 }
 

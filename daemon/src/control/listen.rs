@@ -18,7 +18,7 @@ use vesper_sa::VmId;
 use super::connection::{self, Caller};
 use super::peer::Allowed;
 use super::slots::Slots;
-use super::{ControlError, ControlSettings, Service, api, tls};
+use super::{ControlError, ControlLimits, ControlSettings, Service, api, tls};
 use crate::plane::{Plane, Scope};
 
 /// How often the sockets of machines are brought in line with the machines, if no event said
@@ -43,7 +43,7 @@ pub struct Control {
 struct Front {
     router: Router,
     slots: Arc<Slots>,
-    patience: Duration,
+    limits: ControlLimits,
 }
 
 impl Control {
@@ -63,7 +63,7 @@ impl Control {
         let front = Front {
             router: api::router(service, settings.limits),
             slots: Slots::new(settings.limits.connections),
-            patience: settings.limits.patience,
+            limits: settings.limits,
         };
         let mut control = Self {
             runtime: None,
@@ -134,13 +134,7 @@ impl Front {
             // If all places are taken by requests in work, who comes now has to come again.
             if let Some(slot) = self.slots.take() {
                 let router = self.router.clone();
-                tokio::spawn(connection::serve(
-                    stream,
-                    slot,
-                    caller,
-                    router,
-                    self.patience,
-                ));
+                tokio::spawn(connection::serve(stream, slot, caller, router, self.limits));
             }
         }
     }
@@ -155,7 +149,8 @@ impl Front {
             };
             let (front, acceptor) = (self.clone(), acceptor.clone());
             tokio::spawn(async move {
-                let handshake = tokio::time::timeout(front.patience, acceptor.accept(stream));
+                let handshake =
+                    tokio::time::timeout(front.limits.patience, acceptor.accept(stream));
                 let stream = tokio::select! {
                     done = handshake => done,
                     () = slot.evicted() => return,
@@ -163,7 +158,7 @@ impl Front {
                 // Without a certificate of the authorities there is no stream.
                 let Ok(Ok(stream)) = stream else { return };
                 let caller = Caller::Within(Scope::All);
-                connection::serve(stream, slot, caller, front.router, front.patience).await;
+                connection::serve(stream, slot, caller, front.router, front.limits).await;
             });
         }
     }

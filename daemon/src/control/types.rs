@@ -463,7 +463,7 @@ pub struct WorkerStats {
 /// Something that happened: one line of the stream.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Event {
-    /// Grows by one from event to event; a gap is what was not for the asker.
+    /// Grows by one from event to event; a gap is what was lost.
     pub number: u64,
     /// When, in seconds and fractions since 1970.
     pub time: String,

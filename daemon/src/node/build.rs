@@ -168,7 +168,7 @@ impl Builder {
             frame: *config.frame,
         };
         let uplink = opener
-            .open(&config.uplink, &place)
+            .open_uplink(&config.uplink, &place, &config.tunnel)
             .map_err(|error| StartError::Port {
                 place: format!("host {}", config.name),
                 error,

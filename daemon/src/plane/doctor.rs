@@ -55,7 +55,7 @@ impl Plane {
         self.machines(&mut findings);
         self.associations(&mut findings);
         self.clear_text(&mut findings);
-        findings.sort_by(|one, other| other.severity.cmp(&one.severity));
+        findings.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
         findings
     }
 

@@ -95,6 +95,15 @@ impl Events {
 }
 
 impl Plane {
+    /// Takes what the hosts of all nodes have to report; to be called about ten times a second.
+    pub fn collect(&self) {
+        for node in self.nodes() {
+            let events = node.call(|host, _| host.take_events());
+            // A node that has ended reports nothing.
+            self.report(node.name(), events.unwrap_or_default());
+        }
+    }
+
     /// Tells what the host of a node has reported, and follows it.
     pub fn report(&self, host: &str, events: impl IntoIterator<Item = NicEvent>) {
         let host: Arc<str> = host.into();

@@ -39,7 +39,7 @@ pub use change::Diff;
 pub use doctor::{Finding, Severity};
 pub use event::{Event, Events, Subject};
 pub use filter::{PolicyFilter, SaFilter};
-pub use persistence::{Change, Persistence, PersistenceError, Volatile};
+pub use persistence::{Change, Persistence, PersistenceError, Secret, Volatile};
 pub use record::{Origin, PolicyRecord, SaId, SaRecord, VmRecord};
 pub use refusal::{Kind, Refusal};
 pub use spec::{Desired, MachineSpec, NodeSpec, Resume, SaSpec};

@@ -67,17 +67,47 @@ impl Plane {
             .call(move |host, _| host.set_sa_limit(id, limit))?;
         let fallbacks = admission.fallbacks.iter().map(ToString::to_string);
         let (index, _) = self.node_named(Some(&spec.host))?;
-        let record = Arc::new(VmRecord {
+        let record = VmRecord {
             id,
             origin,
             node: index,
             spec,
             fallbacks: fallbacks.collect(),
             has_port,
-        });
-        self.registry_mut().vms.insert(id, Arc::clone(&record));
-        self.tell_vm("vm-added", &record, "added");
-        Ok(record)
+        };
+        Ok(self.register(record))
+    }
+
+    /// The number that a machine has, now and at every start.
+    pub fn vm_id(&self, host: &str, name: &str) -> Result<vesper_sa::VmId, Refusal> {
+        Ok(self.persistence.vm_id(host, name)?)
+    }
+
+    /// Takes on a machine that was attached with its port already, under the number of
+    /// [`vm_id`](Self::vm_id).
+    pub fn adopt_vm(
+        &self,
+        spec: MachineSpec,
+        fallbacks: Vec<String>,
+        origin: Origin,
+    ) -> Result<Arc<VmRecord>, Refusal> {
+        let _changing = self.begin_change();
+        let (node, id) = self.admit(&spec)?;
+        let (limit, require) = (spec.sa_limit, spec.require_protection);
+        node.handle.call(move |host, _| {
+            host.set_sa_limit(id, limit);
+            host.set_policies(id, table(&[], require));
+        })?;
+        let (index, _) = self.node_named(Some(&spec.host))?;
+        let record = VmRecord {
+            id,
+            origin,
+            node: index,
+            spec,
+            fallbacks,
+            has_port: true,
+        };
+        Ok(self.register(record))
     }
 
     /// Moves a machine behind another port; its associations, policies and counters stay.
@@ -266,6 +296,15 @@ impl Plane {
         Ok((node, id))
     }
 
+    fn register(&self, record: VmRecord) -> Arc<VmRecord> {
+        let record = Arc::new(record);
+        self.registry_mut()
+            .vms
+            .insert(record.id, Arc::clone(&record));
+        self.tell_vm("vm-added", &record, "added");
+        record
+    }
+
     fn tell_vm(&self, kind: &'static str, vm: &VmRecord, verb: &str) {
         let subject = Subject {
             owner: Some(vm.id),
@@ -296,6 +335,7 @@ fn machine_refused(spec: &MachineSpec, error: &MachineError) -> Refusal {
             "list the machines"
         }
         MachineError::Sriov(_) => "look at the NIC switch",
+        MachineError::Trunk(_) => "set vmq_weight and iov_weight to 0",
     };
     Refusal::conflict("vm", &spec.name, error.to_string(), remedy)
 }

@@ -15,7 +15,8 @@ use super::loopback::Loopback;
 use super::sink::Sink;
 use super::tap::Tap;
 use super::vhost_user::{Role, SocketError, VhostUser, VhostUserOptions};
-use crate::config::{PortConfig, VhostUserMode};
+use crate::config::{PortConfig, TunnelConfig, VhostUserMode};
+use crate::neighbour::{CacheLimits, Edge, EdgeOptions, Uplink, UplinkOptions};
 
 /// Where a port is.
 #[derive(Clone, Copy, Debug)]
@@ -74,8 +75,52 @@ impl Opener {
         Self::default()
     }
 
-    /// Opens a port.
+    /// Opens the port of a machine, with the edge of its network.
     pub fn open(&mut self, config: &PortConfig, place: &Place) -> Result<Box<dyn Port>, PortError> {
+        let port = self.open_bare(config, place)?;
+        let edge = match config {
+            PortConfig::VhostUser(config) => config.edge,
+            PortConfig::Tap(config) => config.edge,
+            PortConfig::AfPacket(config) => config.edge,
+            _ => return Ok(port),
+        };
+        let options = EdgeOptions {
+            mac: place.gateway,
+            answers: edge.neighbours,
+            tunnel_mtu: edge.tunnel_mtu,
+            clamp: edge.clamp_mss,
+        };
+        Ok(Box::new(Edge::new(port, options)))
+    }
+
+    /// Opens the port to the network, with its neighbours.
+    pub fn open_uplink(
+        &mut self,
+        config: &PortConfig,
+        place: &Place,
+        tunnel: &TunnelConfig,
+    ) -> Result<Box<dyn Port>, PortError> {
+        let port = self.open_bare(config, place)?;
+        if !matches!(
+            config,
+            PortConfig::VhostUser(_) | PortConfig::Tap(_) | PortConfig::AfPacket(_)
+        ) {
+            return Ok(port);
+        }
+        let options = UplinkOptions {
+            address: tunnel.address,
+            mac: tunnel.mac.0,
+            gateway: tunnel.gateway,
+        };
+        let limits = CacheLimits::default();
+        Ok(Box::new(Uplink::new(port, options, limits)))
+    }
+
+    fn open_bare(
+        &mut self,
+        config: &PortConfig,
+        place: &Place,
+    ) -> Result<Box<dyn Port>, PortError> {
         Ok(match config {
             PortConfig::Cable(cable) => match self.cables.remove(&cable.name) {
                 Some(end) => Box::new(end),

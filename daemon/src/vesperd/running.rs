@@ -1,6 +1,8 @@
 //! The daemon while it runs: nodes, plane, store and control, started and stopped in order.
 
+use std::fs;
 use std::net::SocketAddr;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -179,12 +181,19 @@ impl Listener {
 }
 
 fn open_store(config: &Config, state: &Path) -> Result<Durable, Failure> {
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(state)
+        .map_err(|error| format!("{}: {error}", state.display()))?;
     let paths = StorePaths {
         files: Files::in_directory(state),
-        kek: config.daemon.key.clone().unwrap_or(state.join("key")),
+        kek: match &config.daemon.key {
+            Some(key) => key.clone(),
+            None => state.join("key"),
+        },
     };
-    let settings = RefillSettings::default();
-    let durable = Durable::open(&paths, settings, |alarm| match alarm {
+    let durable = Durable::open(&paths, RefillSettings::default(), |alarm| match alarm {
         Alarm::Failing { reason } => tracing::error!(reason, "nothing can be made durable"),
         Alarm::Mended => tracing::info!("the store works again"),
         Alarm::NeedsRekey { name, reason } => {
@@ -230,20 +239,21 @@ fn recover(config: &Config, plane: &Plane, durable: Option<&Durable>) -> Result<
         return Ok(());
     };
     for words in durable.requested_sas() {
-        let spec = SaSpec::new(parse(&words)?);
-        let spi = spec.state.spi;
+        let state = parse(&words)?;
+        let (spi, destination) = (state.spi, state.destination);
+        let spec = SaSpec::new(state);
         if let Err(refusal) = plane.add_sas(Scope::All, vec![spec], Origin::Requested) {
-            tracing::error!("the SA {spi} of before is not in force: {refusal}");
+            tracing::error!("{destination} {spi} is not in force: {refusal}");
         }
     }
     for words in durable.requested_policies() {
         let lines = parse_policies(&words, "store")?;
         if let Err(refusal) = plane.add_policies(lines, false, Origin::Requested) {
-            tracing::error!("the policy {words} of before is not in force: {refusal}");
+            tracing::error!("policy {words} is not in force: {refusal}");
         }
     }
-    // What nobody asks for any more is forgotten.
-    Ok(durable.started()?)
+    durable.started()?;
+    Ok(())
 }
 
 /// The association that words describe.

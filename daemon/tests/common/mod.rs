@@ -104,21 +104,26 @@ pub fn state(words: &str) -> State {
     }
 }
 
-pub const KEY: &str = "0x000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f20212223";
+/// A key that only this association has.
+pub fn key(direction: &str, spi: u32) -> String {
+    format!("0x{direction}{spi:08x}{}", "5a".repeat(31))
+}
 
 /// An association of `web1` on host `a`, outbound.
 pub fn outbound(spi: u32) -> String {
+    let key = key("0a", spi);
     format!(
         "vm web1 src 192.0.2.1 dst 192.0.2.2 proto esp spi {spi:#x} reqid 7 mode tunnel \
-         aead rfc4106(gcm(aes)) {KEY} 128"
+         aead rfc4106(gcm(aes)) {key} 128"
     )
 }
 
 /// The same towards it.
 pub fn inbound(spi: u32) -> String {
+    let key = key("0b", spi);
     format!(
         "vm web1 src 192.0.2.2 dst 192.0.2.1 proto esp spi {spi:#x} reqid 7 mode tunnel \
-         replay-window 64 aead rfc4106(gcm(aes)) {KEY} 128"
+         replay-window 64 aead rfc4106(gcm(aes)) {key} 128"
     )
 }
 

@@ -66,7 +66,7 @@ impl Brief {
                     version: IpVersion::V4,
                     traffic_class: header[1],
                     hop_limit: header[8],
-                    dont_fragment: header[6] & 0x40 != 0,
+                    dont_fragment: header[6] & DONT_FRAGMENT != 0,
                     total_len,
                 })
             }
@@ -88,6 +88,9 @@ impl Brief {
         }
     }
 }
+
+/// The don't-fragment bit in the flags of an IPv4 header (its seventh byte).
+pub(crate) const DONT_FRAGMENT: u8 = 0x40;
 
 /// Version of the Internet protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -5,7 +5,7 @@ mod ip;
 mod locate;
 
 pub use checksum::{Checksum, adjusted};
-pub(crate) use ip::{Brief, upper_layer};
+pub(crate) use ip::{Brief, DONT_FRAGMENT, upper_layer};
 pub use ip::{Fragment, IpHeader, IpVersion, WireError, flow};
 pub use locate::{EncapsulationPorts, EspLocation, Located, NotEsp, locate};
 pub(crate) use locate::{PlainLocation, locate_plain, plain_key};

@@ -2,15 +2,15 @@
 
 use std::sync::Arc;
 
-use vesper_esp::wire::{EncapsulationPorts, Located, flow, locate};
-use vesper_esp::{Buffer, EspSa, Inbound, Verdict};
+use vesper_esp::wire::{EncapsulationPorts, IpHeader, Located, flow, locate, protocol};
+use vesper_esp::{Buffer, EspSa, Inbound, Reassembly, Verdict};
 use vesper_sa::{Action, Direction, Event, ReceiveKey, Receiver, SaHandle, Spi, Timestamp, VmId};
 
 use super::outbound::{ToProtect, Way};
 use super::{DataPath, Host, SoftwareReason};
 use crate::HEADROOM;
 use crate::crypto_status::{CryptoInfo, CryptoStatus};
-use crate::ethernet::{Frame, ethertype, fill};
+use crate::ethernet::{Frame, VlanId, ethertype, fill};
 use crate::fate::Loss;
 use crate::nic::BATCH;
 use crate::queue::QueueId;
@@ -40,7 +40,9 @@ impl<B: Buffer> Host<B> {
             };
             // A function's queue is its machine's business.
             let path = owner.and_then(|owner| self.data_path(owner));
-            if matches!(path, Some(DataPath::Function { queue, .. }) if queue == id) {
+            if matches!(path, Some(DataPath::Function { queue, .. })
+                if self.nic.is_queue_of(queue, id))
+            {
                 continue;
             }
             while moved < budget {
@@ -79,7 +81,7 @@ impl<B: Buffer> Host<B> {
                     self.deliver(owner, received.queue, received.frame);
                 }
                 (owner, ReceivedIpsec::Host(_)) => {
-                    self.find(owner, received.frame, received.queue, &mut to_open);
+                    self.find(now, owner, received.frame, received.queue, &mut to_open);
                 }
                 (Some(owner), ReceivedIpsec::Untouched) if received.queue != QueueId::DEFAULT => {
                     self.deliver(owner, received.queue, received.frame);
@@ -138,20 +140,20 @@ impl<B: Buffer> Host<B> {
             .switch
             .forward(PortId::HOST, &frame.link, frame.vlan, now);
         match to {
-            Forward::To(port, _) => {
+            Forward::To(port, tag) => {
                 let vm = self.machine_at(port);
                 if vm.is_some() && is_esp(&frame) {
-                    self.find(vm, frame, QueueId::DEFAULT, to_open);
+                    self.find(now, vm, frame, QueueId::DEFAULT, to_open);
                 } else {
-                    self.deliver_copy(port, &frame);
+                    self.deliver_copy(port, tag, &frame);
                     self.nic.recycle(frame.payload);
                 }
             }
             // To the host's own address, where tunnels end: nobody else is there.
-            _ if is_esp(&frame) => self.find(None, frame, QueueId::DEFAULT, to_open),
+            _ if is_esp(&frame) => self.find(now, None, frame, QueueId::DEFAULT, to_open),
             Forward::Flood(exits) => {
-                for (port, _) in exits {
-                    self.deliver_copy(port, &frame);
+                for (port, tag) in exits {
+                    self.deliver_copy(port, tag, &frame);
                 }
                 self.nic.recycle(frame.payload);
             }
@@ -163,13 +165,31 @@ impl<B: Buffer> Host<B> {
     /// host and names the receiver.
     fn find(
         &mut self,
+        now: Timestamp,
         vm: Option<VmId>,
-        frame: Frame<B>,
+        mut frame: Frame<B>,
         queue: QueueId,
         to_open: &mut Vec<ToOpen<B>>,
     ) {
-        let Located::Esp(esp) = locate(frame.payload.data(), &EncapsulationPorts::default()) else {
-            return self.lose(vm, frame.payload, Loss::NoSa);
+        let located = match located(&frame) {
+            Located::Fragment(ip) if is_piece_of_esp(&ip) => {
+                match self.reassemble(now, vm, frame) {
+                    Some(whole) => {
+                        frame = whole;
+                        self::located(&frame)
+                    }
+                    None => return,
+                }
+            }
+            located => located,
+        };
+        let esp = match (located, vm) {
+            (Located::Esp(esp), _) => esp,
+            // A piece of something else, which the adapter could not tell.
+            (Located::Fragment(_), Some(vm)) if self.admits_clear(vm, &frame) => {
+                return self.deliver(vm, queue, frame);
+            }
+            _ => return self.lose(vm, frame.payload, Loss::NoSa),
         };
         let receivers = vm.map(Receiver::Vm).into_iter().chain([Receiver::Host]);
         let found = Spi::new(esp.spi).and_then(|spi| {
@@ -201,6 +221,50 @@ impl<B: Buffer> Host<B> {
             sequence: None,
             queue,
         });
+    }
+
+    /// Keeps a fragment until its datagram is whole, which is then in the buffer of its last
+    /// fragment, if it has the room.
+    ///
+    //= https://www.rfc-editor.org/rfc/rfc4303#section-3.4.1
+    //# If required, reassembly is performed prior to ESP processing.
+    fn reassemble(
+        &mut self,
+        now: Timestamp,
+        vm: Option<VmId>,
+        mut frame: Frame<B>,
+    ) -> Option<Frame<B>> {
+        // Fragments of different receivers and VLANs are never mixed.
+        let receiver = vm.and_then(|vm| self.machines.get(&vm));
+        let receiver = receiver.map_or(PortId::HOST, |machine| machine.port);
+        let vlan = frame.vlan.map_or(0, VlanId::get);
+        let channel = receiver.0 << 12 | u32::from(vlan);
+        let packet = match self.reassembler.push(now, channel, frame.payload.data()) {
+            Reassembly::Complete(packet) => packet,
+            Reassembly::Waiting => {
+                self.nic.recycle(frame.payload);
+                return None;
+            }
+            Reassembly::Whole => return Some(frame),
+            Reassembly::Refused(_) => {
+                self.lose(vm, frame.payload, Loss::Fragment);
+                return None;
+            }
+        };
+        let has = frame.payload.data().len();
+        let grown = match packet.len().checked_sub(has) {
+            Some(more) => frame.payload.grow_back(more),
+            None => {
+                frame.payload.trim_back(has - packet.len());
+                true
+            }
+        };
+        if !grown {
+            self.lose(vm, frame.payload, Loss::NoRoom);
+            return None;
+        }
+        frame.payload.data_mut().copy_from_slice(&packet);
+        Some(frame)
     }
 
     /// Opens packets in software, or finishes those that the adapter has decrypted.
@@ -246,7 +310,7 @@ impl<B: Buffer> Host<B> {
     /// by a copy.
     fn deliver(&mut self, vm: VmId, queue: QueueId, frame: Frame<B>) {
         if queue == QueueId::DEFAULT {
-            self.copy_to(vm, &frame);
+            self.copy_to(vm, None, &frame);
             return self.nic.recycle(frame.payload);
         }
         let untagged = Frame {
@@ -263,19 +327,20 @@ impl<B: Buffer> Host<B> {
         }
     }
 
-    /// Copies an unprotected frame to the machine at a port, if its policies let it in.
-    pub(super) fn deliver_copy(&mut self, port: PortId, frame: &Frame<B>) {
+    /// Copies an unprotected frame to the machine at a port, with this tag, if its policies let
+    /// it in.
+    pub(super) fn deliver_copy(&mut self, port: PortId, tag: Option<VlanId>, frame: &Frame<B>) {
         let Some(vm) = self.machine_at(port) else {
             return self.losses.count(Loss::NoDestination);
         };
         if !self.admits_clear(vm, frame) {
             return self.count(vm, |counters| counters.losses.count(Loss::Policy));
         }
-        self.copy_to(vm, frame);
+        self.copy_to(vm, tag, frame);
     }
 
     /// The copy that the synthetic path costs.
-    fn copy_to(&mut self, vm: VmId, frame: &Frame<B>) {
+    fn copy_to(&mut self, vm: VmId, tag: Option<VlanId>, frame: &Frame<B>) {
         let Some(machine) = self.machines.get_mut(&vm) else {
             return self.losses.count(Loss::NoDestination);
         };
@@ -290,7 +355,7 @@ impl<B: Buffer> Host<B> {
         let copy = Frame {
             payload: buffer,
             link: frame.link,
-            vlan: None,
+            vlan: tag,
         };
         match copy.close() {
             Ok(buffer) => {
@@ -322,10 +387,22 @@ impl<B: Buffer> Host<B> {
     }
 }
 
+fn located<B: Buffer>(frame: &Frame<B>) -> Located {
+    locate(frame.payload.data(), &EncapsulationPorts::default())
+}
+
+/// Whether a frame holds an ESP packet, or a piece of one.
 fn is_esp<B: Buffer>(frame: &Frame<B>) -> bool {
     frame.is_ip()
-        && matches!(
-            locate(frame.payload.data(), &EncapsulationPorts::default()),
-            Located::Esp(_)
-        )
+        && match located(frame) {
+            Located::Esp(_) => true,
+            Located::Fragment(ip) => is_piece_of_esp(&ip),
+            Located::NotEsp(_) | Located::Malformed(_) => false,
+        }
+}
+
+/// Whether a fragment belongs to an ESP packet. ESP in UDP can be told by its first fragment
+/// alone: who uses it avoids fragments (RFC 3948 section 3.4 leaves them to the sender).
+const fn is_piece_of_esp(ip: &IpHeader) -> bool {
+    ip.protocol == protocol::ESP
 }

@@ -71,6 +71,8 @@ pub enum MachineError {
     Sriov(SriovError),
     /// It still has something of the adapter.
     Remove(RemoveVmError),
+    /// A trunk, of a machine that does not receive through the software switch.
+    Trunk(VmId),
 }
 
 impl fmt::Display for MachineError {
@@ -80,6 +82,11 @@ impl fmt::Display for MachineError {
             Self::Unknown(vm) => write!(f, "{vm} does not exist"),
             Self::Sriov(error) => error.fmt(f),
             Self::Remove(error) => error.fmt(f),
+            Self::Trunk(vm) => write!(
+                f,
+                "{vm} has a queue or a function, whose filter is one VLAN; for a trunk set \
+                 vmq_weight and iov_weight to 0"
+            ),
         }
     }
 }
@@ -186,6 +193,23 @@ impl<B: Buffer> Host<B> {
         }
         self.nic.complete_allocation(&[queue]);
         Ok(queue)
+    }
+
+    /// Sets which VLANs the port of a machine carries. With a trunk the machine itself sees and
+    /// sets the tags, which only the software switch can serve: not for machines with a queue
+    /// or a function.
+    pub fn set_port_vlan(&mut self, vm: VmId, vlan: PortVlan) -> Result<(), MachineError> {
+        let machine = self.machine(vm)?;
+        if machine.path != DataPath::Synthetic && matches!(vlan, PortVlan::Trunk { .. }) {
+            return Err(MachineError::Trunk(vm));
+        }
+        let port = SwitchPort {
+            vlan,
+            isolated: false,
+            guard: (!machine.settings.trusted).then_some(machine.address.mac),
+        };
+        self.switch.set_port(machine.port, port);
+        Ok(())
     }
 
     /// Removes a machine without a virtual function. A machine with a queue is removed in two

@@ -10,7 +10,7 @@ mod placement;
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 
-use vesper_esp::{Buffer, Counters, Engine, EspContext};
+use vesper_esp::{Buffer, Counters, Engine, EspContext, Reassembler, ReassemblyLimits};
 use vesper_sa::{Event, SaHandle, Sad, Spd, Timestamp, VmId};
 
 use crate::fate::{Loss, Losses};
@@ -39,6 +39,8 @@ pub struct Host<B> {
     nic: Arc<Nic<B>>,
     engine: Engine,
     sad: Sad<EspContext>,
+    /// Where fragments of ESP packets become whole.
+    reassembler: Reassembler,
     policies: Table<VmId, Arc<Spd>>,
     switch: VirtualSwitch,
     machines: BTreeMap<VmId, Machine<B>>,
@@ -90,6 +92,7 @@ impl<B: Buffer> Host<B> {
             nic,
             engine: Engine::default(),
             sad: Sad::new(),
+            reassembler: Reassembler::new(ReassemblyLimits::default()),
             policies: Table::default(),
             switch: VirtualSwitch::new(limits),
             machines: BTreeMap::new(),
@@ -140,6 +143,16 @@ impl<B: Buffer> Host<B> {
     /// What the software fallback has done.
     pub fn esp_counters(&self) -> &Counters {
         self.engine.counters()
+    }
+
+    /// Bounds what fragments of ESP packets may occupy; those that are under way are dropped.
+    pub fn set_reassembly_limits(&mut self, limits: ReassemblyLimits) {
+        self.reassembler = Reassembler::new(limits);
+    }
+
+    /// Fragments of ESP packets on their way to becoming whole.
+    pub fn reassembler(&self) -> &Reassembler {
+        &self.reassembler
     }
 
     /// Received frames that were lost before it was known for whom they are.

@@ -8,7 +8,7 @@ use vesper_esp::{Buffer, EspSa, Outbound, Verdict};
 use vesper_sa::{Action, Direction, Event, Mode, Timestamp, VmId};
 
 use super::placement::WireForm;
-use super::{AdapterWork, Host, Placement};
+use super::{AdapterWork, Host, Outstanding, Placement};
 use crate::capability::OffloadMode;
 use crate::ethernet::{Frame, ethertype};
 use crate::fate::{Loss, SendError};
@@ -58,6 +58,38 @@ pub(super) struct Scratch<B> {
     taken: Vec<HostSend<B>>,
     plans: Vec<Plan>,
     frames: Vec<Planned<B>>,
+    completions: Vec<Completion<B>>,
+}
+
+/// What a machine is about to post to the adapter.
+struct Posting<B> {
+    now: Timestamp,
+    unsent: Vec<Opened<B>>,
+    outstanding: Outstanding,
+}
+
+impl<B> Posting<B> {
+    /// `framed`: the frame holds an ESP packet in clear.
+    #[inline]
+    fn push(&mut self, frame: ToProtect<B>, ipsec: SendIpsec, framed: bool) {
+        let ToProtect {
+            frame,
+            segment_size,
+            checksum,
+        } = frame;
+        let work = AdapterWork {
+            framed,
+            segment_size,
+            checksum,
+        };
+        self.unsent.push(Opened {
+            id: self.outstanding.begin(self.now, work),
+            frame,
+            ipsec,
+            segment_size,
+            checksum,
+        });
+    }
 }
 
 /// A frame, the number of its plan, and what is left to be done to it.
@@ -77,6 +109,7 @@ impl<B> Default for Scratch<B> {
             taken: Vec::new(),
             plans: Vec::new(),
             frames: Vec::new(),
+            completions: Vec::new(),
         }
     }
 }
@@ -159,8 +192,20 @@ impl<B: Buffer> Host<B> {
         frames: impl IntoIterator<Item = ToProtect<B>>,
         way: Way,
     ) {
+        let Some(machine) = self.machines.get_mut(&vm) else {
+            for frame in frames {
+                self.nic.recycle(frame.frame.payload);
+            }
+            return;
+        };
+        let mut posting = Posting {
+            now,
+            unsent: core::mem::take(&mut machine.unsent),
+            outstanding: core::mem::take(&mut machine.outstanding),
+        };
         let mut plans = core::mem::take(&mut self.scratch.plans);
         let mut planned = core::mem::take(&mut self.scratch.frames);
+        let mut cuts = None;
         let mut last = None;
         for frame in frames {
             let key = match frame.frame.is_ip() {
@@ -172,18 +217,32 @@ impl<B: Buffer> Host<B> {
                 last = key;
             }
             let number = plans.len() - 1;
-            self.prepare(vm, frame, (number as u32, &plans[number]), &mut planned);
+            match &plans[number] {
+                // The adapter cuts what it protects itself, if it can.
+                Plan::Adapter(handle)
+                    if frame.segment_size.is_none()
+                        || *cuts.get_or_insert_with(|| self.nic.cuts()) =>
+                {
+                    posting.push(frame, SendIpsec::Handle(*handle), false);
+                }
+                plan => self.prepare(vm, frame, (number as u32, plan), &mut planned),
+            }
         }
-        self.encapsulate(vm, now, &plans, &mut planned);
-        self.post(vm, now, &plans, &mut planned, way);
+        if !planned.is_empty() {
+            self.encapsulate(vm, now, &plans, &mut planned);
+            self.route(vm, &plans, &mut planned, &mut posting, way);
+        }
+        self.nic.post_from_host(vm, &mut posting.unsent);
+        if let Some(machine) = self.machines.get_mut(&vm) {
+            machine.unsent = posting.unsent;
+            machine.outstanding = posting.outstanding;
+        }
         plans.clear();
         self.scratch.plans = plans;
         self.scratch.frames = planned;
     }
 
-    /// Cuts and completes a frame, unless the adapter is to do so: it does where it protects
-    /// the packet itself.
-    #[inline]
+    /// Cuts and completes a frame that the adapter does not do this for.
     fn prepare(
         &mut self,
         vm: VmId,
@@ -201,15 +260,9 @@ impl<B: Buffer> Host<B> {
         if frame.segment_size.is_none() && !frame.checksum || matches!(plan, Plan::Lose(_)) {
             return planned.push(frame);
         }
-        let in_adapter = matches!(plan, Plan::Adapter(_));
-        let Some(size) = frame
-            .segment_size
-            .filter(|_| !in_adapter || !self.nic.cuts())
-        else {
-            if !in_adapter {
-                fill_checksum(frame.frame.payload.data_mut());
-                frame.checksum = false;
-            }
+        let Some(size) = frame.segment_size else {
+            fill_checksum(frame.frame.payload.data_mut());
+            frame.checksum = false;
             return planned.push(frame);
         };
         match self.nic.cut(&frame.frame, size) {
@@ -269,22 +322,14 @@ impl<B: Buffer> Host<B> {
     }
 
     /// Sends frames to where their plans say.
-    fn post(
+    fn route(
         &mut self,
         vm: VmId,
-        now: Timestamp,
         plans: &[Plan],
         frames: &mut Vec<Planned<B>>,
+        posting: &mut Posting<B>,
         way: Way,
     ) {
-        let Some(machine) = self.machines.get_mut(&vm) else {
-            for planned in frames.drain(..) {
-                self.nic.recycle(planned.frame.payload);
-            }
-            return;
-        };
-        let mut unsent = core::mem::take(&mut machine.unsent);
-        let mut outstanding = core::mem::take(&mut machine.outstanding);
         for mut planned in frames.drain(..) {
             let plan = plans.get(planned.plan as usize);
             let ipsec = match (planned.refused, plan) {
@@ -296,7 +341,7 @@ impl<B: Buffer> Host<B> {
                     SendIpsec::Handle(*handle)
                 }
                 (None, Some(Plan::Clear)) if way == Way::Switch => {
-                    if !self.switch(vm, &mut planned.frame, now) {
+                    if !self.switch(vm, &mut planned.frame, posting.now) {
                         self.nic.recycle(planned.frame.payload);
                         continue;
                     }
@@ -304,23 +349,12 @@ impl<B: Buffer> Host<B> {
                 }
                 (None, Some(Plan::Clear | Plan::Software(..)) | None) => SendIpsec::Done,
             };
-            let work = AdapterWork {
-                framed: matches!(plan, Some(Plan::Frame(..))),
+            let frame = ToProtect {
+                frame: planned.frame,
                 segment_size: planned.segment_size,
                 checksum: planned.checksum,
             };
-            unsent.push(Opened {
-                id: outstanding.begin(now, work),
-                frame: planned.frame,
-                ipsec,
-                segment_size: planned.segment_size,
-                checksum: planned.checksum,
-            });
-        }
-        self.nic.post_from_host(vm, &mut unsent);
-        if let Some(machine) = self.machines.get_mut(&vm) {
-            machine.unsent = unsent;
-            machine.outstanding = outstanding;
+            posting.push(frame, ipsec, matches!(plan, Some(Plan::Frame(..))));
         }
     }
 
@@ -386,8 +420,8 @@ impl<B: Buffer> Host<B> {
                 frame.vlan = tag;
                 true
             }
-            Forward::To(to, _) => {
-                self.deliver_copy(to, frame);
+            Forward::To(to, tag) => {
+                self.deliver_copy(to, tag, frame);
                 false
             }
             Forward::Flood(exits) => {
@@ -396,7 +430,7 @@ impl<B: Buffer> Host<B> {
                     if to == PortId::HOST {
                         (frame.vlan, uplink) = (tag, true);
                     } else {
-                        self.deliver_copy(to, frame);
+                        self.deliver_copy(to, tag, frame);
                     }
                 }
                 uplink
@@ -410,7 +444,7 @@ impl<B: Buffer> Host<B> {
     /// what the machine sent goes through policy once more; an ESP packet that the adapter was
     /// to encrypt is clear text with a used number, and ends here.
     pub(super) fn take_completions(&mut self, now: Timestamp) {
-        let mut completions: Vec<Completion<B>> = Vec::new();
+        let mut completions = core::mem::take(&mut self.scratch.completions);
         let mut again = Vec::new();
         for (vm, machine) in &mut self.machines {
             self.nic.take_completions(*vm, now, &mut completions);
@@ -434,6 +468,7 @@ impl<B: Buffer> Host<B> {
             }
             machine.outstanding.expire(now, COMPLETION_TIMEOUT);
         }
+        self.scratch.completions = completions;
         for (vm, send) in again {
             self.protect_sends(vm, now, [send]);
         }

@@ -241,6 +241,9 @@ impl<B: Buffer> Host<B> {
 
     /// What the adapter reports changes where associations and machines are.
     pub(super) fn follow_events(&mut self) {
+        if !self.nic.has_events() {
+            return;
+        }
         let (events, _) = self.nic.take_events();
         for event in events {
             match &event {

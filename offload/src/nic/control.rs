@@ -101,6 +101,7 @@ impl<B: Buffer> Nic<B> {
             guest_driver: false,
         };
         config.vms.insert(vm, entry);
+        config.addresses.insert(address.into(), vm);
         config.rebuild_flows(self.processors.len());
         Ok(port)
     }
@@ -117,11 +118,13 @@ impl<B: Buffer> Nic<B> {
         if let Some(vf) = entry.function {
             return Err(RemoveVmError::HasFunction(vf));
         }
-        if let Some(queue) = entry.queue {
-            return Err(RemoveVmError::HasQueue(queue));
+        let mut queues = config.queues.iter().flatten();
+        if let Some(queue) = queues.find(|queue| queue.owner == Some(vm)) {
+            return Err(RemoveVmError::HasQueue(queue.id));
         }
         let port = Arc::clone(&entry.port);
         config.vms.remove(&vm);
+        config.addresses.remove(&port.address.into());
         for (owner, handle) in config.unit.of(Some(vm)) {
             config.unit.remove(owner, handle);
         }

@@ -22,7 +22,7 @@ use vesper_sa::{Event, Timestamp, VmId};
 use crate::capability::{Capabilities, WhyNot};
 use crate::fate::Losses;
 use crate::fault::{FaultCounters, FaultPlan, Faults};
-use crate::filter::Filters;
+use crate::filter::{Filters, ReceiveFilter};
 use crate::profile::Profile;
 use crate::queue::{QueueId, QueueState};
 use crate::rings::{Queue, VmPort, lock};
@@ -65,6 +65,8 @@ pub struct Nic<B> {
 pub(crate) struct Config<B> {
     pub(crate) enabled: Capabilities,
     pub(crate) vms: HashMap<VmId, VmEntry<B>, foldhash::fast::RandomState>,
+    /// Whose an address is, also where no filter says so.
+    pub(crate) addresses: HashMap<ReceiveFilter, VmId, foldhash::fast::RandomState>,
     /// By number.
     pub(crate) queues: Vec<Option<Arc<Queue<B>>>>,
     pub(crate) filters: Filters,
@@ -104,7 +106,7 @@ pub(crate) struct Processor<B> {
     pub(crate) cursor: usize,
     pub(crate) stalled_until: Timestamp,
     pub(crate) work: HashMap<VmId, Work, foldhash::fast::RandomState>,
-    pub(crate) waiting: Vec<crate::rings::Waiting<B>>,
+    pub(crate) waiting: VecDeque<crate::rings::Waiting<B>>,
     pub(crate) sending: VecDeque<crate::rings::Pending<B>>,
     /// Queues that are to be freed and on whose way nothing is any more.
     pub(crate) stopped: Vec<QueueId>,
@@ -195,6 +197,7 @@ impl<B: Buffer> Nic<B> {
         let mut config = Config {
             enabled: profile.ipsec.clone(),
             vms: HashMap::default(),
+            addresses: HashMap::default(),
             queues: vec![Some(Arc::new(default_queue))],
             filters: Filters::new(profile.filters),
             unit: Unit::new(profile.ipsec.sa_capacity),
@@ -321,6 +324,11 @@ impl<B: Buffer> Nic<B> {
         lock(&self.faults).counters
     }
 
+    /// Whether there are events to take.
+    pub(crate) fn has_events(&self) -> bool {
+        !lock(&self.events).queue.is_empty()
+    }
+
     pub(crate) fn emit(&self, event: NicEvent) {
         let mut events = lock(&self.events);
         if events.queue.len() < EVENTS {
@@ -353,7 +361,8 @@ impl<B: Buffer> Config<B> {
         self.queue(QueueId::DEFAULT)
     }
 
-    /// Who is served by which processor: a machine's queue and its sends by the same one.
+    /// Who is served by which processor: a machine's queue and its sends by the same one, the
+    /// other queues of its port by the next ones.
     pub(crate) fn rebuild_flows(&mut self, processors: usize) {
         let mut flows: Vec<Vec<Flow<B>>> = (0..processors).map(|_| Vec::new()).collect();
         let mut vms: Vec<_> = self.vms.values().collect();
@@ -364,10 +373,8 @@ impl<B: Buffer> Config<B> {
             }
         }
         for queue in self.queues.iter().flatten() {
-            let processor = queue
-                .owner
-                .and_then(|owner| self.vms.get(&owner))
-                .map_or(0, |entry| entry.processor);
+            let owner = queue.owner.and_then(|owner| self.vms.get(&owner));
+            let processor = owner.map_or(0, |entry| (entry.processor + queue.rank) % processors);
             if let Some(flows) = flows.get_mut(processor) {
                 flows.push(Flow::Receive(Arc::clone(queue)));
             }
@@ -383,7 +390,7 @@ impl<B: Buffer> Processor<B> {
             cursor: 0,
             stalled_until: Timestamp::ZERO,
             work: HashMap::default(),
-            waiting: Vec::with_capacity(BATCH),
+            waiting: VecDeque::with_capacity(BATCH),
             sending: VecDeque::with_capacity(BATCH),
             stopped: Vec::new(),
             wire: Vec::with_capacity(BATCH),

@@ -1,6 +1,7 @@
 //! Receive queues and their filters: the verbs of VMQ.
 
 use core::fmt;
+use core::sync::atomic::Ordering;
 use std::sync::Arc;
 
 use vesper_esp::Buffer;
@@ -125,14 +126,16 @@ impl<B: Buffer> Nic<B> {
         if has_functions {
             return Err(QueueError::SriovEnabled);
         }
-        self.new_queue(&mut config, vm, Function::Physical)
+        self.new_queues(&mut config, vm, Function::Physical, 1)
     }
 
-    pub(crate) fn new_queue(
+    /// Makes the queues of a port, at least one; the first one stands for all of them.
+    pub(crate) fn new_queues(
         &self,
         config: &mut Config<B>,
         vm: VmId,
         function: Function,
+        count: u16,
     ) -> Result<QueueId, QueueError> {
         let entry = config
             .vms
@@ -146,27 +149,44 @@ impl<B: Buffer> Nic<B> {
             return Err(QueueError::NotWanted(vm));
         }
         let in_use = config.queues.iter().skip(1).flatten().count();
-        if in_use >= usize::from(self.profile.queues) {
+        let count = usize::from(count.max(1));
+        if in_use + count > usize::from(self.profile.queues) {
             return Err(QueueError::NoneLeft {
                 capacity: self.profile.queues,
             });
         }
-        let free = config.queues.iter().position(Option::is_none);
-        let number = free.unwrap_or(config.queues.len());
-        let id = QueueId(number as u16);
         let settings = entry.port.settings;
-        let queue = Queue::new(id, Some(vm), function, &settings, self.profile.ring);
-        if number == config.queues.len() {
-            config.queues.push(None);
-        }
-        if let Some(place) = config.queues.get_mut(number) {
-            *place = Some(Arc::new(queue));
-        }
+        let new = |id| Queue::new(id, Some(vm), function, &settings, self.profile.ring);
+        let followers = (1..count).map(|rank| config.place_queue(|id| Queue { rank, ..new(id) }));
+        let followers: Box<[QueueId]> = followers.collect();
+        let id = config.place_queue(|id| Queue {
+            followers,
+            ..new(id)
+        });
         if let Some(entry) = config.vms.get_mut(&vm) {
             entry.queue = Some(id);
         }
         config.rebuild_flows(self.processors.len());
         Ok(id)
+    }
+
+    /// The queues of the port that has this one, if it is their first: frames are spread over
+    /// them by flow, ESP packets by association.
+    pub fn queues_of_port(&self, first: QueueId) -> Vec<QueueId> {
+        let config = self.read();
+        let followers = config.queue(first).map(|queue| queue.followers.to_vec());
+        core::iter::once(first)
+            .chain(followers.unwrap_or_default())
+            .collect()
+    }
+
+    /// Whether both are queues of one port, of which `first` is the first.
+    pub(crate) fn is_queue_of(&self, first: QueueId, id: QueueId) -> bool {
+        first == id
+            || self
+                .read()
+                .queue(first)
+                .is_some_and(|queue| queue.followers.contains(&id))
     }
 
     /// Ends the allocation (`OID_RECEIVE_FILTER_QUEUE_ALLOCATION_COMPLETE`): one answer per
@@ -389,13 +409,41 @@ impl<B: Buffer> Config<B> {
         self.queue(id).map(|queue| lock(&queue.inner).state)
     }
 
+    /// Puts a queue where there is none.
+    fn place_queue(&mut self, queue: impl FnOnce(QueueId) -> Queue<B>) -> QueueId {
+        let free = self.queues.iter().position(Option::is_none);
+        let number = free.unwrap_or(self.queues.len());
+        let id = QueueId(number as u16);
+        if number == self.queues.len() {
+            self.queues.push(None);
+        }
+        if let Some(place) = self.queues.get_mut(number) {
+            *place = Some(Arc::new(queue(id)));
+        }
+        id
+    }
+
     /// Takes a queue to its next state; a queue that is gone afterwards keeps its last one
-    /// until it is taken out.
+    /// until it is taken out. What is commanded of the first queue of a port is of all of them;
+    /// what happens to each happens to each.
     pub(crate) fn change(&self, id: QueueId, event: QueueEvent) -> Result<QueueState, QueueError> {
+        let state = self.change_one(id, event)?;
+        let is_command = !matches!(event, QueueEvent::DmaStopped | QueueEvent::AllReturned);
+        if let Some(queue) = self.queue(id).filter(|_| is_command) {
+            for follower in &queue.followers {
+                // In the same state as the first, or gone.
+                let _ = self.change_one(*follower, event);
+            }
+        }
+        Ok(state)
+    }
+
+    fn change_one(&self, id: QueueId, event: QueueEvent) -> Result<QueueState, QueueError> {
         let queue = self.queue(id).ok_or(QueueError::Unknown(id))?;
         let mut inner = lock(&queue.inner);
         if let Some(next) = inner.state.on(event)? {
             inner.state = next;
+            queue.attention.store(true, Ordering::Relaxed);
         }
         Ok(inner.state)
     }

@@ -1,5 +1,8 @@
 //! Receiving: from the wire into a queue, and from there, opened, into posted buffers.
 
+use core::sync::atomic::Ordering;
+use std::collections::VecDeque;
+
 use arrayvec::ArrayVec;
 
 use vesper_esp::aead::{Job, open_batch};
@@ -43,7 +46,49 @@ impl<B: Buffer> Nic<B> {
                 .map_err(|(buffer, _)| self.lose(&config, None, buffer, Loss::Malformed))
                 .ok()
         });
-        self.steer(&config, frames);
+        match config.faulty {
+            false => self.steer(&config, frames),
+            true => {
+                let frames = self.spoil_received(&config, frames);
+                self.steer(&config, frames);
+            }
+        }
+    }
+
+    /// What planned faults do to received frames.
+    fn spoil_received(
+        &self,
+        config: &Config<B>,
+        frames: impl Iterator<Item = Frame<B>>,
+    ) -> Vec<Frame<B>> {
+        let mut spoiled: Vec<Frame<B>> = Vec::new();
+        for mut frame in frames {
+            let mut faults = lock(&self.faults);
+            let plan = faults.plan;
+            if faults.strikes(plan.lost_input) {
+                faults.counters.lost_input += 1;
+                drop(faults);
+                self.lose(config, None, frame.payload, Loss::Fault);
+                continue;
+            }
+            if faults.strikes(plan.corrupt_input) {
+                let at = faults.below(frame.payload.data().len().max(1));
+                let bit = faults.below(8);
+                if let Some(byte) = frame.payload.data_mut().get_mut(at) {
+                    *byte ^= 1 << bit;
+                    faults.counters.corrupt_input += 1;
+                }
+            }
+            if faults.strikes(plan.reordered_input)
+                && let Some(before) = spoiled.pop()
+            {
+                faults.counters.reordered_input += 1;
+                spoiled.extend([frame, before]);
+            } else {
+                spoiled.push(frame);
+            }
+        }
+        spoiled
     }
 
     /// Finds the queue of each frame and puts it there.
@@ -99,6 +144,7 @@ impl<B: Buffer> Nic<B> {
                 continue;
             }
             inner.counters.copies += 1;
+            queue.attention.store(true, Ordering::Relaxed);
             inner.waiting.push_back(Waiting {
                 frame: Frame {
                     payload: copy,
@@ -131,11 +177,19 @@ impl<B: Buffer> Nic<B> {
         now: Timestamp,
         most: usize,
     ) -> (usize, usize) {
+        if !queue.attention.load(Ordering::Relaxed) {
+            return (0, 0);
+        }
         let mut batch = core::mem::take(&mut processor.waiting);
         let stopping = {
             let mut inner = lock(&queue.inner);
-            let count = most.min(BATCH).min(inner.waiting.len());
-            batch.extend(inner.waiting.drain(..count));
+            let most = most.min(BATCH);
+            if inner.waiting.len() <= most {
+                core::mem::swap(&mut inner.waiting, &mut batch);
+                queue.attention.store(false, Ordering::Relaxed);
+            } else {
+                batch.extend(inner.waiting.drain(..most));
+            }
             inner.state == QueueState::StopDma && inner.waiting.is_empty()
         };
         let count = batch.len();
@@ -144,7 +198,8 @@ impl<B: Buffer> Nic<B> {
             .map(|waiting| waiting.frame.payload.data().len())
             .sum();
         if count > 0 {
-            let steps = self.open(config, &mut processor.engine, now, &mut batch);
+            let engine = &mut processor.engine;
+            let steps = self.open(config, engine, now, batch.make_contiguous());
             self.hand_over(config, queue, processor, now, &mut batch, steps);
             let owner = queue.owner.unwrap_or(VmId::HOST);
             processor.account(owner, count, bytes);
@@ -203,12 +258,11 @@ impl<B: Buffer> Nic<B> {
         for step in &mut steps {
             match step {
                 Step::Opened(offloaded) => {
-                    if !opened
-                        .next()
-                        .is_some_and(|job| matches!(job.verdict, Verdict::Opened(_)))
-                    {
-                        *step = Step::Failed(offloaded.sa.owner());
-                    }
+                    let verdict = opened.next().map(|job| job.verdict);
+                    *step = match verdict {
+                        Some(Verdict::Opened(_)) => *step,
+                        _ => Step::Failed(offloaded.sa.owner()),
+                    };
                 }
                 // Without a job its syntax is wrong.
                 Step::Decrypted(offloaded, info) if info.status == CryptoStatus::Success => {
@@ -228,7 +282,7 @@ impl<B: Buffer> Nic<B> {
         queue: &Queue<B>,
         processor: &mut Processor<B>,
         now: Timestamp,
-        batch: &mut Vec<Waiting<B>>,
+        batch: &mut VecDeque<Waiting<B>>,
         steps: ArrayVec<Step<'_>, BATCH>,
     ) {
         let policies = queue.owner.and_then(|owner| config.unit.policies(owner));
@@ -265,42 +319,42 @@ impl<B: Buffer> Nic<B> {
                     },
                 },
             };
-            let ipsec = match outcome {
-                Ok(ipsec) => ipsec,
-                Err(loss) => {
-                    processor.recycled.push(frame.payload);
-                    losses.push((owner, loss));
+            let lost = match outcome {
+                Ok(ReceivedIpsec::Host(work)) => {
+                    to_host.push(Received {
+                        frame,
+                        queue: queue.id,
+                        owner,
+                        ipsec: ReceivedIpsec::Host(work),
+                    });
                     continue;
                 }
+                Ok(ipsec) => match inner.claim(queue, class != Class::Copy) {
+                    Ok(exchanged) => {
+                        processor.recycled.extend(exchanged);
+                        let received = Received {
+                            frame,
+                            queue: queue.id,
+                            owner,
+                            ipsec,
+                        };
+                        inner.indicate(received, now);
+                        continue;
+                    }
+                    Err(loss) => loss,
+                },
+                Err(loss) => loss,
             };
-            let received = Received {
-                frame,
-                queue: queue.id,
-                owner,
-                ipsec,
-            };
-            if let ReceivedIpsec::Host(_) = ipsec {
-                to_host.push(received);
-                continue;
-            }
-            match inner.deliver(queue, received, class != Class::Copy, now) {
-                Ok(exchanged) => processor.recycled.extend(exchanged),
-                Err((buffer, loss)) => {
-                    processor.recycled.push(buffer);
-                    losses.push((owner, loss));
-                }
-            }
+            processor.recycled.push(frame.payload);
+            losses.push((owner, lost));
         }
         drop(inner);
         if let Some(default_queue) = config.default_queue().filter(|_| !to_host.is_empty()) {
             let mut inner = lock(&default_queue.inner);
-            for received in to_host {
-                let owner = received.owner;
-                if let Err((buffer, loss)) = inner.deliver(default_queue, received, true, now) {
-                    processor.recycled.push(buffer);
-                    losses.push((owner, loss));
-                }
-            }
+            inner.indicate_to_host(default_queue, to_host, now, |lost, loss| {
+                processor.recycled.push(lost.frame.payload);
+                losses.push((lost.owner, loss));
+            });
         }
         for (owner, loss) in losses {
             self.count_receive_loss(config, owner, loss);

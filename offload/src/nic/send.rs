@@ -1,6 +1,7 @@
 //! Posting frames to be sent, and taking completions.
 
 use core::fmt;
+use core::sync::atomic::Ordering;
 use vesper_esp::Buffer;
 use vesper_sa::{Timestamp, VmId};
 
@@ -170,6 +171,7 @@ impl<B: Buffer> Nic<B> {
                 }
             }
         }
+        port.attention.store(true, Ordering::Relaxed);
         Posted { accepted, stopped }
     }
 }

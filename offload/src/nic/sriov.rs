@@ -161,7 +161,7 @@ impl<B: Buffer> Nic<B> {
             });
         }
         let queue = self
-            .new_queue(config, vm, function)
+            .new_queues(config, vm, function, queue_pairs)
             .map_err(SriovError::Queue)?;
         config
             .change(queue, QueueEvent::AllocationComplete)

@@ -1,15 +1,19 @@
 //! Steering: which queue a received frame belongs to, by filter or by association.
 
+use core::net::IpAddr;
+use core::sync::atomic::Ordering;
 use std::sync::MutexGuard;
 
 use vesper_esp::Buffer;
-use vesper_esp::wire::{Located, locate};
-use vesper_sa::{ReceiveKey, Receiver, Spi, VmId};
+use vesper_esp::wire::{Located, locate, protocol};
+use vesper_sa::{Mode, ReceiveKey, Receiver, Spi, VmId};
 
 use super::{Config, Nic};
 use crate::capability::OffloadMode;
 use crate::ethernet::{Frame, MacAddress, VlanId};
 use crate::fate::Loss;
+use crate::filter::ReceiveFilter;
+use crate::flow_key::{FlowKey, mix};
 use crate::queue::QueueId;
 use crate::rings::{Class, Queue, QueueInner, Waiting, lock};
 use crate::unit::Offloaded;
@@ -20,8 +24,23 @@ pub(super) struct Steering<'a, B> {
     nic: &'a Nic<B>,
     config: &'a Config<B>,
     filtered: Option<Filtered>,
-    association: Option<(ReceiveKey, Option<&'a Offloaded>)>,
-    queue: Option<(QueueId, &'a Queue<B>, MutexGuard<'a, QueueInner<B>>)>,
+    association: Option<(ReceiveKey, Option<Found<'a>>)>,
+    open: Option<OpenQueue<'a, B>>,
+}
+
+/// A queue that is locked, and the name that it was asked for by.
+struct OpenQueue<'a, B> {
+    id: QueueId,
+    queue: &'a Queue<B>,
+    inner: MutexGuard<'a, QueueInner<B>>,
+}
+
+/// An association, and the queue that its packets go to: that of the filter is the same for
+/// all packets with the same receiver.
+#[derive(Clone, Copy)]
+struct Found<'a> {
+    offloaded: &'a Offloaded,
+    queue: QueueId,
 }
 
 /// What the filters say of an address.
@@ -31,6 +50,8 @@ struct Filtered {
     vlan: Option<VlanId>,
     queue: QueueId,
     owner: Option<VmId>,
+    /// The queue has others beside it.
+    is_spread: bool,
 }
 
 impl<'a, B: Buffer> Steering<'a, B> {
@@ -40,72 +61,92 @@ impl<'a, B: Buffer> Steering<'a, B> {
             config,
             filtered: None,
             association: None,
-            queue: None,
+            open: None,
         }
     }
 
     /// Unlocks the queue that is held.
     pub(super) fn let_go(&mut self) {
-        self.queue = None;
+        self.open = None;
     }
 
     /// The queue of a unicast frame, and what the frame is; if it is on the wrong VLAN for its
     /// association, the owner of that.
-    #[inline]
+    #[inline(always)]
     pub(super) fn find(&mut self, frame: &Frame<B>) -> Result<(QueueId, Class), VmId> {
-        let Filtered { queue, owner, .. } = self.filter(frame);
+        let Filtered {
+            queue: first,
+            owner,
+            is_spread,
+            ..
+        } = self.filter(frame);
         if !frame.is_ip() {
-            return Ok((queue, Class::Clear));
+            return Ok((first, Class::Clear));
         }
         let packet = frame.payload.data();
-        let esp = match locate(packet, &self.nic.ports) {
-            Located::Esp(esp) => esp,
-            Located::Fragment(_) => return Ok((queue, Class::Unknown)),
-            Located::NotEsp(_) | Located::Malformed(_) => return Ok((queue, Class::Clear)),
+        let queue = match is_spread {
+            true => self
+                .config
+                .spread(first, FlowKey::of(packet).map_or(0, FlowKey::hash)),
+            false => first,
         };
-        let Some(spi) = Spi::new(esp.spi) else {
+        let (destination, spi) = match peek(packet) {
+            Some(found) => found,
+            None => match locate(packet, &self.nic.ports) {
+                Located::Esp(esp) => (esp.destination, esp.spi),
+                Located::Fragment(_) => return Ok((queue, Class::Unknown)),
+                Located::NotEsp(_) | Located::Malformed(_) => return Ok((queue, Class::Clear)),
+            },
+        };
+        let Some(spi) = Spi::new(spi) else {
             return Ok((queue, Class::Unknown));
         };
         let key = ReceiveKey {
             receiver: owner.map_or(Receiver::Host, Receiver::Vm),
-            destination: esp.destination,
+            destination,
             spi,
         };
         let found = match self.association {
             Some((known, found)) if known == key => found,
             _ => {
-                let found = self.config.unit.inbound(&key).map(|found| &**found);
+                let found = self.config.unit.inbound(&key).map(|offloaded| {
+                    // An association that ends at the host names the machine.
+                    let first = owner.map_or_else(|| self.queue_of_owner(offloaded), |_| first);
+                    // All packets of an association go one way: its window stays in one cache.
+                    Found {
+                        offloaded,
+                        queue: self.config.spread(first, mix(u64::from(spi.get()))),
+                    }
+                });
                 self.association = Some((key, found));
                 found
             }
         };
-        let carried = found.filter(|found| self.config.enabled.carries(found.sa.mode(), packet));
-        let Some(offloaded) = carried else {
+        let Some(Found { offloaded, queue }) = found.filter(|found| {
+            let mode = found.offloaded.sa.mode();
+            mode == Mode::Tunnel || self.config.enabled.carries(mode, packet)
+        }) else {
             return Ok((queue, Class::Unknown));
         };
         if frame.vlan != offloaded.offload.vlan {
             return Err(offloaded.sa.owner());
         }
-        let queue = match owner {
-            Some(_) => queue,
-            // An association that ends at the host names the machine.
-            None => self.queue_of_owner(offloaded),
-        };
         Ok((queue, Class::Esp(offloaded.handle)))
     }
 
     /// Puts a frame into the ring of a queue, of the default queue if that one does not
     /// receive.
-    #[inline]
+    #[inline(always)]
     pub(super) fn enqueue(&mut self, id: QueueId, frame: Frame<B>, class: Class) {
-        if !matches!(self.queue, Some((open, ..)) if open == id) {
+        if self.open.as_ref().is_none_or(|open| open.id != id) {
             self.open(id);
         }
-        let Some((_, queue, inner)) = &mut self.queue else {
+        let Some(OpenQueue { queue, inner, .. }) = &mut self.open else {
             return self.nic.lose(self.config, None, frame.payload, Loss::Gone);
         };
         if inner.waiting.len() < queue.ring {
             inner.waiting.push_back(Waiting { frame, class });
+            queue.attention.store(true, Ordering::Relaxed);
         } else {
             let owner = queue.owner;
             self.let_go();
@@ -119,13 +160,22 @@ impl<'a, B: Buffer> Steering<'a, B> {
         match self.filtered {
             Some(found) if found.destination == destination && found.vlan == vlan => found,
             _ => {
+                let filter = ReceiveFilter {
+                    mac: destination,
+                    vlan,
+                };
                 let queue = self.config.filters.classify(destination, vlan);
                 let queue = queue.unwrap_or(QueueId::DEFAULT);
+                let found = self.config.queue(queue);
+                let owner = found.and_then(|queue| queue.owner);
+                let is_spread = found.is_some_and(|queue| !queue.followers.is_empty());
                 let found = Filtered {
                     destination,
                     vlan,
                     queue,
-                    owner: self.config.queue(queue).and_then(|queue| queue.owner),
+                    // A machine without a filter has its associations all the same.
+                    owner: owner.or_else(|| self.config.addresses.get(&filter).copied()),
+                    is_spread,
                 };
                 self.filtered = Some(found);
                 found
@@ -147,17 +197,49 @@ impl<'a, B: Buffer> Steering<'a, B> {
 
     /// Locks a queue in place of the one that is held.
     fn open(&mut self, id: QueueId) {
-        self.queue = None;
+        self.open = None;
         let config = self.config;
-        let wanted = config.queue(id).map(|queue| (queue, lock(&queue.inner)));
-        let receiving =
-            wanted.filter(|(_, inner)| id == QueueId::DEFAULT || inner.state.receives());
-        let open = match receiving {
+        let wanted = config.queue(id).map(|queue| OpenQueue {
+            id,
+            queue,
+            inner: lock(&queue.inner),
+        });
+        let receiving = wanted.filter(|open| id == QueueId::DEFAULT || open.inner.state.receives());
+        self.open = match receiving {
             Some(open) => Some(open),
-            None => config
-                .default_queue()
-                .map(|queue| (queue, lock(&queue.inner))),
+            None => config.default_queue().map(|queue| OpenQueue {
+                id,
+                queue,
+                inner: lock(&queue.inner),
+            }),
         };
-        self.queue = open.map(|(queue, inner)| (id, &**queue, inner));
     }
+}
+
+impl<B: Buffer> Config<B> {
+    /// Which of the queues of a port gets what has this hash.
+    fn spread(&self, first: QueueId, hash: u32) -> QueueId {
+        let followers = self.queue(first).map_or(&[][..], |queue| &queue.followers);
+        let place = hash as usize % (followers.len() + 1);
+        match place.checked_sub(1).and_then(|place| followers.get(place)) {
+            Some(follower) => *follower,
+            None => first,
+        }
+    }
+}
+
+/// Destination and SPI of the most frequent kind of ESP packet: right behind an IPv4 header
+/// without options, and whole. The header's checksum is left to whoever opens the packet.
+#[inline]
+fn peek(packet: &[u8]) -> Option<(IpAddr, u32)> {
+    let start = packet.first_chunk::<28>()?;
+    let is_esp =
+        start[0] == 0x45 && start[9] == protocol::ESP && start[6] & 0x3f == 0 && start[7] == 0;
+    let [.., d0, d1, d2, d3, s0, s1, s2, s3, _, _, _, _] = *start;
+    is_esp.then(|| {
+        (
+            IpAddr::from([d0, d1, d2, d3]),
+            u32::from_be_bytes([s0, s1, s2, s3]),
+        )
+    })
 }

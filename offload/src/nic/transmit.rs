@@ -1,6 +1,7 @@
 //! Sending: from a machine's ring through the IPsec unit to the wire, or to a function of this
 //! adapter.
 
+use core::sync::atomic::Ordering;
 use std::collections::VecDeque;
 
 use arrayvec::ArrayVec;
@@ -74,6 +75,9 @@ impl<B: Buffer> Nic<B> {
         now: Timestamp,
         most: usize,
     ) -> (usize, usize) {
+        if !port.attention.load(Ordering::Relaxed) {
+            return (0, 0);
+        }
         let mut batch = core::mem::take(&mut processor.sending);
         let most = most.min(BATCH);
         {
@@ -83,6 +87,9 @@ impl<B: Buffer> Nic<B> {
                 core::mem::swap(&mut sends.pending, &mut batch);
             } else {
                 sends.take_batch(now, most, &mut batch);
+            }
+            if sends.pending.is_empty() {
+                port.attention.store(false, Ordering::Relaxed);
             }
         }
         let bytes = batch
@@ -368,15 +375,12 @@ impl<B: Buffer> Nic<B> {
             return;
         };
         let mut inner = lock(&queue.inner);
-        for received in frames {
-            let owner = received.owner;
-            if let Err((buffer, loss)) = inner.deliver(queue, received, true, now) {
-                processor.recycled.push(buffer);
-                if let Some(entry) = owner.and_then(|owner| config.vms.get(&owner)) {
-                    lock(&entry.port.sends).counters.send_losses.count(loss);
-                }
+        inner.indicate_to_host(queue, frames, now, |lost, loss| {
+            processor.recycled.push(lost.frame.payload);
+            if let Some(entry) = lost.owner.and_then(|owner| config.vms.get(&owner)) {
+                lock(&entry.port.sends).counters.send_losses.count(loss);
             }
-        }
+        });
     }
 
     /// The end of a send that went well, with what a fault makes of it.

@@ -42,6 +42,7 @@ pub(super) async fn events(
     let mut events = api.0.service.plane.events().subscribe();
     let (lines, stream) = tokio::sync::mpsc::channel::<Bytes>(BEHIND);
     tokio::spawn(async move {
+        let mut told = 0;
         // Given back when the reader goes.
         let _place = place;
         loop {
@@ -50,7 +51,15 @@ pub(super) async fn events(
                 () = lines.closed() => return,
             };
             let line = match event {
-                Ok(event) if event.is_for(scope) => line(&view::event(&event)),
+                Ok(event) if event.is_for(scope) => {
+                    let mut event = view::event(&event);
+                    if scope != Scope::All {
+                        // How much happens elsewhere is not for machines.
+                        told += 1;
+                        event.number = told;
+                    }
+                    line(&event)
+                }
                 Ok(_) => continue,
                 Err(RecvError::Lagged(count)) => line(&lost(count)),
                 Err(RecvError::Closed) => return,

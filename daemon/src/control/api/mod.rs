@@ -12,14 +12,17 @@ mod view;
 mod vms;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
+use axum::body::Body;
 use axum::extract::{Extension, Request, State};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use tokio::sync::Semaphore;
 use utoipa::OpenApi;
+use zeroize::Zeroizing;
 
 use super::connection::Caller;
 use super::{ControlLimits, Service};
@@ -135,6 +138,16 @@ pub(super) fn router(service: Service, limits: ControlLimits) -> Router {
         .method_not_allowed_fallback(no_such_method)
         .layer(middleware::from_fn_with_state(api.clone(), admit))
         .with_state(api)
+}
+
+/// A whole body, of at most `most` bytes, which has to come within a time; else the answer.
+pub(super) async fn whole(
+    body: Body,
+    most: usize,
+    patience: Duration,
+) -> Result<Zeroizing<Vec<u8>>, Response> {
+    let whole = body::whole(body, most, patience).await;
+    whole.map_err(IntoResponse::into_response)
 }
 
 /// Lets a request through to what its scope covers, and tells its scope.

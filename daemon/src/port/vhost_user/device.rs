@@ -57,6 +57,8 @@ pub(super) struct Device {
     limits: Limits,
     /// Features that both sides have.
     features: u64,
+    /// The front-end has said which.
+    is_negotiated: bool,
     pub(super) memory: Memory,
     /// Receive and transmit ring of each pair, in turn.
     pub(super) rings: Vec<Ring>,
@@ -72,6 +74,7 @@ impl Device {
         let mut device = Self {
             limits,
             features: 0,
+            is_negotiated: false,
             memory: Memory::default(),
             rings: Vec::new(),
             kicks,
@@ -84,10 +87,16 @@ impl Device {
     /// Forgets all that the front-end has said; its memory and descriptors are let go.
     pub(super) fn reset(&mut self) {
         self.features = 0;
+        self.is_negotiated = false;
         self.memory = Memory::default();
         self.rings.clear();
         let rings = usize::from(self.limits.pairs) * 2;
         self.rings.resize_with(rings, Ring::default);
+    }
+
+    /// Whether the features are agreed upon.
+    pub(super) const fn is_negotiated(&self) -> bool {
+        self.is_negotiated
     }
 
     /// What the device can do.
@@ -204,6 +213,7 @@ impl VhostUserBackendReqHandlerMut for Device {
             return self.refuse(format!("features that were not offered: {surplus:#x}"));
         }
         self.features = features;
+        self.is_negotiated = true;
         let event_idx = self.has(feature::EVENT_IDX);
         // Without protocol features there is no message that enables rings.
         let enabled = !self.has(feature::PROTOCOL_FEATURES);

@@ -15,8 +15,8 @@ use std::time::{Duration, Instant};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fs::{Mode, fchmod};
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
-use vhost::vhost_user::{BackendReqHandler, Error};
+use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType};
+use vhost::vhost_user::{BackendReqHandler, Error, VhostUserBackendReqHandlerMut};
 
 use super::device::Device;
 
@@ -25,6 +25,12 @@ const RETRY: Duration = Duration::from_millis(200);
 
 /// Between two connections that the log tells of.
 const TELL: Duration = Duration::from_secs(1);
+
+/// The message that enables a ring, and flags of messages (version 1, a reply is wanted, it is
+/// one).
+const SET_VRING_ENABLE: u32 = 18;
+const NEED_REPLY: u32 = 8;
+const IS_REPLY: u32 = 1 | 4;
 
 /// Which side makes the socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -189,10 +195,16 @@ impl Shared {
         if tell {
             tracing::info!(socket = self.name, "front-end connected");
         }
+        let Ok(early) = stream.try_clone() else {
+            return;
+        };
         let mut handler = BackendReqHandler::from_stream(stream, Arc::clone(&self.device));
         let error = loop {
             if self.stopping.load(Ordering::SeqCst) {
                 break Error::Disconnected;
+            }
+            if self.enable_early(&early) {
+                continue;
             }
             match handler.handle_request() {
                 Ok(()) | Err(Error::SocketRetry(_)) => {}
@@ -214,6 +226,42 @@ impl Shared {
                 tracing::warn!(socket = self.name, %error, reason, "front-end refused");
             }
         }
+    }
+
+    /// Takes the next message if it enables a ring before the features are set, as QEMU does
+    /// when a device starts; `vhost` refuses it there, since the features say whether the
+    /// message exists. Returns whether it has been taken.
+    fn enable_early(&self, stream: &UnixStream) -> bool {
+        if lock(&self.device).is_negotiated() {
+            return false;
+        }
+        // Code, flags, size: the header of every message.
+        let mut message = [0; 20];
+        let flags = RecvFlags::PEEK | RecvFlags::WAITALL;
+        let peeked = rustix::net::recv(stream, &mut message[..12], flags);
+        let word = |message: &[u8; 20], at: usize| {
+            message[at..]
+                .first_chunk()
+                .map_or(0, |word| u32::from_ne_bytes(*word))
+        };
+        let header = [word(&message, 0), word(&message, 8)];
+        if !peeked.is_ok_and(|(len, _)| len == 12) || header != [SET_VRING_ENABLE, 8] {
+            return false;
+        }
+        let taken = rustix::net::recv(stream, &mut message, RecvFlags::WAITALL);
+        if !taken.is_ok_and(|(len, _)| len == message.len()) {
+            return false;
+        }
+        let (index, enable) = (word(&message, 12), word(&message, 16) == 1);
+        let refused = lock(&self.device).set_vring_enable(index, enable).is_err();
+        if word(&message, 4) & NEED_REPLY != 0 {
+            let mut reply = Vec::with_capacity(20);
+            for part in [SET_VRING_ENABLE, IS_REPLY, 8, refused.into(), 0] {
+                reply.extend(part.to_ne_bytes());
+            }
+            let _ = rustix::net::send(stream, &reply, SendFlags::NOSIGNAL);
+        }
+        true
     }
 
     /// Whether the last connection that the log tells of was long enough ago.

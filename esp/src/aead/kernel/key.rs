@@ -24,7 +24,7 @@ pub(super) const POWERS: usize = 10;
 /// Vectors that one chunk of a large packet has at most.
 pub(super) const STRIDES: usize = 8;
 /// Round keys of AES-256; shorter keys use the first ones.
-const ROUND_KEYS: usize = 15;
+pub(super) const ROUND_KEYS: usize = 15;
 
 /// A key for AES-GCM or GMAC and the kernel that works with it.
 ///

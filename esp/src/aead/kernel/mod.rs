@@ -9,7 +9,8 @@
 //!
 //! Nothing depends on secrets but data: no branch, no address. Expanded keys are wiped when
 //! they are dropped; round keys and powers of the hash key are only ever loaded from there
-//! into registers, never copied to the stack.
+//! into registers. What else has to be on the stack, round keys spread over the lanes of a
+//! register among it, is wiped before a batch is done.
 
 #![allow(
     clippy::needless_late_init,
@@ -126,6 +127,15 @@ impl Kernel {
         }
     }
 
+    /// One for each kernel.
+    const fn bit(self) -> u8 {
+        match self {
+            Self::Vaes512(_) => 1,
+            Self::Vaes256(_) => 2,
+            Self::AesNi(_) => 4,
+        }
+    }
+
     /// Blocks in a vector.
     const fn lanes(self) -> usize {
         match self {
@@ -189,51 +199,67 @@ pub(crate) fn open(jobs: &mut [Job<'_>]) -> usize {
 fn crypt<const SEAL: bool>(jobs: &mut [Job<'_>]) -> usize {
     let mut taken = 0;
     for jobs in jobs.chunks_mut(BATCH) {
-        let mut done = 0;
         // Once, unless keys of several kernels meet in one batch.
-        while let Some(others) = crypt_batch::<SEAL>(jobs, &mut done) {
-            if !others {
+        let mut done = 0;
+        loop {
+            let keys = jobs.iter().filter_map(|job| job.cipher.gcm_key());
+            let mut kernels = keys.map(|key| key.kernel);
+            let Some(kernel) = kernels.find(|kernel| kernel.bit() & done == 0) else {
+                break;
+            };
+            done |= kernel.bit();
+            // SAFETY: a `Kernel` is made only where the CPU has what it needs, and each needs
+            // these.
+            let batch = unsafe { crypt_batch::<SEAL>(jobs, kernel) };
+            taken += batch.taken;
+            if !batch.others {
                 break;
             }
         }
-        taken += done.count_ones() as usize;
     }
     taken
 }
 
-/// The jobs whose keys have the kernel of the first job that is not yet among `done`, where
-/// they are added. Returns whether there are others, or `None` if nothing was to be done.
-fn crypt_batch<const SEAL: bool>(jobs: &mut [Job<'_>], done: &mut u64) -> Option<bool> {
+/// What [`crypt_batch`] has found.
+struct Batch {
+    /// Jobs of the kernel.
+    taken: usize,
+    /// Whether there are jobs of other kernels.
+    others: bool,
+}
+
+/// The jobs whose keys have this kernel, at most [`BATCH`].
+#[target_feature(enable = "ssse3,sse4.1")]
+fn crypt_batch<const SEAL: bool>(jobs: &mut [Job<'_>], kernel: Kernel) -> Batch {
     let mut places = [const { MaybeUninit::<Packet>::uninit() }; BATCH];
     let mut count = 0;
-    let mut kernel = None;
+    let mut short = 0;
     let mut others = false;
     for (index, job) in jobs.iter_mut().enumerate() {
         let Some(key) = job.cipher.gcm_key() else {
             continue;
         };
-        if *done >> index & 1 != 0 {
-            continue;
-        }
-        if *kernel.get_or_insert(key.kernel) != key.kernel {
+        if key.kernel != kernel {
             others = true;
             continue;
         }
-        *done |= 1 << index;
         job.authentic = false;
         let Some(place) = places.get_mut(count) else {
             break;
         };
         if Packet::esp(place, key, job.sequence, job.esn, job.esp, index).is_some() {
             count += 1;
-        } else if SEAL {
-            // It must not leave in clear.
-            job.esp.zeroize();
+        } else {
+            short += 1;
+            if SEAL {
+                // It must not leave in clear.
+                job.esp.zeroize();
+            }
         }
     }
     // SAFETY: the first `count` have been written.
     let packets = unsafe { places[..count].assume_init_mut() };
-    kernel?.crypt::<SEAL>(packets);
+    kernel.crypt::<SEAL>(packets);
     if !SEAL {
         for packet in packets {
             let job = &mut jobs[packet.shape.index()];
@@ -244,7 +270,10 @@ fn crypt_batch<const SEAL: bool>(jobs: &mut [Job<'_>], done: &mut u64) -> Option
             }
         }
     }
-    Some(others)
+    Batch {
+        taken: count + short,
+        others,
+    }
 }
 
 impl GcmKey {

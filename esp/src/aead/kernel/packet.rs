@@ -1,5 +1,6 @@
 //! A packet as the kernels see it: where its text is, and the blocks that are not in it.
 
+use core::arch::x86_64::*;
 use core::mem::MaybeUninit;
 
 use subtle::ConstantTimeEq;
@@ -94,12 +95,21 @@ impl Shape {
     }
 }
 
+/// Which bytes of SPI, sequence number and IV are those of the nonce behind the salt.
+const NONCE: u128 = 0x80808080_0f0e0d0c_0b0a0908_80808080;
+/// Which are the authenticated data, byte-reversed, with 64-bit sequence numbers: the place of
+/// the high half is free.
+const WITH_HIGH_HALF: u128 = 0x00010203_80808080_04050607_80808080;
+/// Which are the authenticated data, byte-reversed, with 32-bit sequence numbers.
+const WITHOUT_HIGH_HALF: u128 = 0x00010203_04050607_80808080_80808080;
+
 impl Packet {
     /// Makes the packet of an ESP job at `place`, or `None` if it is too short for its header
     /// and ICV.
     ///
     /// `esp` is SPI, sequence number, IV if explicit, text, ICV; `index` that of the job.
-    #[inline(always)]
+    #[inline]
+    #[target_feature(enable = "ssse3,sse4.1")]
     pub(super) fn esp(
         place: &mut MaybeUninit<Self>,
         key: &GcmKey,
@@ -116,14 +126,22 @@ impl Packet {
             return Self::other_form(place, key, sequence, esn, esp, index);
         }
         let (header, body) = esp.split_first_chunk_mut::<16>()?;
-        let [spi_and_number, iv] = halves(header);
-        let (aad, aad_bits) = esp_aad(spi_and_number, sequence, esn);
+        let header = m128i(u128::from_le_bytes(*header));
+        let (aad, aad_bits) = if esn {
+            // RFC 4106 section 5: the SPI and the 64-bit sequence number.
+            let aad = _mm_shuffle_epi8(header, m128i(WITH_HIGH_HALF));
+            (_mm_insert_epi32(aad, (sequence >> 32) as i32, 2), 96)
+        } else {
+            (_mm_shuffle_epi8(header, m128i(WITHOUT_HIGH_HALF)), 64)
+        };
+        // RFC 4106 section 4: the nonce is the salt, then the IV.
+        let iv = _mm_shuffle_epi8(header, m128i(NONCE));
+        let counter = _mm_or_si128(iv, _mm_cvtsi32_si128(key.salt as i32));
         let text = body.as_mut_ptr();
         place.write(Self {
-            // RFC 4106 section 4: the nonce is the salt, then the IV.
-            counter: u128::from(key.salt) | u128::from(iv) << 32,
-            aad,
-            lengths: (u128::from(aad_bits) << 64) | (len as u128 * 8),
+            counter: block(counter),
+            aad: block(aad),
+            lengths: (aad_bits << 64) | (len as u128 * 8),
             key,
             text,
             len,
@@ -276,6 +294,18 @@ fn gmac_aad(key: &GcmKey, sequence: u64, esn: bool, esp: &[u8]) -> (u128, usize)
         ghash::absorb(key, head, rest)
     };
     (sum, esp.len() + 4)
+}
+
+#[inline(always)]
+fn m128i(value: u128) -> __m128i {
+    // SAFETY: the same size, and every bit pattern is valid.
+    unsafe { core::mem::transmute(value) }
+}
+
+#[inline(always)]
+fn block(value: __m128i) -> u128 {
+    // SAFETY: the same size, and every bit pattern is valid.
+    unsafe { core::mem::transmute(value) }
 }
 
 /// The first `len` bytes at `from`, then zeroes.

@@ -58,20 +58,6 @@ impl Keys {
         }
     }
 
-    /// Powers for a row; in its last chunk the last vector is multiplied by one.
-    ///
-    /// # Safety
-    /// The keys are valid.
-    #[inline(always)]
-    pub(super) unsafe fn strides(&self, last: bool) -> Powers {
-        // SAFETY: the caller keeps the contract.
-        let strides: *const u128 = unsafe { (&raw const (*self.lanes[0]).strides).cast() };
-        Powers {
-            lanes: [strides.wrapping_add(usize::from(!last)); 4],
-            same: true,
-        }
-    }
-
     /// Round keys number `skip` and on.
     #[inline(always)]
     pub(super) fn from(&self, skip: usize) -> [*const u128; 4] {

@@ -10,11 +10,12 @@ const SUM: i32 = 0x96;
 
 /// A sum of products that has not been reduced, lane by lane.
 #[derive(Clone, Copy)]
+#[repr(C)]
 pub(super) struct Products {
-    low: __m512i,
+    pub(super) low: __m512i,
     /// Products of the sums of halves (Karatsuba).
-    middle: __m512i,
-    high: __m512i,
+    pub(super) middle: __m512i,
+    pub(super) high: __m512i,
 }
 
 /// The powers of the hash key of the four lanes.

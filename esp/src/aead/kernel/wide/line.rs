@@ -6,9 +6,9 @@ use zeroize::Zeroize;
 
 use super::super::lanes::unrolled;
 use super::aes::{Keys, STATES, last_round, round, whiten};
+use super::columns;
 use super::hash::{Powers, Products};
 use super::unit::Unit;
-use super::{columns, row};
 
 /// Vectors of hash input of a chunk at most: its text, authenticated data and lengths.
 pub(super) const BLOCKS: usize = STATES + 1;
@@ -66,7 +66,6 @@ pub(super) struct Text {
 pub(super) enum Kind {
     Nothing,
     Columns,
-    Row,
 }
 
 /// A chunk of columns that waits to be hashed.
@@ -141,9 +140,6 @@ impl Line {
     ) {
         // SAFETY: the caller keeps the contract.
         unsafe {
-            if self.text.kind == Kind::Row && self.hash.kind != Kind::Nothing {
-                self.finish_hash::<SEAL>();
-            }
             if unit.keys.same {
                 self.encrypt_with::<SEAL, true, COUNT>(&unit.keys, base, steps);
             } else {
@@ -153,8 +149,7 @@ impl Line {
     }
 
     /// # Safety
-    /// As for [`Line::encrypt`]; `SAME` is that of the keys. If a row is in the stage of text,
-    /// there is nothing in that of hash.
+    /// As for [`Line::encrypt`]; `SAME` is that of the keys.
     #[inline(never)]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,vaes,vpclmulqdq,bmi1,bmi2")]
     unsafe fn encrypt_with<const SEAL: bool, const SAME: bool, const COUNT: usize>(
@@ -170,7 +165,6 @@ impl Line {
             }
         });
         let mut products = Products::zero();
-        let mut pair = [base; 2];
         // SAFETY: the caller keeps the contract.
         unsafe {
             let start = keys.from(0);
@@ -185,23 +179,23 @@ impl Line {
             }
             let keys = keys.from(keys.extra);
             round::<SAME, COUNT, 16>(states, &keys);
-            self.work::<SEAL, 0>(&mut products, &mut pair);
+            self.work::<SEAL, 0>(&mut products);
             round::<SAME, COUNT, 32>(states, &keys);
-            self.work::<SEAL, 1>(&mut products, &mut pair);
+            self.work::<SEAL, 1>(&mut products);
             round::<SAME, COUNT, 48>(states, &keys);
-            self.work::<SEAL, 2>(&mut products, &mut pair);
+            self.work::<SEAL, 2>(&mut products);
             round::<SAME, COUNT, 64>(states, &keys);
-            self.work::<SEAL, 3>(&mut products, &mut pair);
+            self.work::<SEAL, 3>(&mut products);
             round::<SAME, COUNT, 80>(states, &keys);
-            self.work::<SEAL, 4>(&mut products, &mut pair);
+            self.work::<SEAL, 4>(&mut products);
             round::<SAME, COUNT, 96>(states, &keys);
-            self.work::<SEAL, 5>(&mut products, &mut pair);
+            self.work::<SEAL, 5>(&mut products);
             round::<SAME, COUNT, 112>(states, &keys);
-            self.work::<SEAL, 6>(&mut products, &mut pair);
+            self.work::<SEAL, 6>(&mut products);
             round::<SAME, COUNT, 128>(states, &keys);
-            self.work::<SEAL, 7>(&mut products, &mut pair);
+            self.work::<SEAL, 7>(&mut products);
             round::<SAME, COUNT, 144>(states, &keys);
-            self.work::<SEAL, 8>(&mut products, &mut pair);
+            self.work::<SEAL, 8>(&mut products);
             last_round::<SAME, COUNT, 160>(states, &keys);
         }
         unrolled!(I < COUNT, {
@@ -214,31 +208,19 @@ impl Line {
     /// # Safety
     /// As for [`Line::encrypt`].
     #[inline(always)]
-    unsafe fn work<const SEAL: bool, const SLOT: usize>(
-        &mut self,
-        products: &mut Products,
-        pair: &mut [__m512i; 2],
-    ) {
+    unsafe fn work<const SEAL: bool, const SLOT: usize>(&mut self, products: &mut Products) {
         // SAFETY: the caller keeps the contract.
         unsafe {
-            if self.text.kind == Kind::Row {
-                match SLOT {
-                    0 | 2 | 4 | 6 => row::finish_text::<SEAL, SLOT>(self, pair),
-                    1 | 3 | 5 | 7 => row::multiply::<SLOT>(self, products, pair),
-                    _ => row::complete::<SEAL>(self, *products),
-                }
-            } else {
-                match SLOT {
-                    0 => self.multiply::<0>(products),
-                    1 => self.multiply::<2>(products),
-                    2 => self.multiply::<4>(products),
-                    3 => self.multiply::<6>(products),
-                    4 => self.multiply::<8>(products),
-                    5 => self.complete::<SEAL>(*products),
-                    6 => self.finish_text::<SEAL, 0>(),
-                    7 => self.finish_text::<SEAL, 4>(),
-                    _ => self.hand_over(),
-                }
+            match SLOT {
+                0 => self.multiply::<0>(products),
+                1 => self.multiply::<2>(products),
+                2 => self.multiply::<4>(products),
+                3 => self.multiply::<6>(products),
+                4 => self.multiply::<8>(products),
+                5 => self.complete::<SEAL>(*products),
+                6 => self.finish_text::<SEAL, 0>(),
+                7 => self.finish_text::<SEAL, 4>(),
+                _ => self.hand_over(),
             }
             products.pin();
         }
@@ -342,16 +324,15 @@ impl Line {
         unsafe {
             self.finish_hash::<SEAL>();
             let mut products = Products::zero();
-            let mut pair = [self.sum; 2];
-            self.work::<SEAL, 0>(&mut products, &mut pair);
-            self.work::<SEAL, 1>(&mut products, &mut pair);
-            self.work::<SEAL, 2>(&mut products, &mut pair);
-            self.work::<SEAL, 3>(&mut products, &mut pair);
-            self.work::<SEAL, 4>(&mut products, &mut pair);
-            self.work::<SEAL, 5>(&mut products, &mut pair);
-            self.work::<SEAL, 6>(&mut products, &mut pair);
-            self.work::<SEAL, 7>(&mut products, &mut pair);
-            self.work::<SEAL, 8>(&mut products, &mut pair);
+            self.work::<SEAL, 0>(&mut products);
+            self.work::<SEAL, 1>(&mut products);
+            self.work::<SEAL, 2>(&mut products);
+            self.work::<SEAL, 3>(&mut products);
+            self.work::<SEAL, 4>(&mut products);
+            self.work::<SEAL, 5>(&mut products);
+            self.work::<SEAL, 6>(&mut products);
+            self.work::<SEAL, 7>(&mut products);
+            self.work::<SEAL, 8>(&mut products);
             self.finish_hash::<SEAL>();
         }
         self.text.kind = Kind::Nothing;

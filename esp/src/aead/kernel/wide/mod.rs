@@ -4,17 +4,20 @@
 //! packet of its own, with its own key if it must be. No lane is idle, and the reduction of
 //! four hashes costs what one costs.
 //!
-//! **Row.** Of a large packet, four neighbouring blocks go to one register.
+//! Columns go in chunks of up to nine registers through three stages of a [`Line`]: AES, text,
+//! hash. While the AES rounds of a chunk run, keystream is added to the text of the chunk before
+//! it, and the hash of the one before that is computed, often those of other packets: three
+//! independent streams of instructions, one of which keeps the AES units busy while the others
+//! wait for their results.
 //!
-//! Either way the work is cut into chunks of up to nine registers that go through three
-//! stages of a [`Line`]: AES, text, hash. While the AES rounds of a chunk run, keystream is
-//! added to the text of the chunk before it, and the hash of the one before that is computed,
-//! often those of other packets: three independent streams of instructions, one of which
-//! keeps the AES units busy while the others wait for their results. Packets end together
-//! (the shorter of a group start later, a row starts in the middle of a register), so that
-//! powers of the hash key do not depend on their length.
+//! **Row.** Of a large packet, four neighbouring blocks go to one register, and up to eight
+//! registers through one piece of assembly ([`chunk`]), with the hash of the chunk before.
+//!
+//! Packets end together (the shorter of a group start later, a row starts in the middle of a
+//! register), so that powers of the hash key do not depend on their length.
 
 mod aes;
+mod chunk;
 mod columns;
 mod hash;
 mod line;
@@ -26,6 +29,7 @@ use core::arch::x86_64::*;
 
 use self::line::Line;
 use self::order::{BATCH, Order};
+use self::row::Rows;
 use self::unit::Unit;
 use super::packet::Packet;
 
@@ -33,6 +37,7 @@ use super::packet::Packet;
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,vaes,vpclmulqdq,bmi1,bmi2")]
 pub(super) fn crypt<const SEAL: bool>(packets: &mut [Packet]) {
     let mut line = Line::new();
+    let mut rows = Rows::new();
     // One for each stage.
     let mut units = [Unit::new(), Unit::new(), Unit::new()];
     let mut turn = 0;
@@ -43,16 +48,15 @@ pub(super) fn crypt<const SEAL: bool>(packets: &mut [Packet]) {
         let mut start = 0;
         while start < packets.len() {
             let end = order.group_end(start, packets.len());
-            turn = if turn == 2 { 0 } else { turn + 1 };
             // SAFETY: the pointers are those of packets and units that are not moved before
             // `drain`; a unit is used again when the two after it have begun, and then its
             // last chunk has left the line. This function enables what the CPU needs.
             unsafe {
-                let unit = &mut *opaque(&raw mut units[turn]);
-                if end == start + 1 {
-                    unit.one(member(start));
-                    row::crypt::<SEAL>(&mut line, unit);
+                if end == start + 1 && (*member(start)).len >= row::LEAST {
+                    rows.crypt::<SEAL>(member(start));
                 } else {
+                    turn = if turn == 2 { 0 } else { turn + 1 };
+                    let unit = &mut *opaque(&raw mut units[turn]);
                     if order.even(start, end) {
                         let [b, c, d] = [1, 2, 3].map(|n| member(start + n));
                         unit.even([member(start), b, c, d]);
@@ -66,7 +70,10 @@ pub(super) fn crypt<const SEAL: bool>(packets: &mut [Packet]) {
             start = end;
         }
         // SAFETY: as above.
-        unsafe { line.drain::<SEAL>() };
+        unsafe {
+            line.drain::<SEAL>();
+            rows.drain::<SEAL>();
+        };
     }
     line.wipe();
     for unit in &mut units {
@@ -92,8 +99,14 @@ fn opaque<T>(mut pointer: *mut T) -> *mut T {
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,vaes,vpclmulqdq,bmi1,bmi2")]
 fn reverse_bytes(vector: __m512i) -> __m512i {
-    const INDICES: i128 = 0x00010203_04050607_08090a0b_0c0d0e0f;
-    _mm512_shuffle_epi8(vector, lanes(INDICES))
+    _mm512_shuffle_epi8(vector, reversed())
+}
+
+/// For each byte of a lane, the one it is exchanged with.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,vaes,vpclmulqdq,bmi1,bmi2")]
+fn reversed() -> __m512i {
+    lanes(0x00010203_04050607_08090a0b_0c0d0e0f)
 }
 
 /// The same block in each lane.

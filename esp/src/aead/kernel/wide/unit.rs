@@ -55,22 +55,6 @@ impl Unit {
         self.masks.zeroize();
     }
 
-    /// Becomes a row of one packet.
-    ///
-    /// # Safety
-    /// The packet is valid.
-    #[inline(always)]
-    pub(super) unsafe fn one(&mut self, packet: *mut Packet) {
-        // SAFETY: the caller keeps the contract.
-        let (key, shape, len) = unsafe { ((*packet).key, (*packet).shape, (*packet).len) };
-        let blocks = 2 + len.div_ceil(16);
-        self.packets = [packet; 4];
-        self.keys = Keys::new([key; 4], shape.rounds());
-        self.count = 1;
-        self.length = blocks.div_ceil(4);
-        self.leads[0] = 4 * self.length - blocks;
-    }
-
     /// Becomes a group of four packets with the same number of blocks.
     ///
     /// # Safety
