@@ -246,13 +246,13 @@ fn losses(family: &mut Family<'_>, host: &str, vm: &str, losses: &Losses) -> fmt
 }
 
 fn commits(encoder: &mut DescriptorEncoder<'_>, store: &StoreStatistics) -> fmt::Result {
-    let mut failures = family(
-        encoder,
+    let failures = encoder.encode_descriptor(
         "store_failures",
         "Changes that could not be made durable",
-        true,
+        None,
+        MetricType::Counter,
     )?;
-    failures.value(&[], store.failures)?;
+    ConstCounter::new(store.failures).encode(failures)?;
     let bounds = COMMIT_BUCKETS.iter().map(|micros| *micros as f64 / 1e6);
     let buckets: Vec<(f64, u64)> = bounds
         .chain([f64::MAX])

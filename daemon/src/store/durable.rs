@@ -9,7 +9,7 @@ use std::thread::JoinHandle;
 
 use vesper_esp::EspSa;
 use vesper_sa::{Event, SaIdentity, Timestamp, VmId};
-use vesper_verify::xfrm::{Entry, Keys, parse};
+use vesper_verify::xfrm::{Keys, Line, parse_lines};
 use zeroize::Zeroizing;
 
 use super::{
@@ -182,8 +182,8 @@ impl Durable {
                 words,
                 configured,
             } => {
-                let entries = parse(words.0, "store").map_err(|error| failed(&error))?;
-                let [Entry::State(state)] = &entries[..] else {
+                let lines = parse_lines(words.0, "store").map_err(|error| failed(&error))?;
+                let [Line::State(state)] = &lines[..] else {
                     return Err(PersistenceError("not the words of one SA".to_owned()));
                 };
                 let key = self.store.fingerprint(&state.keys);

@@ -17,6 +17,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, unbounded};
 use tracing_subscriber::EnvFilter;
 
 use crate::config::{Config, DEFAULT, LogFormat, Period, PortConfig};
+use crate::ops::{Confinement, ServiceManager};
 use running::Running;
 use summary::Summary;
 use table::Table;
@@ -88,8 +89,24 @@ fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn std::error::Error>> {
         .hosts
         .iter()
         .all(|host| matches!(*host.uplink, PortConfig::Cable(_)));
+    // A daemon with a state has keys that somebody may want.
+    let is_confined = config.daemon.state.is_some();
+    if is_confined {
+        let Confinement {
+            locked,
+            capabilities,
+        } = Confinement::begin()?;
+        let left = capabilities.join(" ");
+        tracing::info!(memory_locked = locked, capabilities = left, "confined");
+    }
     let signals = signals()?;
     let running = Running::start(config, arguments.config.as_deref())?;
+    if is_confined {
+        Confinement::complete()?;
+    }
+    if let Some(address) = running.status_address().filter(|_| !arguments.quiet) {
+        println!("status page: http://{address}/");
+    }
     let begin = Instant::now();
     let start = running.statistics();
     watch(arguments, &running, begin, &signals)?;
@@ -119,7 +136,9 @@ fn watch(
         match signals.recv_deadline(wait) {
             Ok(Signal::End) | Err(RecvTimeoutError::Disconnected) => return Ok(()),
             Ok(Signal::Reload) => {
+                ServiceManager.reloading();
                 eprintln!("vesperd: {}", running.reload());
+                ServiceManager.ready();
                 continue;
             }
             Err(RecvTimeoutError::Timeout) => {}

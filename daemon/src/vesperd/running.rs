@@ -1,5 +1,8 @@
 //! The daemon while it runs: nodes, plane, store and control, started and stopped in order.
 
+use std::fs;
+use std::net::SocketAddr;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,6 +16,7 @@ use super::reload::Reloader;
 use crate::config::Config;
 use crate::control::{Control, ControlSettings, Service};
 use crate::node::{NodeHandle, Nodes, Statistics};
+use crate::ops::{Operations, ServiceManager, Sources};
 use crate::pair;
 use crate::plane::{Origin, Persistence, Plane, SaSpec, Scope, Volatile};
 use crate::port::Opener;
@@ -37,6 +41,7 @@ pub(super) struct Running {
     listener: Option<Listener>,
     reloader: Arc<Reloader>,
     control: Option<Control>,
+    operations: Option<Operations>,
 }
 
 /// The thread that collects what happened.
@@ -83,19 +88,33 @@ impl Running {
             None => None,
         };
         let listener = Listener::start(&plane, &nodes)?;
+        let shown = Arc::clone(&nodes);
+        let sources = Sources {
+            statistics: Arc::new(move || shown.statistics()),
+            plane,
+            store: durable.as_ref().map(|durable| durable.store().clone()),
+        };
+        let operations = Operations::start(config.daemon.status, sources)?;
         nodes.release()?;
+        ServiceManager.ready();
         Ok(Self {
             nodes,
             durable,
             listener: Some(listener),
             reloader,
             control,
+            operations: Some(operations),
         })
     }
 
     /// How everything stands.
     pub(super) fn statistics(&self) -> Statistics {
         self.nodes.statistics()
+    }
+
+    /// Where metrics and status page are served.
+    pub(super) fn status_address(&self) -> Option<SocketAddr> {
+        self.operations.as_ref().and_then(Operations::address)
     }
 
     /// Reads the configuration anew; what it said.
@@ -110,7 +129,9 @@ impl Running {
     /// Stops in order: takes nothing more, lets what is on its way arrive, keeps what has to
     /// survive. Returns how everything stands then.
     pub(super) fn stop(mut self) -> Result<Statistics, Failure> {
+        ServiceManager.stopping();
         self.control = None;
+        self.operations = None;
         self.nodes.hold()?;
         drain(&self.nodes);
         if let Some(listener) = self.listener.take() {
@@ -160,7 +181,11 @@ impl Listener {
 }
 
 fn open_store(config: &Config, state: &Path) -> Result<Durable, Failure> {
-    std::fs::create_dir_all(state).map_err(|error| format!("{}: {error}", state.display()))?;
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(state)
+        .map_err(|error| format!("{}: {error}", state.display()))?;
     let paths = StorePaths {
         files: Files::in_directory(state),
         kek: match &config.daemon.key {
@@ -203,7 +228,8 @@ fn set_up(
     Ok(())
 }
 
-/// Associations and policies: those of the configuration, and those that were there before.
+/// Associations and policies: those of the configuration, and those that there were before.
+/// The plane asks the store where each may go on.
 fn recover(config: &Config, plane: &Plane, durable: Option<&Durable>) -> Result<(), Failure> {
     let desired = desired::everything(config)?;
     let configured = desired.sas.into_iter().map(SaSpec::new).collect();
