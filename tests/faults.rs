@@ -243,3 +243,25 @@ fn an_old_packet_that_the_adapter_authenticates_is_no_fresh_one() {
     );
     assert_eq!(counters.losses.of(Loss::Esp), 10);
 }
+
+/// Packets that fail in crypto mode came in buffers of the machine: it gets them back, however
+/// many there are.
+#[test]
+fn bad_packets_take_no_buffers_away() {
+    let mut bed = Bed::new(Profile::full(), None);
+    let plan = SaPlan::new(VM, &[OffloadMode::Crypto]);
+    bed.add_pair(VmSettings::default(), &plan);
+    bed.nodes[0].host.nic().plan_faults(FaultPlan {
+        wrong_icv: PerMillion(1_000_000),
+        ..FaultPlan::default()
+    });
+    for _ in 0..50 {
+        assert_eq!(bed.exchange(0, VM, 20), 0);
+    }
+    bed.nodes[0].host.nic().plan_faults(FaultPlan::default());
+    assert_eq!(bed.exchange(0, VM, 20), 20);
+    let receiver = bed.nodes[1].host.nic().vm_counters(VM).unwrap();
+    assert_eq!(receiver.receive_losses.total(), 0);
+    let machine = bed.nodes[1].host.machine_counters(VM).unwrap();
+    assert_eq!(machine.crypto_failures, 1000);
+}

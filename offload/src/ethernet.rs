@@ -237,6 +237,14 @@ pub(crate) fn fill<B: Buffer>(buffer: &mut B, headroom: usize, parts: &[&[u8]]) 
     true
 }
 
+/// Makes all of the memory of a buffer its data, as it was when it was lent.
+pub(crate) fn lend<B: Buffer>(buffer: &mut B) {
+    for bytes in (0..16).rev().map(|bits| 1 << bits) {
+        while buffer.grow_front(bytes) {}
+        while buffer.grow_back(bytes) {}
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -299,6 +307,8 @@ mod tests {
         assert_eq!(buffer.data(), [0; 10]);
         assert!(fill(&mut buffer, 4, &[&[1], &[2, 3]]));
         assert_eq!(buffer.data(), [1, 2, 3]);
-        assert!(buffer.grow_front(4) && buffer.grow_back(3));
+        lend(&mut buffer);
+        assert_eq!(buffer.data().len(), 10);
+        assert!(!buffer.grow_front(1) && !buffer.grow_back(1));
     }
 }

@@ -164,7 +164,11 @@ impl Driver {
         Ok(admission)
     }
 
-    pub(super) fn detach(&mut self, vm: VmId, now: Timestamp) -> Result<(), AttachError> {
+    pub(super) fn detach(
+        &mut self,
+        vm: VmId,
+        now: Timestamp,
+    ) -> Result<Box<dyn Port>, AttachError> {
         let index = self.index(vm)?;
         if let Some(vesper_offload::DataPath::Function { .. }) = self.host.data_path(vm) {
             self.host.detach_function(vm)?;
@@ -174,20 +178,19 @@ impl Driver {
         self.leaving.push(vm);
         self.finish_leaving();
         self.publish(now);
-        Ok(())
+        Ok(machine.port)
     }
 
     pub(super) fn replace_port(
         &mut self,
         vm: VmId,
         port: Box<dyn Port>,
-    ) -> Result<(), AttachError> {
+    ) -> Result<Box<dyn Port>, AttachError> {
         let index = self.index(vm)?;
-        if let Some(machine) = self.machines.get_mut(index) {
-            let old = std::mem::replace(&mut machine.port, port);
-            add(&mut machine.earlier, &old.status());
-        }
-        Ok(())
+        let machine = &mut self.machines[index];
+        let old = std::mem::replace(&mut machine.port, port);
+        add(&mut machine.earlier, &old.status());
+        Ok(old)
     }
 
     pub(super) fn hold(&mut self, is_held: bool) {

@@ -96,7 +96,9 @@ impl NodeHandle {
     /// Removes a machine and closes its port; what was on its way to it is lost. Its queue is
     /// freed as soon as the adapter has let go of it.
     pub fn detach(&self, vm: VmId) -> Result<Result<(), AttachError>, Stopped> {
-        self.drive(move |driver, now| driver.detach(vm, now))
+        // The port is closed here, which may take a while, and not by the worker.
+        let port = self.drive(move |driver, now| driver.detach(vm, now))?;
+        Ok(port.map(drop))
     }
 
     /// Moves a machine to another port; its associations stay. Closes the old port.
@@ -105,7 +107,8 @@ impl NodeHandle {
         vm: VmId,
         port: Box<dyn Port>,
     ) -> Result<Result<(), AttachError>, Stopped> {
-        self.drive(move |driver, _| driver.replace_port(vm, port))
+        let old = self.drive(move |driver, _| driver.replace_port(vm, port))?;
+        Ok(old.map(drop))
     }
 
     /// Begins to take frames from machines.

@@ -27,6 +27,7 @@ pub use cable::Cable;
 pub use generator::Generator;
 pub use loopback::Loopback;
 pub use open::{Opener, Place, PortError};
+pub use pcap::Pcap;
 pub use sink::Sink;
 pub use tap::{MOST_TAP_QUEUES, Tap};
 

@@ -12,6 +12,7 @@ use super::af_packet::AfPacket;
 use super::cable::Cable;
 use super::generator::Generator;
 use super::loopback::Loopback;
+use super::pcap::Pcap;
 use super::sink::Sink;
 use super::tap::Tap;
 use super::vhost_user::{Role, SocketError, VhostUser, VhostUserOptions};
@@ -137,7 +138,7 @@ impl Opener {
             PortConfig::Loopback => {
                 Box::new(Loopback::new(place.mtu()).map_err(PortError::System)?)
             }
-            PortConfig::Pcap(pcap) => super::pcap::open(pcap, place)?,
+            PortConfig::Pcap(pcap) => Box::new(Pcap::open(pcap, place)?),
             PortConfig::VhostUser(config) => {
                 let options = VhostUserOptions {
                     socket: config.socket.clone(),

@@ -16,7 +16,7 @@ use clap::Parser;
 use crossbeam_channel::{Receiver, RecvTimeoutError, unbounded};
 use tracing_subscriber::EnvFilter;
 
-use crate::config::{Config, DEFAULT, LogFormat, Period};
+use crate::config::{Config, DEFAULT, LogFormat, Period, PortConfig};
 use crate::ops::{Confinement, ServiceManager};
 use running::Running;
 use summary::Summary;
@@ -95,6 +95,10 @@ fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn std::error::Error>> {
         let left = capabilities.join(" ");
         tracing::info!(memory_locked = locked, capabilities = left, "confined");
     }
+    let is_closed = config
+        .hosts
+        .iter()
+        .all(|host| matches!(*host.uplink, PortConfig::Cable(_)));
     let signals = signals()?;
     let running = Running::start(config, arguments.config.as_deref())?;
     if is_confined {
@@ -109,7 +113,7 @@ fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn std::error::Error>> {
     let end = running.statistics();
     let duration = begin.elapsed();
     let settled = running.stop()?;
-    let summary = Summary::new(&start, &end, duration).settled(&settled);
+    let summary = Summary::new(&start, &end, duration).settled(&settled, is_closed);
     print!("{summary}");
     Ok(match summary.is_accounted_for() {
         true => ExitCode::SUCCESS,

@@ -17,6 +17,7 @@ pub(super) struct Summary {
     packets: u64,
     bits: u64,
     loads: Vec<(String, f64)>,
+    is_closed: bool,
     end: Statistics,
 }
 
@@ -44,14 +45,17 @@ impl Summary {
                     (worker.roles.to_string(), load)
                 })
                 .collect(),
+            is_closed: false,
             end: Statistics::default(),
         }
     }
 
-    /// Where everything was when nothing moved any more.
-    pub(super) fn settled(self, end: &Statistics) -> Self {
+    /// Where everything was when nothing moved any more. `is_closed`: all hosts are joined by
+    /// cables, so that what one sends another one gets.
+    pub(super) fn settled(self, end: &Statistics, is_closed: bool) -> Self {
         Self {
             end: end.clone(),
+            is_closed,
             ..self
         }
     }
@@ -76,9 +80,8 @@ impl Summary {
 
     /// What hosts sent less what hosts received, where all are joined by cables.
     fn wire_difference(&self) -> i64 {
-        let nodes = self.end.nodes.iter();
+        let nodes = self.end.nodes.iter().filter(|_| self.is_closed);
         nodes
-            .filter(|node| node.uplink.mac.is_none())
             .map(|node| node.uplink.sent as i64 - node.uplink.received as i64)
             .sum()
     }

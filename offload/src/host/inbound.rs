@@ -10,7 +10,7 @@ use super::outbound::{ToProtect, Way};
 use super::{DataPath, Host, SoftwareReason};
 use crate::HEADROOM;
 use crate::crypto_status::{CryptoInfo, CryptoStatus};
-use crate::ethernet::{Frame, VlanId, ethertype, fill};
+use crate::ethernet::{Frame, VlanId, ethertype, fill, lend};
 use crate::fate::Loss;
 use crate::nic::BATCH;
 use crate::queue::QueueId;
@@ -126,10 +126,14 @@ impl<B: Buffer> Host<B> {
             }
             Some((owner, ..)) => {
                 self.count(owner, |counters| counters.crypto_failures += 1);
-                self.lose(Some(owner), received.frame.payload, Loss::Esp);
+                let Received { frame, queue, .. } = received;
+                self.lose_received(Some(owner), queue, frame.payload, Loss::Esp);
             }
             // Decrypted with an association that is gone meanwhile: nothing may judge it.
-            None => self.lose(owner, received.frame.payload, Loss::NoSa),
+            None => {
+                let Received { frame, queue, .. } = received;
+                self.lose_received(owner, queue, frame.payload, Loss::NoSa);
+            }
         }
     }
 
@@ -296,13 +300,35 @@ impl<B: Buffer> Host<B> {
                 None => whole.next(),
             };
             let Some(Verdict::Opened(_)) = verdict else {
-                self.lose(Some(owner), frame.payload, Loss::Esp);
+                self.lose_received(Some(owner), packet.queue, frame.payload, Loss::Esp);
                 continue;
             };
             self.count(owner, |counters| counters.opened += 1);
             let rewrite = self.wire_form(owner, packet.handle).rewrite;
             frame.dress(frame.vlan, rewrite.as_ref());
             self.deliver(owner, packet.queue, frame);
+        }
+    }
+
+    /// Loses a frame. One that came through a machine's queue is in a buffer that the machine
+    /// has posted, and gets it posted again: else whoever sends bad packets would take away the
+    /// machine's buffers.
+    fn lose_received(&mut self, vm: Option<VmId>, queue: QueueId, mut buffer: B, loss: Loss) {
+        if queue == QueueId::DEFAULT {
+            return self.lose(vm, buffer, loss);
+        }
+        lend(&mut buffer);
+        // If the queue is gone, nothing takes it, and it is free.
+        let mut lent = Some(buffer);
+        let _ = self
+            .nic
+            .post_buffers(queue, core::iter::from_fn(|| lent.take()));
+        if let Some(buffer) = lent {
+            self.nic.recycle(buffer);
+        }
+        match vm.and_then(|vm| self.machines.get_mut(&vm)) {
+            Some(machine) => machine.counters.losses.count(loss),
+            None => self.losses.count(loss),
         }
     }
 

@@ -1,5 +1,6 @@
 //! The adapter: what the host and the machines talk to.
 
+mod choose;
 mod control;
 mod ipsec;
 mod large_send;

@@ -7,22 +7,21 @@ use std::collections::VecDeque;
 use arrayvec::ArrayVec;
 
 use vesper_esp::aead::{Job, seal_batch};
-use vesper_esp::wire::{EncapsulationPorts, Located, flow, locate};
+use vesper_esp::wire::{EncapsulationPorts, Located, locate};
 use vesper_esp::{Buffer, Engine, Outbound, Verdict};
-use vesper_sa::{Action, Direction, Mode, Spd, Timestamp, VmId};
+use vesper_sa::{Direction, Mode, Timestamp, VmId};
 
+use super::choose::{Choice, Chooser};
 use super::{BATCH, Config, Nic, Processor};
-use crate::capability::OffloadMode;
-use crate::ethernet::{Frame, MacAddress, VlanId, ethertype};
+use crate::ethernet::{Frame, MacAddress, VlanId};
 use crate::fate::{Loss, SendError};
 use crate::fault::Faults;
-use crate::flow_key::FlowKey;
 use crate::nic::large_send::fill_checksum;
 use crate::queue::QueueId;
 use crate::rings::{Pending, Plan, SendRing, VmPort, lock};
 use crate::sriov::Function;
 use crate::transfer::{Completion, HostWork, Received, ReceivedIpsec};
-use crate::unit::{OffloadHandle, Offloaded};
+use crate::unit::Offloaded;
 
 /// What is done about IPsec for one frame of a batch.
 #[derive(Clone, Copy)]
@@ -41,27 +40,6 @@ enum Step<'a> {
 struct Protected<'a> {
     steps: ArrayVec<Step<'a>, BATCH>,
     errors: ArrayVec<SendError, BATCH>,
-}
-
-/// What policy, or the host, says about one frame.
-#[derive(Clone, Copy)]
-enum Choice<'a> {
-    Clear,
-    /// The adapter makes ESP of it.
-    Packet(&'a Offloaded),
-    /// It is ESP, to be encrypted.
-    Crypto(&'a Offloaded),
-    ToHost,
-    Fail(Loss),
-}
-
-impl<'a> Choice<'a> {
-    fn of(offloaded: &'a Offloaded) -> Self {
-        match offloaded.offload.mode {
-            OffloadMode::Packet => Self::Packet(offloaded),
-            OffloadMode::Crypto => Self::Crypto(offloaded),
-        }
-    }
 }
 
 impl<B: Buffer> Nic<B> {
@@ -494,97 +472,6 @@ impl Route {
             self.is_local = to.0.is_group() || queue.is_some_and(|queue| config.is_switched(queue));
         }
         self.is_local
-    }
-}
-
-/// Says what to do about IPsec for the frames of one machine's batch. What it has found for
-/// one frame it knows for the next one of the same flow: nothing changes meanwhile.
-struct Chooser<'a, B> {
-    config: &'a Config<B>,
-    owner: VmId,
-    policies: Option<&'a Spd>,
-    flow: Option<(FlowKey, Choice<'a>)>,
-    bound: Option<(OffloadHandle, Choice<'a>)>,
-}
-
-impl<'a, B: Buffer> Chooser<'a, B> {
-    fn new(config: &'a Config<B>, owner: VmId) -> Self {
-        Self {
-            config,
-            owner,
-            policies: config.unit.policies(owner),
-            flow: None,
-            bound: None,
-        }
-    }
-
-    #[inline(always)]
-    fn choose(&mut self, plan: Plan, frame: &Frame<B>) -> Choice<'a> {
-        match plan {
-            Plan::Done => Choice::Clear,
-            Plan::Bound(handle) => match self.bound {
-                Some((bound, choice)) if bound == handle => choice,
-                _ => {
-                    let found = self.config.unit.at_or_draining(handle);
-                    let choice = found.map_or(Choice::Fail(Loss::ForeignHandle), |offloaded| {
-                        Choice::of(offloaded)
-                    });
-                    self.bound = Some((handle, choice));
-                    choice
-                }
-            },
-            Plan::Policy => match self.policies {
-                Some(policies) => self.by_policy(policies, frame),
-                None => Choice::Clear,
-            },
-        }
-    }
-
-    #[inline(always)]
-    fn by_policy(&mut self, policies: &Spd, frame: &Frame<B>) -> Choice<'a> {
-        if !frame.is_ip() {
-            return match frame.link.ethertype {
-                ethertype::ARP => Choice::Clear,
-                _ => Choice::Fail(Loss::Policy),
-            };
-        }
-        let packet = frame.payload.data();
-        let key = FlowKey::of(packet);
-        match (key, self.flow) {
-            (Some(key), Some((known, choice))) if key == known => choice,
-            _ => {
-                let choice = self.look_up(policies, packet);
-                self.flow = key.map(|key| (key, choice));
-                choice
-            }
-        }
-    }
-
-    #[inline(never)]
-    fn look_up(&self, policies: &Spd, packet: &[u8]) -> Choice<'a> {
-        let Some(flow) = flow(packet) else {
-            return Choice::Fail(Loss::Malformed);
-        };
-        let protection = match policies.lookup(Direction::Outbound, &flow) {
-            Action::Bypass => return Choice::Clear,
-            Action::Discard => return Choice::Fail(Loss::Policy),
-            Action::Protect(protection) => protection,
-        };
-        let destination = protection.destination(&flow);
-        let config = self.config;
-        let found = config
-            .unit
-            .outbound(self.owner, protection.reqid, destination);
-        match found {
-            Some(offloaded)
-                if offloaded.offload.mode == OffloadMode::Packet
-                    && config.enabled.carries(offloaded.sa.mode(), packet) =>
-            {
-                Choice::Packet(offloaded)
-            }
-            // Not offloaded, or in crypto mode, where the host makes the ESP packet.
-            _ => Choice::ToHost,
-        }
     }
 }
 

@@ -153,6 +153,10 @@ impl Kernel {
             Self::Vaes512(_) => unsafe { wide::crypt::<SEAL>(packets) },
             // SAFETY: a `Kernel` is made only where the CPU has what it needs.
             Self::Vaes256(_) => unsafe { narrow::vaes256::<SEAL>(packets) },
+            // SAFETY: as before, and the CPU has AVX.
+            Self::AesNi(_) if std::arch::is_x86_feature_detected!("avx") => unsafe {
+                narrow::aesni_avx::<SEAL>(packets);
+            },
             // SAFETY: a `Kernel` is made only where the CPU has what it needs.
             Self::AesNi(_) => unsafe { narrow::aesni::<SEAL>(packets) },
         }

@@ -22,6 +22,13 @@ pub(super) fn aesni<const SEAL: bool>(packets: &mut [Packet]) {
     unsafe { crypt_all::<X1, SEAL>(packets) }
 }
 
+/// As [`aesni`], with three-operand instructions.
+#[target_feature(enable = "avx,aes,pclmulqdq,ssse3,sse4.1")]
+pub(super) fn aesni_avx<const SEAL: bool>(packets: &mut [Packet]) {
+    // SAFETY: this function enables what `X1` needs.
+    unsafe { crypt_all::<X1, SEAL>(packets) }
+}
+
 /// Hash input of the last chunk.
 struct Pending<L> {
     /// The last vector first.

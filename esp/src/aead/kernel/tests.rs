@@ -476,3 +476,37 @@ fn names_and_debug_show_no_key() {
     assert_eq!(Kernel::by_name("sse2"), None);
     assert!(size_of::<GcmKey>() <= 640);
 }
+
+#[test]
+fn aesni_without_avx_agrees() {
+    let Some(AesNi(())) = AesNi::detect() else {
+        return;
+    };
+    let kernel = Kernel::AesNi(AesNi(()));
+    let mut random = Random(11);
+    for len in 0..600 {
+        let mut key = vec![0; [16, 24, 32][len % 3]];
+        let mut text = vec![0; len];
+        let mut nonce = [0; 12];
+        random.fill(&mut key);
+        random.fill(&mut text);
+        random.fill(&mut nonce);
+        let aad = &[7; 12][..len % 13];
+        let clear = text.clone();
+        let mut expected = text.clone();
+        let expected_tag = reference(false, &key, nonce, aad, &mut expected);
+
+        let expanded = GcmKey::new(kernel, &key, [0; 4], Form::Gcm, 16).unwrap();
+        let mut tag = [0; 16];
+        let mut packet = Packet::raw(&expanded, &nonce, aad, &mut text, &mut tag).unwrap();
+        // SAFETY: the CPU has what the kernel needs.
+        unsafe { narrow::aesni::<true>(core::slice::from_mut(&mut packet)) };
+        assert_eq!((&text, tag), (&expected, expected_tag), "{len} bytes");
+
+        let mut packet = Packet::raw(&expanded, &nonce, aad, &mut text, &mut tag).unwrap();
+        // SAFETY: the CPU has what the kernel needs.
+        unsafe { narrow::aesni::<false>(core::slice::from_mut(&mut packet)) };
+        assert!(packet.authentic, "{len} bytes");
+        assert_eq!(text, clear, "{len} bytes");
+    }
+}
