@@ -255,7 +255,7 @@ fn commits(encoder: &mut DescriptorEncoder<'_>, store: &StoreStatistics) -> fmt:
     ConstCounter::new(store.failures).encode(failures)?;
     let bounds = COMMIT_BUCKETS.iter().map(|micros| *micros as f64 / 1e6);
     let buckets: Vec<(f64, u64)> = bounds
-        .chain([f64::MAX])
+        .chain([f64::INFINITY])
         .zip(store.buckets.iter().copied())
         .collect();
     let mut histogram = encoder.encode_descriptor(

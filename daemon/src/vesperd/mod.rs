@@ -85,10 +85,6 @@ fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn std::error::Error>> {
         None => Config::embedded(),
     };
     log(&config)?;
-    let is_closed = config
-        .hosts
-        .iter()
-        .all(|host| matches!(*host.uplink, PortConfig::Cable(_)));
     // A daemon with a state has keys that somebody may want.
     let is_confined = config.daemon.state.is_some();
     if is_confined {
@@ -99,6 +95,10 @@ fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn std::error::Error>> {
         let left = capabilities.join(" ");
         tracing::info!(memory_locked = locked, capabilities = left, "confined");
     }
+    let is_closed = config
+        .hosts
+        .iter()
+        .all(|host| matches!(*host.uplink, PortConfig::Cable(_)));
     let signals = signals()?;
     let running = Running::start(config, arguments.config.as_deref())?;
     if is_confined {
