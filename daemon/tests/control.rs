@@ -352,11 +352,8 @@ fn the_description_is_the_committed_one() {
 
 #[test]
 fn who_is_slow_waits_and_nobody_else() {
-    let many = if cfg!(debug_assertions) {
-        2_000
-    } else {
-        10_000
-    };
+    let long = std::env::var_os("VESPER_LONG").is_some();
+    let many = if long { 10_000 } else { 2_000 };
     let served = Served::new();
     let client = served.client();
     let patch = json!({"sa_limit": many, "ipsec_offload_limit": many}).to_string();
@@ -386,7 +383,7 @@ fn who_is_slow_waits_and_nobody_else() {
         slow.push(stream);
     }
     assert!(slow.len() > 900);
-    let mut slowest = Duration::ZERO;
+    let mut times = Vec::new();
     for _ in 0..20 {
         let begin = Instant::now();
         let answer = loop {
@@ -397,12 +394,16 @@ fn who_is_slow_waits_and_nobody_else() {
                 Err(error) => panic!("{error}"),
             }
         };
-        slowest = slowest.max(begin.elapsed());
+        times.push(begin.elapsed());
         let types::Sas { sas } = serde_json::from_slice(&answer).unwrap();
         assert_eq!(sas.len(), many as usize);
     }
-    println!("slowest list of {many} beside 1,000 slow clients: {slowest:?}");
-    assert!(slowest < Duration::from_millis(100), "{slowest:?}");
+    times.sort_unstable();
+    let (median, slowest) = (times[times.len() / 2], times[times.len() - 1]);
+    println!("list of {many} beside 1,000 slow clients: median {median:?}, slowest {slowest:?}");
+    // Short, the machine may be busy with other tests.
+    let judged = if long { slowest } else { median };
+    assert!(judged < Duration::from_millis(100), "{times:?}");
     // Nobody keeps a connection by waiting.
     let mut first = slow.swap_remove(0);
     first

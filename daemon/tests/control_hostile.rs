@@ -47,8 +47,8 @@ fn mutated(numbers: &mut Numbers, line: &str) -> String {
                 words.insert(place, word);
             }
             2 => {
-                let end = words[place].len() / 2;
-                words[place].truncate(end);
+                let half = words[place].chars().count() / 2;
+                words[place] = words[place].chars().take(half).collect();
             }
             3 => words[place] = words[place].repeat(1 + numbers.below(400)),
             4 => words[place] = numbers.next().to_string(),

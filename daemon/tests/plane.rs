@@ -3,14 +3,18 @@
 mod common;
 
 use common::{Bed, inbound, key, outbound, state};
+use std::sync::Arc;
+
 use vesper_daemon::plane::{
-    Desired, Kind, MachineSpec, Origin, PolicyFilter, Resume, SaFilter, SaSpec, Scope, Severity,
-    VmChange,
+    Change, Desired, Kind, MachineSpec, Origin, Persistence, PersistenceError, PolicyFilter,
+    Resume, SaFilter, SaSpec, Scope, Severity, VmChange,
 };
 use vesper_daemon::store::Loss;
+use vesper_esp::EspSa;
 use vesper_offload::{MacAddress, OffloadMode, Profile};
-use vesper_sa::Direction;
+use vesper_sa::{Direction, SaIdentity, VmId};
 use vesper_verify::xfrm::{PolicyLine, parse_policies};
+use zeroize::Zeroizing;
 
 fn policy(words: &str) -> PolicyLine {
     parse_policies(words, "test").unwrap().remove(0)
@@ -204,9 +208,38 @@ fn update_changes_limits_alone() {
     assert_eq!(update(&outbound(0x1001)).unwrap_err().kind, Kind::NotFound);
 }
 
+/// A store that keeps nothing.
+#[derive(Default)]
+struct Forgetful(std::sync::atomic::AtomicU32);
+
+impl Persistence for Forgetful {
+    fn vm_id(&self, _: &str, _: &str) -> Result<VmId, PersistenceError> {
+        let last = self.0.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        Ok(VmId(last + 1))
+    }
+
+    fn commit(&self, _: &[Change<'_>]) -> Result<(), PersistenceError> {
+        Ok(())
+    }
+
+    fn begin(&self, _: &[(&str, &Arc<EspSa>)]) -> Result<(), PersistenceError> {
+        Ok(())
+    }
+
+    fn end(&self, _: &str, _: &SaIdentity) {}
+
+    fn words(
+        &self,
+        _: &str,
+        _: &SaIdentity,
+    ) -> Result<Option<Zeroizing<String>>, PersistenceError> {
+        Ok(None)
+    }
+}
+
 #[test]
 fn what_must_be_rekeyed_carries_nothing() {
-    let bed = Bed::new();
+    let bed = Bed::with(Arc::new(Forgetful::default()), Profile::full());
     let spec = SaSpec {
         state: state(&outbound(0x1000)),
         resume: Resume::NeedsRekey(Loss::StoreOlder),

@@ -362,7 +362,7 @@ fn numbers_go_on_after_a_restart() {
     fs::remove_file(path("state").join("store.redb"))
         .or_else(|_| remove_database(&path("state")))
         .unwrap();
-    assert_eq!(run("fifth.pcap"), []);
+    assert_eq!(run("fifth.pcap"), Vec::<u32>::new());
 }
 
 /// The largest file of the store is its database.

@@ -328,7 +328,7 @@ fn algorithms() {
 #[test]
 fn what_cannot_be_honoured_is_named() {
     for (words, expected) in [
-        ("mark 3 mask 7", "f.sa:1: mark: packets of a capture"),
+        ("mark 3 mask 7", "f.sa:1: mark: firewall marks are of"),
         ("coa 10.0.0.1", "f.sa:1: coa: "),
         ("ctx system_u", "f.sa:1: ctx: "),
         ("comp deflate", "f.sa:1: comp: "),

@@ -4,7 +4,7 @@
 use std::fs::File;
 use std::io::{self, BufWriter, ErrorKind, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
@@ -330,7 +330,7 @@ fn open(path: &Path) -> Result<Reader, PortError> {
 }
 
 fn read(
-    path: &PathBuf,
+    path: &Path,
     mut reader: Reader,
     repeat: bool,
     mut to_port: Producer<Captured>,

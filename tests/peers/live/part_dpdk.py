@@ -21,6 +21,7 @@ SIZES = (60, 61, 64, 65, 100, 128, 255, 256, 570, 1024, 1280, 1499, 1500, 1514, 
 class Bed:
     def __init__(self, directory):
         self.directory = Path(directory)
+        self.generation = 0
         self.sides = (Namespace(), Namespace())
         a, b = self.sides
         a('ip', 'link', 'add', 'wire', 'mtu', '9200', 'type', 'veth', 'peer', 'name', 'wire', 'mtu', '9200',
@@ -37,7 +38,7 @@ class Bed:
         return self.directory / f'{"ab"[side]}.sock'
 
     def vesperd(self, side, queues=1, mode='server'):
-        keys = [bytes((i * 3 + side) & 255 for i in range(36)) for side in (0, 1)]
+        keys = [bytes((i * 3 + n + 2 * self.generation) & 255 for i in range(36)) for n in (0, 1)]
         states = [f'ip xfrm state add src {ADDRESSES[n]} dst {ADDRESSES[1 - n]} proto esp spi {0x1000 + n:#x} '
                   f'reqid 1 mode tunnel flag esn replay-window 1024 '
                   f'{aead("rfc4106(gcm(aes))", keys[n], 128)} dir {"out" if n == side else "in"}'
@@ -195,12 +196,14 @@ def daemons_restart(report, bed, times):
                     far.say('show port summary all')
                     got = burst(near, seconds=1)
                 back.append(got)
-                # One of them, or the other; with a signal, or without warning.
-                side = turn % 2
-                if turn % 3 == 0:
-                    daemons[side].stop()
-                daemons[side].__exit__()
-                daemons[side] = bed.vesperd(side, mode='client')
+                # With a signal, or without warning; on both hosts, since one of them would take
+                # numbers from the beginning for replays, and with new keys.
+                bed.generation += 1
+                for side in (0, 1):
+                    if turn % 2:
+                        daemons[side].stop()
+                    daemons[side].__exit__()
+                    daemons[side] = bed.vesperd(side, mode='client')
             report.check(min(back) == 128, f'vesperd started {times} times: of 128 packets came back {back}')
             far.say('stop')
     finally:

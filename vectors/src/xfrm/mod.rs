@@ -353,7 +353,8 @@ impl Reason {
             Self::Missing => "add it".to_owned(),
             Self::Twice => "give it once".to_owned(),
             Self::Expected(what) => format!("give {what}"),
-            Self::Unsupported(_) => "leave it out, or choose what is supported".to_owned(),
+            // The reason says what is supported, or what to leave out.
+            Self::Unsupported(_) => String::new(),
             Self::Algorithm(_) => "choose a suite of RFC 8221, such as AES-GCM".to_owned(),
             Self::KeyLength { expected, .. } => {
                 format!("give {expected} bytes in hexadecimal after 0x, the salt at the end")

@@ -228,7 +228,7 @@ impl Draft {
                 Ok(())
             }
             "mark" => Err(words.fault(Reason::Unsupported(
-                "packets of a capture carry no firewall mark; leave `mark` out",
+                "firewall marks are of the local system; leave `mark` out",
             ))),
             "coa" => Err(words.fault(Reason::Unsupported(
                 "a care-of address belongs to Mobile IPv6 route optimisation, which is not ESP",
