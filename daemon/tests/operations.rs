@@ -77,7 +77,11 @@ fn metrics_and_page_are_read_and_nothing_else() {
     assert!(page.contains("default-src 'none'") && page.contains("<title>vesperd</title>"));
     // Nothing is changed here, and no page of the web can read it.
     assert!(ask(&address, "POST /metrics", &address).0.contains("405"));
-    assert!(ask(&address, "GET /metrics", "evil.example").0.contains("403"));
+    assert!(
+        ask(&address, "GET /metrics", "evil.example")
+            .0
+            .contains("403")
+    );
 }
 
 #[test]
@@ -110,6 +114,10 @@ fn a_daemon_with_keys_is_confined() {
     let zeros = core.unwrap().split_whitespace().filter(|word| *word == "0");
     assert_eq!(zeros.count(), 2);
     // It works nevertheless.
-    assert!(ask(&address, "GET /metrics", &address).0.ends_with("200 OK"));
+    assert!(
+        ask(&address, "GET /metrics", &address)
+            .0
+            .ends_with("200 OK")
+    );
     assert!(state.join("store.redb").exists() && state.join("key").exists());
 }
