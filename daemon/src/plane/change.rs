@@ -150,6 +150,11 @@ impl Plane {
     /// Writes into the registry what is in force now.
     fn record(&self, draft: Draft, added: &mut HashMap<usize, Added>) -> Vec<SaId> {
         let mut ended = Vec::new();
+        let begun: HashSet<_> = draft
+            .add
+            .iter()
+            .map(|new| (Arc::clone(&new.host), new.sa.identity()))
+            .collect();
         let mut ids = Vec::new();
         let nodes: HashSet<usize> = draft.remove.iter().map(|record| record.node).collect();
         {
@@ -186,6 +191,8 @@ impl Plane {
                 registry.policies.insert(vm, policies.list);
             }
         }
+        // One of the same name has taken the place of those that were replaced.
+        ended.retain(|name| !begun.contains(name));
         for (host, sa) in &ended {
             self.persistence.end(host, sa);
         }
