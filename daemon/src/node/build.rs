@@ -104,7 +104,7 @@ impl Nodes {
         }
     }
 
-    /// Begins to take frames from machines.
+    /// Begins to take frames from machines, and, the first time, from the network.
     pub fn release(&self) -> Result<(), Stopped> {
         self.handles().try_for_each(NodeHandle::release)
     }

@@ -44,6 +44,9 @@ pub(super) struct Driver {
     recycled: Vec<PacketBuf>,
     /// Nothing is taken from machines.
     is_held: bool,
+    /// Frames are taken from the network: from the first release on, since before nobody knows
+    /// the associations that would open them.
+    is_open: bool,
     /// Frames of machines that were removed, which nobody can have any more.
     abandoned: u64,
     board: Arc<Board>,
@@ -73,6 +76,7 @@ impl Driver {
             wire: Vec::with_capacity(BUDGET * 2),
             recycled: Vec::with_capacity(BUDGET * 2),
             is_held: true,
+            is_open: false,
             abandoned: 0,
             board,
         }
@@ -126,7 +130,7 @@ impl Driver {
     /// Asks the ports for notifications, or tells them that they are polled again. Returns
     /// whether there is something to do.
     pub(super) fn prepare_sleep(&mut self, sleeping: bool) -> bool {
-        let mut ready = self.uplink.prepare_sleep(sleeping);
+        let mut ready = self.uplink.prepare_sleep(sleeping) && self.is_open;
         let takes = self.wire.is_empty() && !self.is_held;
         for machine in &mut self.machines {
             let has_something = machine.port.prepare_sleep(sleeping);
@@ -195,6 +199,7 @@ impl Driver {
 
     pub(super) fn hold(&mut self, is_held: bool) {
         self.is_held = is_held;
+        self.is_open |= !is_held;
     }
 
     /// Shows where everything stands; false if somebody is just looking.
@@ -215,6 +220,9 @@ impl Driver {
     }
 
     fn take_from_wire(&mut self, now: Timestamp) -> usize {
+        if !self.is_open {
+            return 0;
+        }
         let count = self
             .uplink
             .receive(now, &mut self.pool, WIRE_BURST, &mut self.arrived);

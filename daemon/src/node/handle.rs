@@ -111,7 +111,7 @@ impl NodeHandle {
         Ok(old.map(drop))
     }
 
-    /// Begins to take frames from machines.
+    /// Begins to take frames from machines, and, the first time, from the network.
     pub fn release(&self) -> Result<(), Stopped> {
         self.drive(|driver, _| driver.hold(false))
     }
