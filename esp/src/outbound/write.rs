@@ -4,8 +4,8 @@ use super::Measured;
 use crate::association::{EspSa, Framing};
 use crate::wire::{Checksum, IpVersion, adjusted, protocol};
 
-/// Writes what [`PlainOut`] promises to be all; in front of the payload that is
-/// `FRONT` bytes: IPv4, UDP or not, ESP header and IV.
+/// Writes what [`PlainOut`](crate::association::PlainOut) promises to be all; in front of the
+/// payload that is `FRONT` bytes: IPv4, UDP or not, ESP header and IV.
 #[inline(always)]
 pub(super) fn write_plain<'p, const FRONT: usize>(
     framing: &Framing,
