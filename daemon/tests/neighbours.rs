@@ -348,7 +348,10 @@ fn connections_agree_upon_segments_that_fit() {
         for mss in [536, most, most + 1, 1460, 65535] {
             let right = syn(v6, mss.min(most), padding);
             wire.put(&syn(v6, mss, padding));
-            assert_eq!(through(&mut port, &mut pool, 0), std::slice::from_ref(&right));
+            assert_eq!(
+                through(&mut port, &mut pool, 0),
+                std::slice::from_ref(&right)
+            );
             let mut frames = vec![pool.copy(&syn(v6, mss, padding)).unwrap()];
             port.send(at(0), &mut pool, &mut frames);
             assert_eq!(wire.take(), [right]);
