@@ -57,7 +57,8 @@ fn front_ends_come_and_go_and_leave_nothing() {
     cycles(500, &mut port, &mut pool);
     let (descriptors, before) = (open_descriptors(), memory());
     cycles(10_000, &mut port, &mut pool);
-    assert_eq!(open_descriptors(), descriptors);
+    // The session may not have let go of the last one yet, then or now.
+    eventually("descriptors are back", || open_descriptors() <= descriptors);
     assert!(memory() - before < 1 << 10, "{} KiB", memory() - before);
     surplus_descriptors_are_closed(&socket);
     assert_eq!(pool.free(), 512);
