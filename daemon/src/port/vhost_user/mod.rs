@@ -3,7 +3,7 @@
 //! polls them.
 //!
 //! The protocol is rust-vmm's (`vhost`), on a thread of its own per port. The rings are walked
-//! by [`split`], in place of `virtio-queue`, whose objects translate the addresses of a ring
+//! by `split`, in place of `virtio-queue`, whose objects translate the addresses of a ring
 //! anew for every access; that costs more than the frame itself. The accesses are those of
 //! `vm-memory`, checked and volatile.
 
