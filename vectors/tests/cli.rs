@@ -373,7 +373,7 @@ fn faults_are_status_2_with_file_line_and_reason() {
         (&["pcap", "--sa", &missing, &pcap], "missing: No such file"),
         (
             &["pcap", "--sa", &marked, &pcap],
-            "marked.sa:2: mark: packets of a capture",
+            "marked.sa:2: mark: firewall marks",
         ),
         (
             &["pcap", "--sa", &twice, &pcap],
