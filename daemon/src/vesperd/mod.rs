@@ -211,6 +211,7 @@ fn log(config: &Config) -> Result<(), Box<dyn std::error::Error>> {
         .map_err(|error| format!("log = \"{directives}\": {error}"))?;
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
+        .with_ansi(io::stderr().is_terminal())
         .with_writer(io::stderr);
     match config.daemon.log_format {
         LogFormat::Text => builder.init(),

@@ -355,6 +355,9 @@ impl Reason {
             Self::Expected(what) => format!("give {what}"),
             // The reason says what is supported, or what to leave out.
             Self::Unsupported(_) => String::new(),
+            Self::Algorithm(SuiteError::KeyLength { .. }) => {
+                "give the key and its salt in hexadecimal after 0x".to_owned()
+            }
             Self::Algorithm(_) => "choose a suite of RFC 8221, such as AES-GCM".to_owned(),
             Self::KeyLength { expected, .. } => {
                 format!("give {expected} bytes in hexadecimal after 0x, the salt at the end")
