@@ -5,13 +5,15 @@ mod bed;
 use std::fs;
 use std::ops::Deref;
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use bed::{NODE, NOW, begin, open, put, resume, stored, words};
+use redb::{Builder, Database, DatabaseError};
 use vesper_daemon::store::{
-    Alarm, Change, Files, Kek, Loss, Origin, Refill, RefillSettings, Standing, Store, StoreError,
+    Alarm, AnchorFile, Change, Files, Kek, Loss, Medium, Origin, Refill, RefillSettings, Standing,
+    Store, StoreError,
 };
 use vesper_esp::EspSa;
 use vesper_sa::{Direction, OutboundRefusal};
@@ -430,6 +432,85 @@ fn a_failing_disk_stops_within_what_was_granted() {
     assert_eq!(send(&sender), Ok(4097));
     assert!(accept(&receiver, 10_001));
     put(&store, &words(3, OUT, 3)).unwrap();
+}
+
+/// Files of which the anchor can not be written: the process dies there.
+#[derive(Debug)]
+struct DeadAtAnchor {
+    files: Files,
+    /// So many writes succeed before.
+    writes: usize,
+}
+
+struct DyingAnchor(Box<dyn AnchorFile>, usize);
+
+impl AnchorFile for DyingAnchor {
+    fn read(&mut self) -> Result<Vec<u8>, StoreError> {
+        self.0.read()
+    }
+
+    fn write(&mut self, offset: u64, bytes: &[u8]) -> Result<(), StoreError> {
+        self.1 = self.1.checked_sub(1).ok_or(StoreError::Stopped)?;
+        self.0.write(offset, bytes)
+    }
+
+    fn sync(&mut self) -> Result<(), StoreError> {
+        self.0.sync()
+    }
+}
+
+impl Medium for DeadAtAnchor {
+    fn database(&self, builder: &Builder) -> Result<Database, DatabaseError> {
+        self.files.database(builder)
+    }
+
+    fn anchor(&self) -> Result<Box<dyn AnchorFile>, StoreError> {
+        Ok(Box::new(DyingAnchor(self.files.anchor()?, self.writes)))
+    }
+
+    fn file(&self) -> Result<u64, StoreError> {
+        self.files.file()
+    }
+
+    fn machine(&self) -> [u8; 16] {
+        self.files.machine()
+    }
+
+    fn set_aside(&self) -> Result<(), StoreError> {
+        self.files.set_aside()
+    }
+
+    fn name(&self) -> PathBuf {
+        self.files.name()
+    }
+}
+
+/// Starts that end before their anchor is written, at whichever write, one after another, are
+/// no loss of memory.
+#[test]
+fn starts_that_end_before_the_anchor_lose_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let kek = Kek::random().unwrap();
+    let files = || Files::in_directory(directory.path());
+    let out = words(1, OUT, 1);
+    {
+        let (store, _) = Store::open(files(), &kek).unwrap();
+        put(&store, &out).unwrap();
+        let thread = refill(&store);
+        let sender = begin(&thread, &out, &Standing::Fresh);
+        assert_eq!(send(&sender), Ok(1));
+    }
+    for writes in [0, 1, 0, 0, 1, 1, 0] {
+        let medium = DeadAtAnchor {
+            files: files(),
+            writes,
+        };
+        // With one write to spare, a start that has nothing to catch up with goes through.
+        drop(Store::open(medium, &kek));
+    }
+    let (_, recovered) = Store::open(files(), &kek).unwrap();
+    assert_eq!(recovered.loss, None, "{}", recovered.detail);
+    assert!(after(&recovered.sas[0].standing) >= 1);
 }
 
 #[test]

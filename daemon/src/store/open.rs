@@ -47,6 +47,9 @@ pub(super) fn open(
         loss,
         statistics: StoreStatistics::default(),
     };
+    if let (Some(head), None) = (head, loss) {
+        catch_up(&mut writer, head, keys)?;
+    }
     let mut recovered = Recovered {
         loss,
         detail,
@@ -202,6 +205,18 @@ fn next_head(
         epoch: seen(|head| head.epoch, |state| state.epoch) + 1,
         generation: seen(|head| head.generation, |state| state.generation) + 1,
     })
+}
+
+/// Lets the anchor catch up with a store that is one change ahead, before the next change: a
+/// start that ends between its change and the anchor must not add to the distance.
+fn catch_up(writer: &mut Writer, found: Head, keys: &StoreKeys) -> Result<(), StoreError> {
+    if writer.anchor.generation() == found.generation {
+        return Ok(());
+    }
+    let next = std::mem::replace(&mut writer.head, found);
+    writer.raise_anchor(keys)?;
+    writer.head = next;
+    Ok(())
 }
 
 /// Makes the epoch durable and reads everything.
