@@ -12,15 +12,17 @@ use vesper_esp::{Buffer, Engine, Outbound, Verdict};
 use vesper_sa::{Direction, Mode, Timestamp, VmId};
 
 use super::choose::{Choice, Chooser};
+use super::steering::Steering;
 use super::{BATCH, Config, Nic, Processor};
+use crate::completions::SentIds;
 use crate::ethernet::{Frame, MacAddress, VlanId};
 use crate::fate::{Loss, SendError};
 use crate::fault::Faults;
 use crate::nic::large_send::fill_checksum;
 use crate::queue::QueueId;
-use crate::rings::{Pending, Plan, SendRing, VmPort, lock};
+use crate::rings::{Pending, SendRing, VmPort, lock};
 use crate::sriov::Function;
-use crate::transfer::{Completion, HostWork, Received, ReceivedIpsec};
+use crate::transfer::{Completion, HostWork, Received, ReceivedIpsec, SendIpsec};
 use crate::unit::Offloaded;
 
 /// What is done about IPsec for one frame of a batch.
@@ -40,6 +42,16 @@ enum Step<'a> {
 struct Protected<'a> {
     steps: ArrayVec<Step<'a>, BATCH>,
     errors: ArrayVec<SendError, BATCH>,
+}
+
+/// What came of sealing a batch as a whole.
+enum Sealing<'a> {
+    /// All are sealed, each by its association.
+    All(ArrayVec<&'a Offloaded, BATCH>),
+    /// Some were refused.
+    Some(Protected<'a>),
+    /// Nothing: there is other work in it.
+    Not,
 }
 
 impl<B: Buffer> Nic<B> {
@@ -99,12 +111,12 @@ impl<B: Buffer> Nic<B> {
         let Some(large) = batch.pop_front() else {
             return;
         };
-        let choice = Chooser::new(config, port.vm).choose(large.plan, &large.frame);
+        let choice = Chooser::new(config, port.vm).choose(large.ipsec, &large.frame);
         let may_cut = match choice {
             Choice::Clear => true,
             Choice::Crypto(_) => false,
             Choice::Packet(_) if config.enabled.large_send => true,
-            Choice::Packet(_) if matches!(large.plan, Plan::Bound(_)) => false,
+            Choice::Packet(_) if matches!(large.ipsec, SendIpsec::Handle(_)) => false,
             // Whole, so that the host cuts it before it protects it.
             Choice::Packet(_) | Choice::ToHost => {
                 return self.send_by_host(config, port, processor, now, large);
@@ -164,13 +176,16 @@ impl<B: Buffer> Nic<B> {
         batch: &mut VecDeque<Pending<B>>,
         bytes: usize,
     ) {
-        let Protected { steps, errors } = self.protect(
-            config,
-            port.vm,
-            &mut processor.engine,
-            now,
-            batch.make_contiguous(),
-        );
+        let engine = &mut processor.engine;
+        let slice = batch.make_contiguous();
+        let protected = match self.seal_all(config, port.vm, engine, now, slice) {
+            Sealing::All(offloaded) => {
+                return self.send_sealed(config, port, processor, batch, &offloaded, bytes);
+            }
+            Sealing::Some(protected) => protected,
+            Sealing::Not => self.protect(config, port.vm, engine, now, slice),
+        };
+        let Protected { steps, errors } = protected;
         let mut errors = errors.into_iter();
         let mut for_host: ArrayVec<Received<B>, BATCH> = ArrayVec::new();
         let mut local: ArrayVec<Frame<B>, BATCH> = ArrayVec::new();
@@ -239,6 +254,104 @@ impl<B: Buffer> Nic<B> {
         }
     }
 
+    /// Packet mode for a whole batch, which is what nearly all batches are for: nothing else
+    /// is to be done to any of its frames.
+    #[inline(always)]
+    fn seal_all<'a>(
+        &self,
+        config: &'a Config<B>,
+        owner: VmId,
+        engine: &mut Engine,
+        now: Timestamp,
+        batch: &mut [Pending<B>],
+    ) -> Sealing<'a> {
+        if config.faulty {
+            return Sealing::Not;
+        }
+        let mut offloaded: ArrayVec<&'a Offloaded, BATCH> = ArrayVec::new();
+        let mut to_seal: ArrayVec<Outbound<'_, &mut B>, BATCH> = ArrayVec::new();
+        let mut chooser = Chooser::new(config, owner);
+        for pending in batch {
+            let found = chooser.tunnel(pending.ipsec, &pending.frame);
+            let Some(found) = found.filter(|_| !pending.checksum && !pending.is_segment) else {
+                return Sealing::Not;
+            };
+            offloaded.push(found);
+            to_seal.push(Outbound::new(&found.sa, &mut pending.frame.payload));
+        }
+        engine.encapsulate(now, &mut to_seal);
+        if to_seal.iter().all(is_sealed) {
+            return Sealing::All(offloaded);
+        }
+        let mut protected = Protected {
+            steps: ArrayVec::new(),
+            errors: ArrayVec::new(),
+        };
+        for (job, offloaded) in to_seal.iter().zip(offloaded) {
+            protected.steps.push(match refusal(job) {
+                None => Step::Seal(offloaded),
+                Some(error) => {
+                    protected.errors.push(error);
+                    Step::Fail
+                }
+            });
+        }
+        Sealing::Some(protected)
+    }
+
+    /// Sends and completes a batch of frames that are all sealed in packet mode.
+    #[inline(always)]
+    fn send_sealed(
+        &self,
+        config: &Config<B>,
+        port: &VmPort<B>,
+        processor: &mut Processor<B>,
+        batch: &mut VecDeque<Pending<B>>,
+        offloaded: &[&Offloaded],
+        bytes: usize,
+    ) {
+        let mut local: ArrayVec<Frame<B>, BATCH> = ArrayVec::new();
+        let mut route = Route::default();
+        let count = batch.len() as u64;
+        let mut failed = 0;
+        let mut ids = SentIds::NONE;
+        let mut sends = lock(&port.sends);
+        for (pending, offloaded) in batch.drain(..).zip(offloaded) {
+            let mut frame = pending.frame;
+            frame.dress(offloaded.offload.vlan, offloaded.offload.rewrite.as_ref());
+            if config.switch.is_some() && route.is_local(config, &frame) {
+                local.push(frame);
+            } else {
+                match frame.close() {
+                    Ok(buffer) => processor.wire.push(buffer),
+                    Err(frame) => {
+                        failed += 1;
+                        // Completions keep their order.
+                        sends
+                            .completions
+                            .sent(core::mem::replace(&mut ids, SentIds::NONE));
+                        let error = SendError::Lost(Loss::NoRoom);
+                        sends.fail_frame(pending.id, false, frame, error, &mut processor.recycled);
+                        continue;
+                    }
+                }
+            }
+            let id = SentIds::one(pending.id);
+            if !ids.extend(id) {
+                sends.completions.sent(ids);
+                ids = id;
+            }
+        }
+        sends.completions.sent(ids);
+        sends.counters.sent_bytes += bytes as u64;
+        sends.counters.sealed += count;
+        sends.counters.sent += count - failed;
+        drop(sends);
+        if !local.is_empty() {
+            self.send_locally(config, port, processor, local);
+        }
+    }
+
     /// The NIC switch: frames for functions of this adapter, and for groups.
     fn send_locally(
         &self,
@@ -249,7 +362,7 @@ impl<B: Buffer> Nic<B> {
     ) {
         for frame in frames {
             if !frame.link.destination.is_group() {
-                self.steer(config, [frame]);
+                Steering::new(self, config).place(frame);
                 continue;
             }
             self.replicate(config, &frame, Some(port.vm));
@@ -281,7 +394,7 @@ impl<B: Buffer> Nic<B> {
             if pending.checksum {
                 fill_checksum(pending.frame.payload.data_mut());
             }
-            let choice = chooser.choose(pending.plan, &pending.frame);
+            let choice = chooser.choose(pending.ipsec, &pending.frame);
             let packet = &mut pending.frame.payload;
             let step = match choice {
                 Choice::Packet(offloaded) => {
@@ -319,19 +432,14 @@ impl<B: Buffer> Nic<B> {
             seal_batch(&mut to_encrypt);
         }
         engine.encapsulate(now, &mut to_seal);
-        let is_sealed = |job: &Outbound<'_, _>| matches!(job.verdict, Verdict::Sealed { .. });
         if !to_seal.iter().all(is_sealed) {
             let sealing = steps.iter_mut().enumerate();
             let sealing = sealing.filter(|(_, step)| matches!(step, Step::Seal(_)));
             for ((index, step), job) in sealing.zip(&to_seal) {
-                let error = match job.verdict {
-                    Verdict::Sealed { .. } => continue,
-                    Verdict::TooBig { mtu } => SendError::TooBig { mtu },
-                    Verdict::Drop(reason) => SendError::Esp(reason),
-                    _ => SendError::Lost(Loss::NotFramed),
-                };
-                *step = Step::Fail;
-                failures.push((index, error));
+                if let Some(error) = refusal(job) {
+                    *step = Step::Fail;
+                    failures.push((index, error));
+                }
             }
             failures.sort_unstable_by_key(|(index, _)| *index);
         }
@@ -373,7 +481,7 @@ impl<B: Buffer> Nic<B> {
         if config.faulty {
             self.complete_faultily(sends, completion, now);
         } else {
-            sends.completions.push_back(completion);
+            sends.completions.push(completion);
         }
     }
 
@@ -397,14 +505,20 @@ impl<B: Buffer> Nic<B> {
                 buffer: None,
                 ..completion
             };
-            sends.completions.extend([completion, twin]);
+            {
+                sends.completions.push(completion);
+                sends.completions.push(twin)
+            };
         } else if faults.strikes(plan.reordered_completion)
-            && let Some(before) = sends.completions.pop_back()
+            && let Some(before) = sends.completions.pop()
         {
             faults.counters.reordered_completions += 1;
-            sends.completions.extend([completion, before]);
+            {
+                sends.completions.push(completion);
+                sends.completions.push(before)
+            };
         } else {
-            sends.completions.push_back(completion);
+            sends.completions.push(completion);
         }
     }
 
@@ -427,6 +541,21 @@ impl<B: Buffer> Nic<B> {
                 *byte ^= 0x10;
             }
         }
+    }
+}
+
+#[inline]
+fn is_sealed<B>(job: &Outbound<'_, B>) -> bool {
+    matches!(job.verdict, Verdict::Sealed { .. })
+}
+
+/// Why the engine has not sealed a packet, if it has not.
+fn refusal<B>(job: &Outbound<'_, B>) -> Option<SendError> {
+    match job.verdict {
+        Verdict::Sealed { .. } => None,
+        Verdict::TooBig { mtu } => Some(SendError::TooBig { mtu }),
+        Verdict::Drop(reason) => Some(SendError::Esp(reason)),
+        _ => Some(SendError::Lost(Loss::NotFramed)),
     }
 }
 
