@@ -69,6 +69,18 @@ impl<B> Completions<B> {
         }
     }
 
+    /// One more frame is on its way beside those of `ids`, which are counted when it does not
+    /// follow them. Returns those that are not.
+    #[inline(always)]
+    pub(crate) fn also_sent(&mut self, mut ids: SentIds, id: u64) -> SentIds {
+        let one = SentIds::one(id);
+        if ids.extend(one) {
+            return ids;
+        }
+        self.sent(ids);
+        one
+    }
+
     /// A send has ended.
     pub(crate) fn push(&mut self, completion: Completion<B>) {
         match completion {

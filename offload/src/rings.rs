@@ -316,11 +316,13 @@ impl<B> VmPort<B> {
 impl<B: Buffer> SendRing<B> {
     /// Ends a send that was not admitted.
     #[cold]
-    pub(crate) fn refuse(&mut self, refused: Completion<B>) {
-        if let Err(error) = refused.result {
-            self.counters.send_losses.count(error.loss());
-        }
-        self.completions.push(refused);
+    pub(crate) fn refuse(&mut self, id: u64, buffer: B, loss: Loss) {
+        self.counters.send_losses.count(loss);
+        self.completions.push(Completion {
+            id,
+            result: Err(SendError::Lost(loss)),
+            buffer: Some(buffer),
+        });
     }
 
     /// Ends a send that failed; the buffer comes back.

@@ -37,8 +37,8 @@ enum Step<'a> {
 
 /// What came of opening a batch as a whole.
 enum Opening<'a> {
-    /// All are opened, each by its association.
-    All(ArrayVec<&'a Offloaded, BATCH>),
+    /// All are opened: so many in a row by each association.
+    All(ArrayVec<(&'a Offloaded, usize), BATCH>),
     /// Some were refused.
     Some(ArrayVec<Step<'a>, BATCH>),
     /// Nothing: there is other work in it.
@@ -203,8 +203,8 @@ impl<B: Buffer> Nic<B> {
             let engine = &mut processor.engine;
             let slice = batch.make_contiguous();
             match self.open_all(config, engine, now, slice) {
-                Opening::All(offloaded) => {
-                    self.hand_over_opened(config, queue, processor, now, &mut batch, &offloaded);
+                Opening::All(runs) => {
+                    self.hand_over_opened(config, queue, processor, now, &mut batch, &runs);
                 }
                 Opening::Some(steps) => {
                     self.hand_over(config, queue, processor, now, &mut batch, steps);
@@ -233,31 +233,37 @@ impl<B: Buffer> Nic<B> {
         now: Timestamp,
         batch: &mut [Waiting<B>],
     ) -> Opening<'a> {
-        let mut offloaded: ArrayVec<&'a Offloaded, BATCH> = ArrayVec::new();
+        let mut runs: ArrayVec<(&'a Offloaded, usize), BATCH> = ArrayVec::new();
         let mut to_open: ArrayVec<Inbound<'_, &mut B>, BATCH> = ArrayVec::new();
-        let mut last: Option<&'a Offloaded> = None;
         for waiting in batch {
             let Class::Esp(handle) = waiting.class else {
                 return Opening::Not;
             };
-            let found = match last {
-                Some(last) if last.handle == handle => last,
+            let found = match runs.last_mut() {
+                Some((last, count)) if last.handle == handle => {
+                    *count += 1;
+                    *last
+                }
                 _ => match config.unit.at(handle) {
-                    Some(found) if found.offload.mode == OffloadMode::Packet => found,
+                    Some(found) if found.offload.mode == OffloadMode::Packet => {
+                        runs.push((found, 1));
+                        found
+                    }
                     _ => return Opening::Not,
                 },
             };
-            last = Some(found);
-            offloaded.push(found);
             let mut job = Inbound::new(&mut waiting.frame.payload);
             job.sa = Some(&found.sa);
             to_open.push(job);
         }
         engine.decapsulate(now, &|_, _| None, &mut to_open);
         if to_open.iter().all(is_opened) {
-            return Opening::All(offloaded);
+            return Opening::All(runs);
         }
-        let steps = to_open.iter().zip(offloaded);
+        let each = runs
+            .into_iter()
+            .flat_map(|(offloaded, count)| core::iter::repeat_n(offloaded, count));
+        let steps = to_open.iter().zip(each);
         Opening::Some(
             steps
                 .map(|(job, offloaded)| match is_opened(job) {
@@ -277,7 +283,7 @@ impl<B: Buffer> Nic<B> {
         processor: &mut Processor<B>,
         now: Timestamp,
         batch: &mut VecDeque<Waiting<B>>,
-        offloaded: &[&Offloaded],
+        runs: &[(&Offloaded, usize)],
     ) {
         let opened = batch.len();
         let mut inner = lock(&queue.inner);
@@ -295,27 +301,59 @@ impl<B: Buffer> Nic<B> {
         }
         let mut bytes = 0;
         inner_ref.ready.reserve(room);
-        for (waiting, offloaded) in batch.drain(..room).zip(offloaded) {
-            let mut frame = waiting.frame;
-            let ipsec = finish_opened(&offloaded.offload, &mut frame);
-            bytes += frame.payload.data().len() as u64;
-            inner_ref.ready.push_back(Received {
-                frame,
-                queue: queue.id,
-                owner: queue.owner.or(Some(offloaded.sa.owner())),
-                ipsec,
+        let mut frames = Vec::from(core::mem::take(batch));
+        let mut rest = frames.drain(..);
+        let mut left = room;
+        let mut lost: ArrayVec<(Option<VmId>, usize), BATCH> = ArrayVec::new();
+        for (offloaded, count) in runs {
+            let offload = &offloaded.offload;
+            let owner = queue.owner.or(Some(offloaded.sa.owner()));
+            let delivered = left.min(*count);
+            left -= delivered;
+            let received = rest.by_ref().take(delivered).map(|waiting| {
+                let Frame {
+                    payload,
+                    link,
+                    vlan,
+                } = waiting.frame;
+                let packet = payload.data();
+                bytes += packet.len() as u64;
+                let checksum = match offload.inner_checksum {
+                    true => checksum_is_right(packet),
+                    false => None,
+                };
+                let link = link.of_packet(packet, offload.rewrite.as_ref());
+                Received {
+                    frame: Frame {
+                        payload,
+                        link,
+                        vlan,
+                    },
+                    queue: queue.id,
+                    owner,
+                    ipsec: ReceivedIpsec::Opened { checksum },
+                }
             });
+            inner_ref.ready.extend(received);
+            if delivered < *count {
+                lost.push((owner, count - delivered));
+                let free = rest.by_ref().take(count - delivered);
+                let free = free.map(|waiting| waiting.frame.payload);
+                processor.recycled.extend(free);
+            }
         }
+        drop(rest);
+        *batch = frames.into();
         if room > 0 {
             inner_ref.oldest.get_or_insert(now);
         }
         inner_ref.counters.received += room as u64;
         inner_ref.counters.bytes += bytes;
         drop(inner);
-        for (waiting, offloaded) in batch.drain(..).zip(offloaded.iter().skip(room)) {
-            processor.recycled.push(waiting.frame.payload);
-            let owner = queue.owner.or(Some(offloaded.sa.owner()));
-            self.count_receive_loss(config, owner, loss);
+        for (owner, count) in lost {
+            for _ in 0..count {
+                self.count_receive_loss(config, owner, loss);
+            }
         }
         self.count_opened(config, queue, opened as u64);
     }

@@ -8,7 +8,7 @@ use vesper_sa::{Timestamp, VmId};
 use super::{Config, Nic};
 use crate::completions::{Completed, Completions};
 use crate::ethernet::Frame;
-use crate::fate::{Loss, SendError};
+use crate::fate::Loss;
 use crate::rings::{Pending, SendRing, VmPort, lock};
 use crate::sriov::{Function, VfId, VfState};
 use crate::transfer::{Completion, Send, SendIpsec};
@@ -62,8 +62,8 @@ impl<B: Buffer> Nic<B> {
             return Posted::NOBODY;
         };
         let mut admission = Admission::new(&config, &entry.port);
-        self.post(&config, &entry.port, frames, |send| {
-            admission.open(send, Function::Physical)
+        self.post(&config, &entry.port, frames, |send, ring| {
+            admission.open(send, Function::Physical, ring);
         })
     }
 
@@ -75,7 +75,9 @@ impl<B: Buffer> Nic<B> {
             return Posted::NOBODY;
         };
         let mut admission = Admission::new(&config, &entry.port);
-        self.post(&config, &entry.port, frames, |frame| admission.admit(frame))
+        self.post(&config, &entry.port, frames, |frame, ring| {
+            admission.admit(frame, ring);
+        })
     }
 
     /// Posts frames through a virtual function, past the host.
@@ -91,8 +93,8 @@ impl<B: Buffer> Nic<B> {
             return Posted::NOBODY;
         };
         let mut admission = Admission::new(&config, &entry.port);
-        self.post(&config, &entry.port, frames, |send| {
-            admission.open(send, Function::Virtual(vf))
+        self.post(&config, &entry.port, frames, |send, ring| {
+            admission.open(send, Function::Virtual(vf), ring);
         })
     }
 
@@ -126,7 +128,7 @@ impl<B: Buffer> Nic<B> {
         config: &Config<B>,
         port: &VmPort<B>,
         frames: &mut Vec<S>,
-        mut admit: impl FnMut(S) -> Result<Pending<B>, Completion<B>>,
+        mut admit: impl FnMut(S, &mut SendRing<B>),
     ) -> Posted {
         let mut sends = lock(&port.sends);
         let sends = &mut *sends;
@@ -146,10 +148,7 @@ impl<B: Buffer> Nic<B> {
         }
         sends.counters.posted += accepted as u64;
         for frame in frames.drain(..accepted) {
-            match admit(frame) {
-                Ok(pending) => sends.push(pending),
-                Err(refused) => sends.refuse(refused),
-            }
+            admit(frame, sends);
         }
         port.attention.store(true, Ordering::Relaxed);
         Posted { accepted, stopped }
@@ -174,19 +173,19 @@ impl<'a, B: Buffer> Admission<'a, B> {
         }
     }
 
-    /// Takes a frame apart and admits it.
+    /// Takes a frame apart and admits it to the ring.
     #[inline(always)]
-    fn open(&mut self, send: Send<B>, from: Function) -> Result<Pending<B>, Completion<B>> {
+    fn open(&mut self, send: Send<B>, from: Function, ring: &mut SendRing<B>) {
         let frame = match Frame::open(send.frame) {
             Ok(frame) => frame,
-            Err((buffer, _)) => return Err(refuse(send.id, buffer, Loss::Malformed)),
+            Err((buffer, _)) => return ring.refuse(send.id, buffer, Loss::Malformed),
         };
         if from != Function::Physical
             && let Some(loss) = self.violation(&frame, send.ipsec)
         {
-            return Err(refuse(send.id, frame.give_back(), loss));
+            return ring.refuse(send.id, frame.give_back(), loss);
         }
-        self.admit(Pending {
+        let pending = Pending {
             id: send.id,
             is_segment: false,
             frame,
@@ -194,21 +193,22 @@ impl<'a, B: Buffer> Admission<'a, B> {
             segment_size: send.segment_size,
             checksum: send.checksum,
             from,
-        })
+        };
+        self.admit(pending, ring);
     }
 
     #[inline(always)]
-    fn admit(&mut self, mut pending: Pending<B>) -> Result<Pending<B>, Completion<B>> {
+    fn admit(&mut self, mut pending: Pending<B>, ring: &mut SendRing<B>) {
         if let SendIpsec::Handle(handle) = pending.ipsec
             && !self.admits(handle)
         {
             let buffer = pending.frame.give_back();
-            return Err(refuse(pending.id, buffer, Loss::ForeignHandle));
+            return ring.refuse(pending.id, buffer, Loss::ForeignHandle);
         }
         if pending.frame.vlan.is_none() {
             pending.frame.vlan = self.port.address.vlan;
         }
-        Ok(pending)
+        ring.push(pending);
     }
 
     /// What a function may not do.
@@ -240,14 +240,5 @@ impl<'a, B: Buffer> Admission<'a, B> {
             self.admitted = Some(handle);
         }
         admits
-    }
-}
-
-#[cold]
-fn refuse<B>(id: u64, buffer: B, loss: Loss) -> Completion<B> {
-    Completion {
-        id,
-        result: Err(SendError::Lost(loss)),
-        buffer: Some(buffer),
     }
 }

@@ -13,7 +13,7 @@ use crate::capability::OffloadMode;
 use crate::ethernet::{Frame, MacAddress, VlanId, ethertype};
 use crate::fate::Loss;
 use crate::filter::ReceiveFilter;
-use crate::flow_key::{FlowKey, mix};
+use crate::flow_key::{FlowKey, PLAIN, PLAIN_MASK, mix};
 use crate::queue::QueueId;
 use crate::rings::{Class, Queue, QueueInner, Waiting, lock};
 use crate::unit::{OffloadHandle, Offloaded};
@@ -42,7 +42,7 @@ struct Latest {
     destination: MacAddress,
     vlan: Option<VlanId>,
     /// Address and SPI, see [`peek`].
-    key: [u8; 8],
+    key: u64,
     handle: OffloadHandle,
 }
 
@@ -160,7 +160,8 @@ impl<'a, B: Buffer> Steering<'a, B> {
             false => first,
         };
         let (destination, spi) = match peek(packet) {
-            Some([d0, d1, d2, d3, spi @ ..]) => {
+            Some(key) => {
+                let [d0, d1, d2, d3, spi @ ..] = key.to_be_bytes();
                 (IpAddr::from([d0, d1, d2, d3]), u32::from_be_bytes(spi))
             }
             None => match locate(packet, &self.nic.ports) {
@@ -298,13 +299,13 @@ impl<B: Buffer> Config<B> {
     }
 }
 
-/// Destination and SPI, as they are in the packet, of the most frequent kind of ESP packet: right behind an IPv4 header
+/// Destination and SPI, in this order, of the most frequent kind of ESP packet: right behind an IPv4 header
 /// without options, and whole. The header's checksum is left to whoever opens the packet.
 #[inline(always)]
-fn peek(packet: &[u8]) -> Option<[u8; 8]> {
+fn peek(packet: &[u8]) -> Option<u64> {
     let start = packet.first_chunk::<28>()?;
-    let is_esp =
-        start[0] == 0x45 && start[9] == protocol::ESP && start[6] & 0x3f == 0 && start[7] == 0;
+    let head = u64::from_be_bytes(*start.first_chunk()?);
+    let is_esp = head & PLAIN_MASK == PLAIN && start[9] == protocol::ESP;
     let key = start.get(16..24)?.first_chunk()?;
-    is_esp.then_some(*key)
+    is_esp.then_some(u64::from_be_bytes(*key))
 }
