@@ -35,6 +35,7 @@ pub use control::{NicUsage, RemoveVmError, VmUsage};
 pub(crate) use large_send::fill_checksum;
 pub use queues::{QueueError, QueueStatus};
 pub use send::{Posted, SendRefusal};
+pub(crate) use steering::peek;
 
 /// How many packets are processed together.
 pub const BATCH: usize = 32;
@@ -340,6 +341,10 @@ impl<B: Buffer> Nic<B> {
 
     pub(crate) fn recycle(&self, buffer: B) {
         lock(&self.recycled).push(buffer);
+    }
+
+    pub(crate) fn recycle_all(&self, buffers: &mut Vec<B>) {
+        lock(&self.recycled).append(buffers);
     }
 
     pub(crate) fn read(&self) -> RwLockReadGuard<'_, Config<B>> {

@@ -54,6 +54,7 @@ impl<B: Buffer> Nic<B> {
     /// Takes frames from the wire: decides by filter, or by association, whose they are, and
     /// puts them into that queue. VLAN and owner are decided before a frame gets near memory
     /// that a machine sees.
+    #[inline(never)]
     pub fn receive(&self, frames: impl IntoIterator<Item = B>) {
         let config = self.read();
         let mut steering = Steering::new(self, &config);
@@ -225,7 +226,7 @@ impl<B: Buffer> Nic<B> {
     }
 
     /// Packet mode for a whole batch, which is what nearly all batches are for.
-    #[inline(always)]
+    #[inline(never)]
     fn open_all<'a>(
         &self,
         config: &'a Config<B>,
@@ -275,7 +276,7 @@ impl<B: Buffer> Nic<B> {
     }
 
     /// Puts a batch that was opened in packet mode where it belongs.
-    #[inline(always)]
+    #[inline(never)]
     fn hand_over_opened(
         &self,
         config: &Config<B>,
@@ -346,6 +347,7 @@ impl<B: Buffer> Nic<B> {
         *batch = frames.into();
         if room > 0 {
             inner_ref.oldest.get_or_insert(now);
+            queue.is_ready.store(true, Ordering::Relaxed);
         }
         inner_ref.counters.received += room as u64;
         inner_ref.counters.bytes += bytes;
@@ -493,7 +495,7 @@ impl<B: Buffer> Nic<B> {
                             owner,
                             ipsec,
                         };
-                        inner.indicate(received, now);
+                        inner.indicate(queue, received, now);
                         continue;
                     }
                     Err(loss) => loss,

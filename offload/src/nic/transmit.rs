@@ -295,7 +295,7 @@ impl<B: Buffer> Nic<B> {
 
     /// Packet mode for a whole batch, which is what nearly all batches are for: nothing else
     /// is to be done to any of its frames.
-    #[inline(always)]
+    #[inline(never)]
     fn seal_all<'a>(
         &self,
         config: &'a Config<B>,
@@ -347,7 +347,7 @@ impl<B: Buffer> Nic<B> {
     }
 
     /// Sends and completes a batch of frames that are all sealed in packet mode.
-    #[inline(always)]
+    #[inline(never)]
     fn send_sealed(
         &self,
         config: &Config<B>,
@@ -547,7 +547,7 @@ impl<B: Buffer> Nic<B> {
         if config.faulty {
             self.complete_faultily(sends, completion, now);
         } else {
-            sends.completions.push(completion);
+            sends.completions.sent(SentIds::one(completion.id));
         }
     }
 
