@@ -124,6 +124,22 @@ struct Planned<B> {
     checksum: bool,
     /// Why ESP refused it.
     refused: Option<Loss>,
+    /// It is where it belongs, and its buffer is free.
+    is_delivered: bool,
+}
+
+impl<B> Planned<B> {
+    /// With nothing left to be done to it.
+    const fn new(frame: Frame<B>, plan: u32) -> Self {
+        Self {
+            frame,
+            plan,
+            segment_size: None,
+            checksum: false,
+            refused: None,
+            is_delivered: false,
+        }
+    }
 }
 
 impl<B> Default for Scratch<B> {
@@ -279,7 +295,11 @@ impl<B: Buffer> Host<B> {
             let ipsec = SendIpsec::Handle(handle);
             return batch.posting.push(frame, ipsec, false);
         }
-        self.prepare(batch, frame);
+        if frame.segment_size.is_some() || frame.checksum {
+            return self.prepare(batch, frame);
+        }
+        let number = batch.plans.len() as u32 - 1;
+        batch.planned.push(Planned::new(frame.frame, number));
     }
 
     /// Protects what the host has to, and sends everything on.
@@ -312,13 +332,11 @@ impl<B: Buffer> Host<B> {
         let Some(plan) = plans.last() else { return };
         let number = plans.len() as u32 - 1;
         let mut frame = Planned {
-            frame: frame.frame,
-            plan: number,
             segment_size: frame.segment_size,
             checksum: frame.checksum,
-            refused: None,
+            ..Planned::new(frame.frame, number)
         };
-        if frame.segment_size.is_none() && !frame.checksum || matches!(plan, Plan::Lose(_)) {
+        if matches!(plan, Plan::Lose(_)) {
             return planned.push(frame);
         }
         let Some(size) = frame.segment_size else {
@@ -329,13 +347,8 @@ impl<B: Buffer> Host<B> {
         match self.nic.cut(&frame.frame, size) {
             Some(segments) => {
                 self.nic.recycle(frame.frame.payload);
-                planned.extend(segments.into_iter().map(|frame| Planned {
-                    frame,
-                    plan: number,
-                    segment_size: None,
-                    checksum: false,
-                    refused: None,
-                }));
+                let segments = segments.into_iter();
+                planned.extend(segments.map(|frame| Planned::new(frame, number)));
             }
             None => self.lose(Some(batch.vm), frame.frame.payload, Loss::LargeSend),
         }
@@ -391,7 +404,13 @@ impl<B: Buffer> Host<B> {
         posting: &mut Posting<B>,
         way: Way,
     ) {
-        for mut planned in frames.drain(..) {
+        for planned in frames.iter_mut() {
+            let plan = plans.get(planned.plan as usize);
+            if matches!(plan, Some(Plan::Clear)) && way == Way::Switch {
+                planned.is_delivered = !self.switch(vm, &mut planned.frame, posting.now);
+            }
+        }
+        for planned in frames.drain(..) {
             let plan = plans.get(planned.plan as usize);
             let ipsec = match (planned.refused, plan) {
                 (Some(loss), _) | (None, Some(&Plan::Lose(loss))) => {
@@ -401,12 +420,9 @@ impl<B: Buffer> Host<B> {
                 (None, Some(Plan::Adapter(handle) | Plan::Frame(_, _, handle))) => {
                     SendIpsec::Handle(*handle)
                 }
-                (None, Some(Plan::Clear)) if way == Way::Switch => {
-                    if !self.switch(vm, &mut planned.frame, posting.now) {
-                        self.nic.recycle(planned.frame.payload);
-                        continue;
-                    }
-                    SendIpsec::Done
+                (None, Some(Plan::Clear)) if planned.is_delivered => {
+                    self.nic.recycle(planned.frame.payload);
+                    continue;
                 }
                 (None, Some(Plan::Clear | Plan::Software(..)) | None) => SendIpsec::Done,
             };
