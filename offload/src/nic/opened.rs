@@ -19,6 +19,10 @@ use crate::transfer::{Received, ReceivedIpsec};
 use crate::unit::Offloaded;
 
 /// What came of opening a batch as a whole.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "one at a time, and never moved far"
+)]
 pub(super) enum Opening<'a> {
     /// All are opened: so many in a row by each association.
     All(ArrayVec<(&'a Offloaded, usize), BATCH>),

@@ -18,6 +18,10 @@ use crate::rings::{Pending, VmPort, lock};
 use crate::unit::Offloaded;
 
 /// What came of sealing a batch as a whole.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "one at a time, and never moved far"
+)]
 pub(super) enum Sealing<'a> {
     /// All are sealed: so many in a row by each association.
     All {
