@@ -58,7 +58,9 @@ pub(crate) struct Framing {
     class_kept: u8,
     /// Bits of the outer traffic class that are always the same.
     class_set: u8,
-    df: Df,
+    /// Bits of the flags in an inner IPv4 header that the outer one repeats and, one bit to the
+    /// right, those that it always has.
+    flags: u8,
     plain_out: PlainOut,
 }
 
@@ -239,7 +241,11 @@ impl Framing {
             alignment: suite.alignment as u8,
             class_kept,
             class_set,
-            df: tunnel.df,
+            flags: match tunnel.df {
+                Df::Copy => DONT_FRAGMENT,
+                Df::Set => DONT_FRAGMENT >> 1,
+                Df::Clear => 0,
+            },
             plain_out: match params.encapsulation {
                 _ if !is_plain => PlainOut::No,
                 None => PlainOut::Ip,
@@ -337,22 +343,23 @@ impl Framing {
         &self.bytes[self.ip_len()..usize::from(self.spi_at) + 4]
     }
 
-    /// The bits of DSCP and ECN that an outer header repeats of the inner one, and those that
-    /// are always set (RFC 4301 section 5.1.2.1, RFC 6040 section 4.1).
+    /// DSCP and ECN of the outer header of a packet with these (RFC 4301 section 5.1.2.1,
+    /// RFC 6040 section 4.1).
     #[inline]
-    pub(crate) const fn outer_class(&self) -> (u8, u8) {
-        (self.class_kept, self.class_set)
+    pub(crate) const fn outer_class(&self, inner: u8) -> u8 {
+        inner & self.class_kept | self.class_set
     }
 
-    /// The bits of the flags in an outer IPv4 header that repeat those of the inner one, and
-    /// those that are always set.
+    /// The flags of the outer IPv4 header of a packet with these.
     #[inline]
-    pub(crate) const fn outer_flags(&self) -> (u8, u8) {
-        match self.df {
-            Df::Copy => (DONT_FRAGMENT, 0),
-            Df::Set => (0, DONT_FRAGMENT),
-            Df::Clear => (0, 0),
-        }
+    pub(crate) const fn outer_flags(&self, inner: u8) -> u8 {
+        (inner & self.flags | self.flags << 1) & DONT_FRAGMENT
+    }
+
+    /// Bytes around a packet, without its padding.
+    #[inline]
+    pub(crate) fn around(&self) -> usize {
+        self.front_len() + 2 + self.icv_len()
     }
 
     /// The checksum of an outer IPv4 header with these first four words.

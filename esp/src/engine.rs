@@ -16,13 +16,16 @@ use crate::wire::EncapsulationPorts;
 /// How many packets are in flight between the passes. Longer batches are cut.
 pub const CHUNK: usize = 64;
 
+/// How many runs of packets of one association are. Associations and keys of more would drive
+/// each other, and the packets, out of the first cache.
+pub(crate) const RUNS: usize = 32;
+
 /// How many events are kept for collection; more are counted as lost.
 const EVENTS: usize = 256;
 
-/// Packets of one association that stand together, and what of them has been measured.
+/// What has been measured of packets of one association that stand together.
 #[derive(Default)]
 struct Run {
-    len: usize,
     measured: u32,
     /// Bytes that the cipher will be applied to.
     text_bytes: u64,
@@ -93,9 +96,7 @@ impl Engine {
     /// A refused packet keeps its content; see [`Verdict`]. A sequence number that was
     /// reserved is never given back.
     pub fn encapsulate<B: Buffer>(&mut self, now: Timestamp, batch: &mut [Outbound<'_, B>]) {
-        for chunk in batch.chunks_mut(CHUNK) {
-            self.encapsulate_chunk::<B, false>(now, chunk);
-        }
+        self.encapsulate_all::<B, false>(now, batch);
     }
 
     /// Encapsulates as [`encapsulate`](Self::encapsulate) does, but leaves the cryptography to
@@ -104,9 +105,7 @@ impl Engine {
     ///
     /// The UDP checksum that ESP in UDP over IPv6 needs is not computed either.
     pub fn frame<B: Buffer>(&mut self, now: Timestamp, batch: &mut [Outbound<'_, B>]) {
-        for chunk in batch.chunks_mut(CHUNK) {
-            self.encapsulate_chunk::<B, true>(now, chunk);
-        }
+        self.encapsulate_all::<B, true>(now, batch);
     }
 
     /// Decapsulates packets that an adapter has authenticated and decrypted already: replay
@@ -134,36 +133,36 @@ impl Engine {
     }
 
     /// `ADAPTER`: somebody else does the cryptography.
+    #[inline(always)]
+    fn encapsulate_all<B: Buffer, const ADAPTER: bool>(
+        &mut self,
+        now: Timestamp,
+        batch: &mut [Outbound<'_, B>],
+    ) {
+        let mut rest = batch;
+        while !rest.is_empty() {
+            let chunk;
+            (chunk, rest) = rest.split_at_mut(outbound::prefetch(rest));
+            self.encapsulate_chunk::<B, ADAPTER>(now, chunk);
+        }
+    }
+
+    /// As [`encapsulate_all`](Self::encapsulate_all), as many as are in flight at once.
     fn encapsulate_chunk<B: Buffer, const ADAPTER: bool>(
         &mut self,
         now: Timestamp,
         chunk: &mut [Outbound<'_, B>],
     ) {
-        outbound::prefetch(chunk);
-        // Packets of the same association that stand together are a run.
-        let mut runs: ArrayVec<Run, CHUNK> = ArrayVec::new();
         // `None`: refused.
         let mut measured: ArrayVec<Option<Measured>, CHUNK> = ArrayVec::new();
+        // Packets of the same association that stand together are a run.
         for run in chunk.chunk_by_mut(|a, b| ptr::eq(a.sa, b.sa)) {
-            runs.push(self.measure(run, &mut measured));
-        }
-        let (mut rest, mut rest_measured) = (&mut *chunk, &mut measured[..]);
-        for total in &runs {
-            let (run, measured);
-            (run, rest) = rest.split_at_mut(total.len);
-            (measured, rest_measured) = rest_measured.split_at_mut(total.len);
-            self.number(now, total, run, measured);
+            let first = measured.len();
+            let total = self.measure(run, &mut measured);
+            self.number(now, &total, run, &mut measured[first..]);
         }
         let mut jobs: ArrayVec<Job<'_>, CHUNK> = ArrayVec::new();
-        let mut with_checksum = false;
-        let (mut rest, mut rest_measured) = (&mut *chunk, &measured[..]);
-        for total in runs {
-            let (run, measured);
-            (run, rest) = rest.split_at_mut(total.len);
-            (measured, rest_measured) = rest_measured.split_at(total.len);
-            with_checksum |= run[0].sa.context().has_udp_checksum();
-            write(run, measured, &mut jobs);
-        }
+        let with_checksum = write(chunk, &measured, &mut jobs);
         if !ADAPTER {
             seal_batch(&mut jobs);
         }
@@ -186,10 +185,7 @@ impl Engine {
         measured: &mut ArrayVec<Option<Measured>, CHUNK>,
     ) -> Run {
         let path = Path::of(run[0].sa);
-        let mut total = Run {
-            len: run.len(),
-            ..Run::default()
-        };
+        let mut total = Run::default();
         for entry in run {
             if let Some(plain) = path.measure_plain(entry.content, &mut entry.packet) {
                 total.add(&plain);
@@ -220,15 +216,14 @@ impl Engine {
         measured: &mut [Option<Measured>],
     ) {
         let sa = run[0].sa;
-        if total.measured as usize == total.len
-            && let Some((first, events)) = sa.reserve_run(now, total.measured, total.text_bytes)
+        if total.measured as usize == run.len()
+            && let Some(first) = sa.reserve_run(now, total.measured, total.text_bytes)
         {
             for (entry, sequence) in run.iter_mut().zip(first..) {
                 entry.verdict = Verdict::Sealed { sequence };
             }
             self.counters.sealed_packets += u64::from(total.measured);
             self.counters.sealed_bytes += total.packet_bytes;
-            self.emit(sa, events);
             return;
         }
         self.number_one_by_one(now, run, measured);
@@ -410,31 +405,38 @@ impl Engine {
     }
 }
 
-/// Writes all but ciphertext and ICV of the packets of a run that have numbers.
+/// Writes all but ciphertext and ICV of the packets that have numbers; whether one needs a UDP
+/// checksum in the end.
 #[inline(always)]
 fn write<'a, 'c, B: Buffer>(
-    run: &'c mut [Outbound<'a, B>],
+    chunk: &'c mut [Outbound<'a, B>],
     measured: &[Option<Measured>],
     jobs: &mut ArrayVec<Job<'c>, CHUNK>,
-) where
+) -> bool
+where
     'a: 'c,
 {
-    let sa = run[0].sa;
-    sa.context().prefetch_key();
-    let path = Path::of(sa);
-    let (cipher, esn) = (sa.context().cipher(), sa.esn());
-    for (entry, measured) in run.iter_mut().zip(measured) {
+    let mut with_checksum = false;
+    let mut last: *const EspSa = ptr::null();
+    for (entry, measured) in chunk.iter_mut().zip(measured) {
         let (Verdict::Sealed { sequence }, Some(measured)) = (entry.verdict, measured) else {
             continue;
         };
+        let sa = entry.sa;
+        if !ptr::eq(last, sa) {
+            last = sa;
+            sa.context().prefetch_key();
+            with_checksum |= sa.context().has_udp_checksum();
+        }
         jobs.push(Job {
-            cipher,
+            cipher: sa.context().cipher(),
             sequence,
-            esn,
-            esp: path.write(entry.packet.data_mut(), measured, sequence),
+            esn: sa.esn(),
+            esp: outbound::write(sa, entry.packet.data_mut(), measured, sequence),
             authentic: false,
         });
     }
+    with_checksum
 }
 
 /// Whether both are the same association, or none.

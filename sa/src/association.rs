@@ -295,10 +295,10 @@ impl<C> Sa<C> {
     }
 
     /// Outbound: as [`reserve`](Self::reserve) for most runs, those that end far from every
-    /// bound: the number of the first of `count` packets with that many bytes in all. `None`,
-    /// and nothing has happened, asks for that one.
+    /// bound: the number of the first of `count` packets with that many bytes in all, and no
+    /// event. `None`, and nothing has happened, asks for that one.
     #[inline]
-    pub fn reserve_run(&self, now: Timestamp, count: u32, bytes: u64) -> Option<(u64, Events)> {
+    pub fn reserve_run(&self, now: Timestamp, count: u32, bytes: u64) -> Option<u64> {
         self.state.reserve_run(now, count, bytes)
     }
 

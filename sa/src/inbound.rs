@@ -7,7 +7,7 @@ use core::time::Duration;
 use crate::event::Events;
 use crate::ident::Timestamp;
 use crate::lease::LeaseError;
-use crate::lifetime::{Budget, Usage};
+use crate::lifetime::Usage;
 use crate::lock::Held;
 use crate::replay::{ReplayRefusal, ReplayWindow, Ring};
 use crate::sequence::end_of_space;
@@ -125,18 +125,18 @@ impl<'a> Precheck<'a> {
 pub struct Commit<'a> {
     state: &'a PacketState,
     now: Timestamp,
-    /// `None`: nothing is accepted any more, for the reason in `refusal`.
-    window: Option<&'a ReplayWindow>,
-    refusal: InboundRefusal,
-    /// The bits of the window.
+    /// The bits of the window, if there is one.
     ring: Option<Ring<'a>>,
-    /// The last number that may be accepted before asking for the next stop.
-    stop: u64,
-    budget: Budget,
+    /// The last number, and the first count of bytes too many, by
+    /// [`Horizon`](crate::state::Horizon).
+    last: u64,
+    too_many: u64,
     /// The highest number received.
     top: u64,
     usage: Usage,
     accepted: bool,
+    /// A packet was looked at closely.
+    closely: bool,
     events: Events,
     _held: Held<'a>,
 }
@@ -152,15 +152,18 @@ impl Commit<'_> {
     //= https://www.rfc-editor.org/rfc/rfc4303#section-3.4.3
     //# The receive window is updated only if the integrity verification
     //# succeeds.
-    #[inline]
+    #[inline(always)]
     pub fn accept(&mut self, sequence: u64, bytes: u32) -> Result<(), InboundRefusal> {
         // Most packets come in order and far from any limit.
-        if let (Some(ring), Some(charged)) = (self.ring, self.budget.charge(self.usage, bytes))
+        let charged = self.usage.bytes.saturating_add(bytes.into());
+        if let Some(ring) = self.ring
             && sequence == self.top.wrapping_add(1)
-            && sequence <= self.stop
+            && sequence <= self.last
+            && charged < self.too_many
         {
             ring.mark(sequence);
-            self.usage = charged;
+            self.usage.bytes = charged;
+            self.usage.packets = self.usage.packets.wrapping_add(1);
             self.top = sequence;
             self.accepted = true;
             return Ok(());
@@ -170,6 +173,7 @@ impl Commit<'_> {
 
     #[inline(never)]
     fn accept_closely(&mut self, sequence: u64, bytes: u32) -> Result<(), InboundRefusal> {
+        self.closely = true;
         let outcome = self.decide(sequence, bytes);
         if let Err(refusal) = outcome {
             self.count(refusal);
@@ -180,41 +184,57 @@ impl Commit<'_> {
     /// Gives the lock back.
     #[inline]
     pub fn finish(mut self) -> Events {
-        if self.accepted {
+        if self.accepted && self.closely {
             self.events |= self.state.settle(self.usage);
         }
         self.events
     }
 
     fn decide(&mut self, sequence: u64, bytes: u32) -> Result<(), InboundRefusal> {
-        let window = self.window.ok_or(self.refusal)?;
-        if sequence > self.stop {
+        let flags = self.state.flags();
+        if flags.contains(Flags::DELETED) {
+            return Err(InboundRefusal::Deleted);
+        }
+        if flags.contains(Flags::DEAD) {
+            return Err(InboundRefusal::Expired);
+        }
+        let outbound = InboundRefusal::Replay(ReplayRefusal::Outbound);
+        let window = self.state.window().ok_or(outbound)?;
+        if sequence > self.state.stop.load(Ordering::Relaxed).min(self.end()) {
             self.pass_stop(sequence)?;
         }
         window
             .judge(self.top, sequence)
             .map_err(InboundRefusal::Replay)?;
-        let Some(charged) = self.budget.charge(self.usage, bytes) else {
+        let budget = self.state.lifetime.hard.budget();
+        let Some(charged) = budget.charge(self.usage, bytes) else {
             self.events |= self.state.raise(Flags::DEAD, Events::HARD_EXPIRE);
-            (self.window, self.ring) = (None, None);
-            self.refusal = InboundRefusal::Expired;
+            self.last = 0;
             return Err(InboundRefusal::Expired);
         };
         self.usage = charged;
+        if sequence <= self.top {
+            // A limit in packets is now one number nearer.
+            self.last = self.last.saturating_sub(1);
+        }
         self.top = window.mark(self.top, sequence);
         self.accepted = true;
         Ok(())
+    }
+
+    /// The last number of the association's space.
+    fn end(&self) -> u64 {
+        end_of_space(self.state.esn)
     }
 
     /// Whether a number beyond the last stop may be accepted, and up to where the next ones
     /// may without asking.
     #[cold]
     fn pass_stop(&mut self, sequence: u64) -> Result<(), InboundRefusal> {
-        let end = end_of_space(self.state.esn);
         let PerDirection::Inbound(_, marks) = &self.state.per_direction else {
             return Err(InboundRefusal::Replay(ReplayRefusal::Outbound));
         };
-        if sequence > end {
+        if sequence > self.end() {
             return Err(InboundRefusal::Replay(ReplayRefusal::Beyond));
         }
         let stop = marks.stop_after(sequence);
@@ -223,7 +243,6 @@ impl Commit<'_> {
         }
         let stop = stop.ok_or(InboundRefusal::AboveMark)?;
         self.state.stop.store(stop, Ordering::Relaxed);
-        self.stop = stop.min(end);
         Ok(())
     }
 
@@ -246,6 +265,9 @@ impl Drop for Commit<'_> {
             self.state.sequence.store(self.top, Ordering::Release);
             self.state.use_up(self.usage, self.now);
             self.state.failures_in_a_row.store(0, Ordering::Relaxed);
+        }
+        if self.closely {
+            self.state.look_ahead();
         }
     }
 }
@@ -288,33 +310,32 @@ impl PacketState {
     #[inline]
     pub(crate) fn commit(&self, now: Timestamp) -> Commit<'_> {
         let held = self.lock.acquire();
-        let events = self.expire_held(now);
-        let flags = self.flags();
-        let (window, refusal) = if flags.contains(Flags::DELETED) {
-            (None, InboundRefusal::Deleted)
-        } else if flags.contains(Flags::DEAD) {
-            (None, InboundRefusal::Expired)
+        let horizon = &self.horizon;
+        let events = if now.as_nanos() < horizon.time.load(Ordering::Relaxed) {
+            Events::NONE
         } else {
-            let outbound = InboundRefusal::Replay(ReplayRefusal::Outbound);
-            (self.window(), outbound)
+            self.pass_time(now)
         };
         Commit {
             state: self,
             now,
-            window,
-            refusal,
-            ring: window.and_then(ReplayWindow::ring),
-            stop: self
-                .stop
-                .load(Ordering::Relaxed)
-                .min(end_of_space(self.esn)),
-            budget: self.lifetime.hard.budget(),
+            ring: self.window().and_then(ReplayWindow::ring),
+            last: horizon.sequence.load(Ordering::Relaxed),
+            too_many: horizon.bytes.load(Ordering::Relaxed),
             top: self.sequence.load(Ordering::Relaxed),
             usage: self.usage(),
             accepted: false,
+            closely: false,
             events,
             _held: held,
         }
+    }
+
+    #[cold]
+    fn pass_time(&self, now: Timestamp) -> Events {
+        let events = self.expire_held(now);
+        self.look_ahead();
+        events
     }
 
     /// Sets the mark and returns it.
@@ -324,7 +345,7 @@ impl PacketState {
         };
         let _held = self.lock.acquire();
         let mark = marks.set(mark, self.sequence.load(Ordering::Relaxed));
-        self.stop.store(0, Ordering::Relaxed);
+        self.ask_again();
         self.clear(Flags::LEASE_LOW);
         Ok(mark)
     }

@@ -41,12 +41,13 @@ impl core::error::Error for ReplayRefusal {}
 /// and shifts nothing. Writers must exclude each other; a reader beside a writer may see
 /// a stale answer, never an inconsistent one.
 #[derive(Debug)]
+#[repr(C)]
 pub(crate) struct ReplayWindow {
-    words: Words,
     /// W; 0 is no anti-replay service.
     size: u32,
     /// Positions of the ring less one; the number of positions is a power of two.
     mask: u32,
+    words: Words,
 }
 
 /// Windows of up to 1,024 packets lie within the association.
