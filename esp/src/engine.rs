@@ -417,24 +417,25 @@ where
     'a: 'c,
 {
     let mut with_checksum = false;
-    let mut last: *const EspSa = ptr::null();
-    for (entry, measured) in chunk.iter_mut().zip(measured) {
-        let (Verdict::Sealed { sequence }, Some(measured)) = (entry.verdict, measured) else {
-            continue;
-        };
-        let sa = entry.sa;
-        if !ptr::eq(last, sa) {
-            last = sa;
-            sa.context().prefetch_key();
-            with_checksum |= sa.context().has_udp_checksum();
+    let mut measured = measured.iter();
+    for run in chunk.chunk_by_mut(|a, b| ptr::eq(a.sa, b.sa)) {
+        let sa = run[0].sa;
+        let context = sa.context();
+        context.prefetch_key();
+        with_checksum |= context.has_udp_checksum();
+        let (cipher, esn) = (context.cipher(), sa.esn());
+        for (entry, measured) in run.iter_mut().zip(&mut measured) {
+            let (Verdict::Sealed { sequence }, Some(measured)) = (entry.verdict, measured) else {
+                continue;
+            };
+            jobs.push(Job {
+                cipher,
+                sequence,
+                esn,
+                esp: outbound::write(sa, entry.packet.data_mut(), measured, sequence),
+                authentic: false,
+            });
         }
-        jobs.push(Job {
-            cipher: sa.context().cipher(),
-            sequence,
-            esn: sa.esn(),
-            esp: outbound::write(sa, entry.packet.data_mut(), measured, sequence),
-            authentic: false,
-        });
     }
     with_checksum
 }
