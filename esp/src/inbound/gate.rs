@@ -58,8 +58,7 @@ impl<'a> Gate<'a> {
             esn: sa.esn(),
             precheck: sa.precheck(),
             around: (8 + framing.iv_len() + framing.icv_len()) as u32,
-            // Every alignment is a power of two.
-            misaligned: framing.alignment() as u32 - 1,
+            misaligned: framing.misaligned() as u32,
         }
     }
 
