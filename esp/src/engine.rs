@@ -115,9 +115,7 @@ impl Engine {
     /// the adapter has used; if that is not the number that the window infers, the adapter was
     /// behind, the packet may be an old one, and it is dropped as a replay.
     pub fn accept<B: Buffer>(&mut self, now: Timestamp, batch: &mut [Inbound<'_, B>]) {
-        for chunk in batch.chunks_mut(CHUNK) {
-            self.decapsulate_chunk::<B, true>(now, &|_, _| None, chunk);
-        }
+        self.decapsulate_all::<B, true>(now, &|_, _| None, batch);
     }
 
     /// Decapsulates every packet of `batch` in place, with the associations that `sas` finds.
@@ -127,9 +125,7 @@ impl Engine {
         sas: &impl InboundSas<'a>,
         batch: &mut [Inbound<'a, B>],
     ) {
-        for chunk in batch.chunks_mut(CHUNK) {
-            self.decapsulate_chunk::<B, false>(now, sas, chunk);
-        }
+        self.decapsulate_all::<B, false>(now, sas, batch);
     }
 
     /// `ADAPTER`: somebody else does the cryptography.
@@ -262,13 +258,29 @@ impl Engine {
     }
 
     /// `ADAPTER`: somebody else has done the cryptography.
+    #[inline(always)]
+    fn decapsulate_all<'a, B: Buffer, const ADAPTER: bool>(
+        &mut self,
+        now: Timestamp,
+        sas: &impl InboundSas<'a>,
+        batch: &mut [Inbound<'a, B>],
+    ) {
+        let mut rest = batch;
+        while !rest.is_empty() {
+            let len = inbound::prefetch(rest, sas);
+            let chunk;
+            (chunk, rest) = rest.split_at_mut(len);
+            self.decapsulate_chunk::<B, ADAPTER>(now, sas, chunk);
+        }
+    }
+
+    /// As [`decapsulate_all`](Self::decapsulate_all), as many as are in flight at once.
     fn decapsulate_chunk<'a, B: Buffer, const ADAPTER: bool>(
         &mut self,
         now: Timestamp,
         sas: &impl InboundSas<'a>,
         chunk: &mut [Inbound<'a, B>],
     ) {
-        inbound::prefetch(chunk, sas);
         let mut candidates: ArrayVec<Candidate<'a>, CHUNK> = ArrayVec::new();
         let mut jobs: ArrayVec<Job<'_>, CHUNK> = ArrayVec::new();
         let mut first = 0;
@@ -280,16 +292,11 @@ impl Engine {
         if !ADAPTER {
             open_batch(&mut jobs);
         }
-        for (candidate, job) in candidates.iter_mut().zip(&jobs) {
-            if !ADAPTER && !job.authentic {
-                candidate.refusal = Some(DropReason::Icv);
-            }
+        let mut authentic = jobs.iter().map(|job| ADAPTER || job.authentic);
+        for run in candidates.chunk_by_mut(|a, b| ptr::eq(a.sa, b.sa)) {
+            self.commit(now, run, &mut authentic);
         }
         drop(jobs);
-
-        for run in candidates.chunk_by_mut(|a, b| ptr::eq(a.sa, b.sa)) {
-            self.commit(now, run);
-        }
         self.open(&candidates, chunk);
     }
 
@@ -338,15 +345,21 @@ impl Engine {
         }
     }
 
-    /// Decides about the authentic packets of a run. The association's lock is held meanwhile,
-    /// and for nothing else.
+    /// Decides about the packets of a run, which are `authentic` or not. The association's lock
+    /// is held meanwhile, and for nothing else.
     #[inline(always)]
-    fn commit(&mut self, now: Timestamp, run: &mut [Candidate<'_>]) {
+    fn commit(
+        &mut self,
+        now: Timestamp,
+        run: &mut [Candidate<'_>],
+        authentic: impl Iterator<Item = bool>,
+    ) {
         let sa = run[0].sa;
         let mut forged = 0;
         let mut commit = sa.commit(now);
-        for candidate in run {
-            if candidate.refusal.is_some() {
+        for (candidate, authentic) in run.iter_mut().zip(authentic) {
+            if !authentic {
+                candidate.refusal = Some(DropReason::Icv);
                 forged += 1;
             } else if let Err(refusal) = commit.accept(candidate.sequence, candidate.text_len()) {
                 candidate.refusal = Some(inbound::refused(refusal));

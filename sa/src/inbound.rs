@@ -72,8 +72,10 @@ impl<'a> Precheck<'a> {
             base: top & !u64::from(u32::MAX),
             ahead: (top as u32).wrapping_add(1),
             span: match state.window() {
-                None => 0,
-                Some(window) => window.ahead(top, state.esn),
+                Some(window) if !state.is_resync_due() && state.is_far() => {
+                    window.ahead(top, state.esn)
+                }
+                _ => 0,
             },
         }
     }
@@ -87,8 +89,9 @@ impl<'a> Precheck<'a> {
         }
     }
 
-    /// As [`check`](Self::check) for most packets, which come in order; `None` asks for that
-    /// one.
+    /// As [`check`](Self::check) for most packets, which come in order to an association that
+    /// is far from its limits and has not lost its sender; `None` asks for that one, and for a
+    /// look at the association's state.
     #[inline]
     pub fn check_ahead(&self, sequence_low: u32) -> Option<u64> {
         (sequence_low.wrapping_sub(self.ahead) < self.span)
@@ -291,6 +294,12 @@ impl PacketState {
     #[inline]
     pub(crate) fn precheck(&self) -> Precheck<'_> {
         Precheck::new(self)
+    }
+
+    /// Whether packets may pass without a closer look.
+    #[inline]
+    fn is_far(&self) -> bool {
+        self.horizon.sequence.load(Ordering::Relaxed) != 0
     }
 
     #[inline]
