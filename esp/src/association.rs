@@ -316,6 +316,12 @@ impl Framing {
         usize::from(self.icv_len)
     }
 
+    /// Bytes of an ESP packet without text.
+    #[inline]
+    pub(crate) fn esp_around(&self) -> u32 {
+        8 + u32::from(self.iv_len) + u32::from(self.icv_len)
+    }
+
     /// Bits that are not set in the length of a text.
     #[inline]
     pub(crate) fn misaligned(&self) -> usize {

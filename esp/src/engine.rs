@@ -292,12 +292,15 @@ impl Engine {
         if !ADAPTER {
             open_batch(&mut jobs);
         }
-        let mut authentic = jobs.iter().map(|job| ADAPTER || job.authentic);
-        for run in candidates.chunk_by_mut(|a, b| ptr::eq(a.sa, b.sa)) {
-            self.commit(now, run, &mut authentic);
-        }
+        let authentic = if ADAPTER { u64::MAX } else { authentic(&jobs) };
         drop(jobs);
-        self.open(&candidates, chunk);
+
+        let mut first = 0;
+        for run in candidates.chunk_by_mut(|a, b| ptr::eq(a.sa, b.sa)) {
+            self.commit(now, run, authentic >> first);
+            self.open(run, chunk);
+            first += run.len();
+        }
     }
 
     /// Admits the packets of a run, all with the same association or all without one, to the
@@ -345,20 +348,30 @@ impl Engine {
         }
     }
 
-    /// Decides about the packets of a run, which are `authentic` or not. The association's lock
-    /// is held meanwhile, and for nothing else.
+    /// Decides about the packets of a run, of which a bit says whether each is authentic.
     #[inline(always)]
-    fn commit(
-        &mut self,
-        now: Timestamp,
-        run: &mut [Candidate<'_>],
-        authentic: impl Iterator<Item = bool>,
-    ) {
+    fn commit(&mut self, now: Timestamp, run: &mut [Candidate<'_>], authentic: u64) {
+        let sa = run[0].sa;
+        let around = sa.context().framing().esp_around();
+        let all = run.len().min(authentic.trailing_ones() as usize);
+        let packets = run[..all]
+            .iter()
+            .map(|candidate| (candidate.sequence, candidate.esp_len - around));
+        let accepted = sa.accept_run(now, packets);
+        if accepted < run.len() {
+            self.commit_closely(now, &mut run[accepted..], authentic >> accepted);
+        }
+    }
+
+    /// As [`commit`](Self::commit), where not all may be accepted. The association's lock is
+    /// held meanwhile, and for nothing else.
+    #[inline(never)]
+    fn commit_closely(&mut self, now: Timestamp, run: &mut [Candidate<'_>], authentic: u64) {
         let sa = run[0].sa;
         let mut forged = 0;
         let mut commit = sa.commit(now);
-        for (candidate, authentic) in run.iter_mut().zip(authentic) {
-            if !authentic {
+        for (index, candidate) in run.iter_mut().enumerate() {
+            if authentic >> index & 1 == 0 {
                 candidate.refusal = Some(DropReason::Icv);
                 forged += 1;
             } else if let Err(refusal) = commit.accept(candidate.sequence, candidate.text_len()) {
@@ -451,6 +464,13 @@ where
         }
     }
     with_checksum
+}
+
+/// A bit for each, in their order: the ICV was right.
+#[inline]
+fn authentic(jobs: &[Job<'_>]) -> u64 {
+    let bits = jobs.iter().zip(0..);
+    bits.fold(0, |bits, (job, at)| bits | u64::from(job.authentic) << at)
 }
 
 /// Whether both are the same association, or none.

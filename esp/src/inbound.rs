@@ -77,7 +77,7 @@ pub(crate) struct Candidate<'a> {
     protocol_at: u16,
     version: IpVersion,
     udp: bool,
-    esp_len: u32,
+    pub(crate) esp_len: u32,
     traffic_class: u8,
     /// Its place in the chunk.
     pub(crate) index: u8,
@@ -292,8 +292,7 @@ impl<'a> Candidate<'a> {
     /// Bytes that the cipher is applied to.
     #[inline]
     pub(crate) fn text_len(&self) -> u32 {
-        let framing = self.sa.context().framing();
-        self.esp_len - (8 + framing.iv_len() + framing.icv_len()) as u32
+        self.esp_len - self.sa.context().framing().esp_around()
     }
 
     /// The ESP packet within the IP packet.

@@ -319,6 +319,15 @@ impl<C> Sa<C> {
         self.state.precheck()
     }
 
+    /// Inbound, after authentication: as [`commit`](Self::commit) for most runs, which come in
+    /// order and end far from every bound. Accepts `packets`, each given by its full sequence
+    /// number and the bytes that the cipher was applied to, from the first on, and returns how
+    /// many; the one after those, and all later ones, want a [`Commit`]. There are no events.
+    #[inline]
+    pub fn accept_run(&self, now: Timestamp, packets: impl Iterator<Item = (u64, u32)>) -> usize {
+        self.state.accept_run(now, packets)
+    }
+
     /// Inbound, after authentication: takes the lock for a run of packets.
     #[inline]
     pub fn commit(&self, now: Timestamp) -> Commit<'_> {

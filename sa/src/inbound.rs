@@ -9,7 +9,7 @@ use crate::ident::Timestamp;
 use crate::lease::LeaseError;
 use crate::lifetime::Usage;
 use crate::lock::Held;
-use crate::replay::{ReplayRefusal, ReplayWindow, Ring};
+use crate::replay::{ReplayRefusal, ReplayWindow};
 use crate::sequence::end_of_space;
 use crate::state::{Flags, PacketState, PerDirection};
 
@@ -128,18 +128,10 @@ impl<'a> Precheck<'a> {
 pub struct Commit<'a> {
     state: &'a PacketState,
     now: Timestamp,
-    /// The bits of the window, if there is one.
-    ring: Option<Ring<'a>>,
-    /// The last number, and the first count of bytes too many, by
-    /// [`Horizon`](crate::state::Horizon).
-    last: u64,
-    too_many: u64,
     /// The highest number received.
     top: u64,
     usage: Usage,
     accepted: bool,
-    /// A packet was looked at closely.
-    closely: bool,
     events: Events,
     _held: Held<'a>,
 }
@@ -155,28 +147,7 @@ impl Commit<'_> {
     //= https://www.rfc-editor.org/rfc/rfc4303#section-3.4.3
     //# The receive window is updated only if the integrity verification
     //# succeeds.
-    #[inline(always)]
     pub fn accept(&mut self, sequence: u64, bytes: u32) -> Result<(), InboundRefusal> {
-        // Most packets come in order and far from any limit.
-        let charged = self.usage.bytes.saturating_add(bytes.into());
-        if let Some(ring) = self.ring
-            && sequence == self.top.wrapping_add(1)
-            && sequence <= self.last
-            && charged < self.too_many
-        {
-            ring.mark(sequence);
-            self.usage.bytes = charged;
-            self.usage.packets = self.usage.packets.wrapping_add(1);
-            self.top = sequence;
-            self.accepted = true;
-            return Ok(());
-        }
-        self.accept_closely(sequence, bytes)
-    }
-
-    #[inline(never)]
-    fn accept_closely(&mut self, sequence: u64, bytes: u32) -> Result<(), InboundRefusal> {
-        self.closely = true;
         let outcome = self.decide(sequence, bytes);
         if let Err(refusal) = outcome {
             self.count(refusal);
@@ -187,7 +158,7 @@ impl Commit<'_> {
     /// Gives the lock back.
     #[inline]
     pub fn finish(mut self) -> Events {
-        if self.accepted && self.closely {
+        if self.accepted {
             self.events |= self.state.settle(self.usage);
         }
         self.events
@@ -212,14 +183,9 @@ impl Commit<'_> {
         let budget = self.state.lifetime.hard.budget();
         let Some(charged) = budget.charge(self.usage, bytes) else {
             self.events |= self.state.raise(Flags::DEAD, Events::HARD_EXPIRE);
-            self.last = 0;
             return Err(InboundRefusal::Expired);
         };
         self.usage = charged;
-        if sequence <= self.top {
-            // A limit in packets is now one number nearer.
-            self.last = self.last.saturating_sub(1);
-        }
         self.top = window.mark(self.top, sequence);
         self.accepted = true;
         Ok(())
@@ -264,14 +230,9 @@ impl Drop for Commit<'_> {
     #[inline]
     fn drop(&mut self) {
         if self.accepted {
-            // Whoever sees the new top sees the positions cleared for it.
-            self.state.sequence.store(self.top, Ordering::Release);
-            self.state.use_up(self.usage, self.now);
-            self.state.failures_in_a_row.store(0, Ordering::Relaxed);
+            self.state.receive(self.top, self.usage, self.now);
         }
-        if self.closely {
-            self.state.look_ahead();
-        }
+        self.state.look_ahead();
     }
 }
 
@@ -316,35 +277,65 @@ impl PacketState {
         self.replays.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// Accepts packets, given by number and bytes, as long as each follows the one before, up
+    /// to the horizon; how many.
     #[inline]
+    pub(crate) fn accept_run(
+        &self,
+        now: Timestamp,
+        packets: impl Iterator<Item = (u64, u32)>,
+    ) -> usize {
+        let _held = self.lock.acquire();
+        let horizon = &self.horizon;
+        let Some(ring) = self.window().and_then(ReplayWindow::ring) else {
+            return 0;
+        };
+        if now.as_nanos() >= horizon.time.load(Ordering::Relaxed) {
+            return 0;
+        }
+        let last = horizon.sequence.load(Ordering::Relaxed);
+        let too_many = horizon.bytes.load(Ordering::Relaxed);
+        let before = self.sequence.load(Ordering::Relaxed);
+        let Usage {
+            mut bytes,
+            packets: packets_before,
+        } = self.usage();
+        let mut top = before;
+        for (sequence, length) in packets {
+            let charged = bytes.saturating_add(length.into());
+            if sequence != top.wrapping_add(1) || sequence > last || charged >= too_many {
+                break;
+            }
+            (top, bytes) = (sequence, charged);
+        }
+        let accepted = top - before;
+        if accepted > 0 {
+            ring.mark_after(before, accepted);
+            let packets = packets_before.wrapping_add(accepted);
+            self.receive(top, Usage { bytes, packets }, now);
+        }
+        accepted as usize
+    }
+
+    /// Whoever sees the new top sees the positions cleared for it.
+    #[inline]
+    fn receive(&self, top: u64, usage: Usage, now: Timestamp) {
+        self.sequence.store(top, Ordering::Release);
+        self.use_up(usage, now);
+        self.failures_in_a_row.store(0, Ordering::Relaxed);
+    }
+
     pub(crate) fn commit(&self, now: Timestamp) -> Commit<'_> {
         let held = self.lock.acquire();
-        let horizon = &self.horizon;
-        let events = if now.as_nanos() < horizon.time.load(Ordering::Relaxed) {
-            Events::NONE
-        } else {
-            self.pass_time(now)
-        };
         Commit {
             state: self,
             now,
-            ring: self.window().and_then(ReplayWindow::ring),
-            last: horizon.sequence.load(Ordering::Relaxed),
-            too_many: horizon.bytes.load(Ordering::Relaxed),
             top: self.sequence.load(Ordering::Relaxed),
             usage: self.usage(),
             accepted: false,
-            closely: false,
-            events,
+            events: self.expire_held(now),
             _held: held,
         }
-    }
-
-    #[cold]
-    fn pass_time(&self, now: Timestamp) -> Events {
-        let events = self.expire_held(now);
-        self.look_ahead();
-        events
     }
 
     /// Sets the mark and returns it.

@@ -44,7 +44,7 @@ impl<'a> Gate<'a> {
             cipher: sa.context().cipher(),
             esn: sa.esn(),
             precheck: sa.precheck(),
-            around: (8 + framing.iv_len() + framing.icv_len()) as u32,
+            around: framing.esp_around(),
             misaligned: framing.misaligned() as u32,
         }
     }
