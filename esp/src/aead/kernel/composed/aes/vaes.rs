@@ -1,7 +1,4 @@
-//! AES key schedules, AES-CBC and AES-CTR, with four blocks in a register (VAES, AVX-512).
-//!
-//! CBC encryption is serial within a packet, so sixteen packets advance block by block together.
-//! CBC decryption and CTR take sixteen blocks of one packet at a time.
+//! AES-CBC and AES-CTR with VAES and AVX-512: four blocks in a register, sixteen at once.
 
 #![allow(
     clippy::needless_range_loop,
@@ -12,116 +9,22 @@ use core::arch::x86_64::*;
 
 use zeroize::Zeroize;
 
-use super::Vaes;
+use super::{AesKey, BLOCK, CbcText, ROUND_KEYS, m128i};
 
-/// Round keys of AES-256; shorter keys use the first ones.
-const ROUND_KEYS: usize = 15;
-/// Bytes in a block.
-pub(super) const BLOCK: usize = 16;
 /// Packets that CBC encryption takes at once.
-const LANES: usize = 16;
+pub(super) const LANES: usize = 16;
 /// Registers for them.
 const VECTORS: usize = LANES / 4;
 
-type RoundKeys = [u128; ROUND_KEYS];
-
-/// An expanded AES key.
-#[repr(C, align(64))]
-pub(super) struct AesKey {
-    encryption: RoundKeys,
-    /// For the inverse cipher, in the order in which it uses them (FIPS 197 section 5.3.5).
-    decryption: RoundKeys,
-    pub(super) rounds: usize,
-}
-
-impl AesKey {
-    /// 16, 24 or 32 bytes; `None` for any other length.
-    pub(super) fn new(token: Vaes, key: &[u8]) -> Option<Self> {
-        if !matches!(key.len(), 16 | 24 | 32) {
-            return None;
-        }
-        let mut expanded = Self {
-            encryption: [0; ROUND_KEYS],
-            decryption: [0; ROUND_KEYS],
-            rounds: key.len() / 4 + 6,
-        };
-        let Vaes(..) = token;
-        // SAFETY: the token proves that the CPU has the instructions.
-        unsafe { expanded.expand(key) };
-        Some(expanded)
-    }
-
-    /// FIPS 197 section 5.2.
-    #[target_feature(enable = "aes")]
-    fn expand(&mut self, key: &[u8]) {
-        let words = key.len() / 4;
-        let mut schedule = [0_u32; 4 * ROUND_KEYS];
-        for (word, bytes) in schedule.iter_mut().zip(key.as_chunks().0) {
-            *word = u32::from_le_bytes(*bytes);
-        }
-        let mut constant = 1_u32;
-        for i in words..4 * (self.rounds + 1) {
-            let mut word = schedule[i - 1];
-            if i % words == 0 {
-                word = substitute(word).rotate_right(8) ^ constant;
-                constant = (constant << 1) ^ ((constant >> 7) * 0x11b);
-            } else if words > 6 && i % words == 4 {
-                word = substitute(word);
-            }
-            schedule[i] = schedule[i - words] ^ word;
-        }
-        for (key, words) in self.encryption.iter_mut().zip(schedule.as_chunks::<4>().0) {
-            *key = words
-                .iter()
-                .rev()
-                .fold(0, |key, word| key << 32 | u128::from(*word));
-        }
-        schedule.zeroize();
-        let last = self.rounds;
-        self.decryption[0] = self.encryption[last];
-        self.decryption[last] = self.encryption[0];
-        for round in 1..last {
-            let key = m128i(&self.encryption[last - round]);
-            // SAFETY: 16 aligned bytes.
-            unsafe {
-                let place = (&raw mut self.decryption[round]).cast();
-                _mm_store_si128(place, _mm_aesimc_si128(key));
-            }
-        }
-    }
-}
-
-impl Drop for AesKey {
-    fn drop(&mut self) {
-        self.encryption.zeroize();
-        self.decryption.zeroize();
-    }
-}
-
-/// The S-box on each byte of a word, by an AES round on four copies of it: ShiftRows does not
-/// change equal columns, and nothing is looked up in memory.
-#[target_feature(enable = "aes")]
-fn substitute(word: u32) -> u32 {
-    let columns = _mm_set1_epi32(word as i32);
-    _mm_cvtsi128_si32(_mm_aesenclast_si128(columns, _mm_setzero_si128())) as u32
-}
-
-#[inline]
-fn m128i(value: &u128) -> __m128i {
-    // SAFETY: 16 aligned bytes, of which any are valid.
-    unsafe { _mm_load_si128((&raw const *value).cast()) }
-}
-
-/// A text that CBC encrypts.
-pub(super) struct CbcText<'a> {
-    pub(super) key: &'a AesKey,
-    /// The IV and the text behind it.
-    pub(super) blocks: &'a mut [[u8; BLOCK]],
-}
-
 /// Round keys of the packets in the lanes, four to a register. Wiped when dropped.
 #[repr(C, align(64))]
-struct LaneKeys([[[u128; 4]; VECTORS]; ROUND_KEYS]);
+pub(super) struct LaneKeys([[[u128; 4]; VECTORS]; ROUND_KEYS]);
+
+impl LaneKeys {
+    pub(super) fn new() -> Self {
+        Self([[[0; 4]; VECTORS]; ROUND_KEYS])
+    }
+}
 
 impl Drop for LaneKeys {
     fn drop(&mut self) {
@@ -129,29 +32,9 @@ impl Drop for LaneKeys {
     }
 }
 
-/// Encrypts texts with AES-CBC (NIST SP 800-38A section 6.2).
-///
-/// Best if texts with keys of one length are neighbours, the longest first.
-pub(super) fn cbc_encrypt(token: Vaes, texts: &mut [CbcText<'_>]) {
-    let Vaes(..) = token;
-    let mut keys = LaneKeys([[[0; 4]; VECTORS]; ROUND_KEYS]);
-    for texts in texts.chunk_by_mut(|a, b| a.key.rounds == b.key.rounds) {
-        for group in texts.chunks_mut(LANES) {
-            // SAFETY: the token proves that the CPU has the instructions.
-            unsafe {
-                match group[0].key.rounds {
-                    10 => cbc_encrypt_group::<10>(group, &mut keys),
-                    12 => cbc_encrypt_group::<12>(group, &mut keys),
-                    _ => cbc_encrypt_group::<14>(group, &mut keys),
-                }
-            }
-        }
-    }
-}
-
 /// At most [`LANES`] texts, with keys of `ROUNDS` rounds.
 #[target_feature(enable = "avx512f,vaes,aes")]
-fn cbc_encrypt_group<const ROUNDS: usize>(group: &mut [CbcText<'_>], keys: &mut LaneKeys) {
+pub(super) fn cbc_encrypt<const ROUNDS: usize>(group: &mut [CbcText<'_>], keys: &mut LaneKeys) {
     // Lanes without a text, or whose text has ended, work here.
     let mut idle = [0_u8; BLOCK];
     let idle = idle.as_mut_ptr();
@@ -260,23 +143,9 @@ unsafe fn scatter(blocks: __m512i, places: &[*mut u8; LANES], first: usize) {
     }
 }
 
-/// Decrypts with AES-CBC (NIST SP 800-38A section 6.2) the text behind the IV that is the first
-/// of `blocks`.
-pub(super) fn cbc_decrypt(token: Vaes, key: &AesKey, blocks: &mut [[u8; BLOCK]]) {
-    let Vaes(..) = token;
-    // SAFETY: the token proves that the CPU has the instructions.
-    unsafe {
-        match key.rounds {
-            10 => cbc_decrypt_rounds::<10>(key, blocks),
-            12 => cbc_decrypt_rounds::<12>(key, blocks),
-            _ => cbc_decrypt_rounds::<14>(key, blocks),
-        }
-    }
-}
-
 /// From the end to the beginning, so that the block before is always still encrypted.
 #[target_feature(enable = "avx512f,avx512bw,vaes,aes")]
-fn cbc_decrypt_rounds<const ROUNDS: usize>(key: &AesKey, blocks: &mut [[u8; BLOCK]]) {
+pub(super) fn cbc_decrypt<const ROUNDS: usize>(key: &AesKey, blocks: &mut [[u8; BLOCK]]) {
     let mut end = blocks.len();
     while end > 1 {
         let start = end.saturating_sub(LANES).max(1);
@@ -315,22 +184,8 @@ fn cbc_decrypt_rounds<const ROUNDS: usize>(key: &AesKey, blocks: &mut [[u8; BLOC
     }
 }
 
-/// Encrypts or decrypts with AES-CTR (NIST SP 800-38A section 6.5). `first` is the first counter
-/// block, of which the last 32 bits count.
-pub(super) fn ctr(token: Vaes, key: &AesKey, first: [u8; BLOCK], text: &mut [u8]) {
-    let Vaes(..) = token;
-    // SAFETY: the token proves that the CPU has the instructions.
-    unsafe {
-        match key.rounds {
-            10 => ctr_rounds::<10>(key, first, text),
-            12 => ctr_rounds::<12>(key, first, text),
-            _ => ctr_rounds::<14>(key, first, text),
-        }
-    }
-}
-
 #[target_feature(enable = "avx512f,avx512bw,vaes,aes")]
-fn ctr_rounds<const ROUNDS: usize>(key: &AesKey, first: [u8; BLOCK], text: &mut [u8]) {
+pub(super) fn ctr<const ROUNDS: usize>(key: &AesKey, first: [u8; BLOCK], text: &mut [u8]) {
     // The counter in the upper word of each block, where it can be added to; the words that do
     // not count stay as they are on the wire.
     let swap = _mm512_broadcast_i32x4(_mm_setr_epi8(
