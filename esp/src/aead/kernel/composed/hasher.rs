@@ -4,6 +4,7 @@ use core::arch::x86_64::*;
 
 use sha2::block_api::{compress256, compress512};
 
+use super::wipe::Plain;
 use super::{sha1, sha2 as wide, sha256};
 pub(super) use wide::LANES;
 
@@ -11,7 +12,7 @@ pub(super) use wide::LANES;
 pub(super) type State = [u32; 8];
 
 /// A word of a hash: 32 or 64 bits.
-pub(super) trait Word: Copy + Default {
+pub(super) trait Word: Copy + Default + Plain {
     /// From a word as keys have it.
     fn new(word: u64) -> Self;
     fn widened(self) -> u64;
@@ -59,6 +60,8 @@ pub(super) trait Hasher {
     type Word: Word;
     /// Messages that are under way together, at most [`LANES`].
     const LANES: usize;
+    /// Bytes in a block.
+    const BLOCK: usize = 16 * size_of::<Self::Word>();
     /// With fewer messages than this, each block by itself costs less than all lanes together.
     const FULL: usize;
 

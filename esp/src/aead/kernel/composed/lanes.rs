@@ -3,6 +3,7 @@
 
 use super::hasher::{Hasher, LANES, Word};
 use super::hmac::{Hash, Message};
+use super::wipe::wipe;
 
 /// Bytes in the longest block.
 const BLOCK: usize = 128;
@@ -16,14 +17,16 @@ struct Aligned<T>(T);
 /// Wiped when dropped: the states are as good as keys for whoever knows the messages.
 pub(super) struct Lanes<H: Hasher> {
     states: Aligned<[[H::Word; 8]; LANES]>,
-    /// The last one or two blocks of each message.
-    ends: Aligned<[[u8; 2 * BLOCK]; LANES]>,
+    /// The last block of each message, from where on it has been hashed followed by its padding.
+    ends: Aligned<[[u8; 4 * BLOCK]; LANES]>,
     /// The blocks of the outer hash, which follow their digests.
     outer_blocks: Aligned<[[u8; BLOCK]; LANES]>,
     /// Of which messages these are, and how many there are.
     outer_of: [usize; LANES],
     outer_count: usize,
     lanes: [Lane; LANES],
+    /// A block of the outer hash without its digest.
+    outer: Aligned<[u8; BLOCK]>,
     hash: Hash,
 }
 
@@ -55,8 +58,9 @@ impl<H: Hasher> Lanes<H> {
         outer[hash.block_len() - 8..hash.block_len()].copy_from_slice(&bits.to_be_bytes());
         Self {
             states: Aligned([[H::Word::default(); 8]; LANES]),
-            ends: Aligned([[0; 2 * BLOCK]; LANES]),
+            ends: Aligned([[0; 4 * BLOCK]; LANES]),
             outer_blocks: Aligned([outer; LANES]),
+            outer: Aligned(outer),
             outer_of: [0; LANES],
             outer_count: 0,
             lanes: [IDLE; LANES],
@@ -147,7 +151,7 @@ impl<H: Hasher> Lanes<H> {
         self.lanes[lane] = Lane {
             message: Some(message),
             place: text.as_ptr(),
-            left: text.len() / self.hash.block_len(),
+            left: text.len() / H::BLOCK,
             at_end: false,
         };
         if self.lanes[lane].left == 0 {
@@ -167,10 +171,9 @@ impl<H: Hasher> Lanes<H> {
         let Some(message) = self.lanes[lane].message else {
             return;
         };
-        let block = self.hash.block_len();
         let now = &mut self.lanes[lane];
         now.left -= count;
-        now.place = now.place.wrapping_add(count * block);
+        now.place = now.place.wrapping_add(count * H::BLOCK);
         if now.left > 0 {
             return;
         }
@@ -178,10 +181,15 @@ impl<H: Hasher> Lanes<H> {
             return self.reach_end(lane, messages[message].text);
         }
         *now = IDLE;
-        let digest = &mut self.outer_blocks.0[self.outer_count][..self.hash.digest_len()];
-        let places = digest.chunks_exact_mut(size_of::<H::Word>());
-        for (word, place) in self.states.0[lane].into_iter().zip(places) {
+        let block = &mut self.outer_blocks.0[self.outer_count];
+        let words = block.chunks_exact_mut(size_of::<H::Word>());
+        for (word, place) in self.states.0[lane].into_iter().zip(words) {
             word.write(place);
+        }
+        // What is not part of the digest.
+        let rest = self.hash.digest_len()..H::BLOCK / 2;
+        if !rest.is_empty() {
+            block[rest.clone()].copy_from_slice(&self.outer.0[rest]);
         }
         self.outer_of[self.outer_count] = message;
         self.outer_count += 1;
@@ -193,17 +201,22 @@ impl<H: Hasher> Lanes<H> {
     /// The last one or two blocks, with the padding of FIPS 180-4 section 5.1.
     #[inline]
     fn reach_end(&mut self, lane: usize, text: &[u8]) {
-        let block = self.hash.block_len();
-        let rest = &text[text.len() / block * block..];
+        let rest = text.len() % H::BLOCK;
         let ends = &mut self.ends.0[lane];
-        ends.fill(0);
-        ends[..rest.len()].copy_from_slice(rest);
-        ends[rest.len()] = 0x80;
+        // A whole block is copied, for how many bytes that is the compiler knows.
+        match text.len().checked_sub(H::BLOCK) {
+            Some(start) => ends[..H::BLOCK].copy_from_slice(&text[start..]),
+            None => ends[H::BLOCK - rest..H::BLOCK].copy_from_slice(text),
+        }
+        ends[H::BLOCK..3 * H::BLOCK].fill(0);
+        ends[H::BLOCK] = 0x80;
+        let start = H::BLOCK - rest;
         // A length has an eighth of a block, of which no message here needs more than 8 bytes.
-        let count = if rest.len() < block - block / 8 { 1 } else { 2 };
-        let bits = 8 * (block + text.len()) as u64;
-        ends[count * block - 8..count * block].copy_from_slice(&bits.to_be_bytes());
-        self.lanes[lane].place = ends.as_ptr();
+        let count = if rest < H::BLOCK - H::BLOCK / 8 { 1 } else { 2 };
+        let end = start + count * H::BLOCK;
+        let bits = 8 * (H::BLOCK + text.len()) as u64;
+        ends[end - 8..end].copy_from_slice(&bits.to_be_bytes());
+        self.lanes[lane].place = ends[start..].as_ptr();
         self.lanes[lane].left = count;
         self.lanes[lane].at_end = true;
     }
@@ -238,25 +251,14 @@ impl<H: Hasher> Lanes<H> {
                 word.write(place);
             }
         }
-        wipe(&mut states);
+        wipe(&mut states.0);
     }
 }
 
 impl<H: Hasher> Drop for Lanes<H> {
     fn drop(&mut self) {
-        wipe(&mut self.states);
-        wipe(&mut self.ends);
-        wipe(&mut self.outer_blocks);
-    }
-}
-
-/// Overwrites with zeroes, in wide stores that the compiler must not leave out.
-fn wipe<T: Copy>(value: &mut Aligned<T>) {
-    let value = &raw mut *value;
-    // SAFETY: only words and bytes are wiped, for which zero is valid; the empty block reads what
-    // the pointer points to as far as the compiler knows.
-    unsafe {
-        value.write_bytes(0, 1);
-        core::arch::asm!("/* {} */", in(reg) value, options(nostack, preserves_flags, readonly));
+        wipe(&mut self.states.0);
+        wipe(&mut self.ends.0);
+        wipe(&mut self.outer_blocks.0);
     }
 }

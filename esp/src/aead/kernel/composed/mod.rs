@@ -13,6 +13,7 @@ mod lanes;
 mod sha1;
 mod sha2;
 mod sha256;
+mod wipe;
 
 use std::sync::OnceLock;
 
@@ -170,9 +171,9 @@ struct Packet<'a> {
     esp: &'a mut [u8],
     /// Bytes before the ICV: header, IV and text.
     covered: usize,
-    /// Of which the first bytes have been overwritten in the packet.
-    icv: [u8; ICV_LEN],
-    esn: bool,
+    /// Where the high half of the sequence number is authenticated, the bytes of the ICV in
+    /// whose place it stands for now.
+    displaced: Option<[u8; 4]>,
     authentic: &'a mut bool,
 }
 
@@ -184,23 +185,20 @@ impl<'a> Packet<'a> {
         if covered < HEADER_LEN + key.iv_len {
             return None;
         }
-        let mut icv = [0; ICV_LEN];
-        let place = &mut job.esp[covered..];
-        icv.get_mut(..key.icv_len)?.copy_from_slice(place);
         //= https://www.rfc-editor.org/rfc/rfc4303#section-2.2.1
         // The high half of an extended number is authenticated behind everything else. The ICV
         // gives way to it until the digest is there, so that the message lies in one piece.
+        let mut displaced = None;
         if job.esn {
-            place
-                .first_chunk_mut::<4>()?
-                .copy_from_slice(&((job.sequence >> 32) as u32).to_be_bytes());
+            let high = ((job.sequence >> 32) as u32).to_be_bytes();
+            let place = job.esp[covered..].first_chunk_mut()?;
+            displaced = Some(core::mem::replace(place, high));
         }
         Some(Self {
             key,
             esp: &mut *job.esp,
             covered,
-            icv,
-            esn: job.esn,
+            displaced,
             authentic: &mut job.authentic,
         })
     }
@@ -220,7 +218,7 @@ impl<'a> Packet<'a> {
     fn message(&self) -> Message<'_> {
         Message {
             key: &self.key.mac,
-            text: &self.esp[..self.covered + if self.esn { 4 } else { 0 }],
+            text: &self.esp[..self.covered + self.displaced.map_or(0, |bytes| bytes.len())],
         }
     }
 
@@ -242,22 +240,40 @@ impl<'a> Packet<'a> {
     #[inline]
     fn seal(&mut self, digest: &[u8; ICV_LEN]) {
         let icv = &mut self.esp[self.covered..];
-        icv.copy_from_slice(&digest[..icv.len()]);
+        // The lengths that there are, each copied at once.
+        match icv.len() {
+            12 => icv.copy_from_slice(&digest[..12]),
+            16 => icv.copy_from_slice(&digest[..16]),
+            24 => icv.copy_from_slice(&digest[..24]),
+            len => icv.copy_from_slice(&digest[..len]),
+        }
     }
 
     /// Puts the ICV back and says whether it is that of the digest.
     #[inline]
     fn check(&mut self, digest: &[u8; ICV_LEN]) -> bool {
         let icv = &mut self.esp[self.covered..];
-        icv.copy_from_slice(&self.icv[..icv.len()]);
-        let mut different = 0;
-        for (index, (given, right)) in self.icv.iter().zip(digest).enumerate() {
-            // No branch: how many bytes there are is no secret, what they are is.
-            let counts = if index < icv.len() { u8::MAX } else { 0 };
-            different |= (given ^ right) & counts;
+        if let (Some(bytes), Some(place)) = (self.displaced, icv.first_chunk_mut()) {
+            *place = bytes;
         }
-        different.ct_eq(&0).into()
+        match icv.len() {
+            12 => same::<12>(icv, digest),
+            16 => same::<16>(icv, digest),
+            24 => same::<24>(icv, digest),
+            _ => same::<32>(icv, digest),
+        }
     }
+}
+
+/// Whether the first bytes are the same, found out without a branch that depends on them.
+#[inline]
+fn same<const LEN: usize>(icv: &[u8], digest: &[u8]) -> bool {
+    let (Some(icv), Some(digest)) = (icv.first_chunk::<LEN>(), digest.first_chunk::<LEN>()) else {
+        return false;
+    };
+    let pairs = icv.iter().zip(digest);
+    let different = pairs.fold(0, |sum, (given, right)| sum | (given ^ right));
+    different.ct_eq(&0).into()
 }
 
 /// Seals the packets of all jobs that have such a key; returns how many have.

@@ -7,80 +7,106 @@
 
 use core::arch::x86_64::*;
 
-use zeroize::Zeroize;
-
+use super::super::wipe::wipe;
 use super::{AesKey, BLOCK, CbcText, ROUND_KEYS, m128i};
 
-/// Packets that CBC encryption takes at once.
-pub(super) const LANES: usize = 16;
+/// Packets that CBC encryption takes at once, at most.
+pub(super) const LANES: usize = 32;
 /// Registers for them.
 const VECTORS: usize = LANES / 4;
 
 /// Round keys of the packets in the lanes, four to a register. Wiped when dropped.
 #[repr(C, align(64))]
-pub(super) struct LaneKeys([[[u128; 4]; VECTORS]; ROUND_KEYS]);
+pub(super) struct LaneKeys {
+    keys: [[[u128; 4]; VECTORS]; ROUND_KEYS],
+    /// Whose they are; neighbours mostly have the keys of those before them.
+    of: [*const AesKey; LANES],
+}
 
 impl LaneKeys {
     pub(super) fn new() -> Self {
-        Self([[[0; 4]; VECTORS]; ROUND_KEYS])
+        Self {
+            keys: [[[0; 4]; VECTORS]; ROUND_KEYS],
+            of: [core::ptr::null(); LANES],
+        }
+    }
+
+    #[inline]
+    fn set(&mut self, lane: usize, key: &AesKey) {
+        let place = &raw const *key;
+        if self.of[lane] != place {
+            self.of[lane] = place;
+            for (keys, key) in self.keys.iter_mut().zip(&key.encryption) {
+                keys[lane / 4][lane % 4] = *key;
+            }
+        }
     }
 }
 
 impl Drop for LaneKeys {
     fn drop(&mut self) {
-        self.0.as_flattened_mut().as_flattened_mut().zeroize();
+        wipe(&mut self.keys);
     }
 }
 
-/// At most [`LANES`] texts, with keys of `ROUNDS` rounds.
+/// At most [`LANES`] texts, with keys of `ROUNDS` rounds. `keys` has been used for texts with
+/// keys that still live, or for none.
 #[target_feature(enable = "avx512f,vaes,aes")]
 pub(super) fn cbc_encrypt<const ROUNDS: usize>(group: &mut [CbcText<'_>], keys: &mut LaneKeys) {
+    if group.len() > LANES / 2 {
+        cbc_encrypt_vectors::<ROUNDS, VECTORS, LANES>(group, keys);
+    } else {
+        cbc_encrypt_vectors::<ROUNDS, { VECTORS / 2 }, { LANES / 2 }>(group, keys);
+    }
+}
+
+/// Takes `LANES` texts, which are four times `VECTORS`.
+#[inline]
+#[target_feature(enable = "avx512f,vaes,aes")]
+fn cbc_encrypt_vectors<const ROUNDS: usize, const VECTORS: usize, const LANES: usize>(
+    group: &mut [CbcText<'_>],
+    keys: &mut LaneKeys,
+) {
     // Lanes without a text, or whose text has ended, work here.
     let mut idle = [0_u8; BLOCK];
     let idle = idle.as_mut_ptr();
-    let mut places = [idle; LANES];
-    // All ones where the place moves on, zero in idle lanes.
-    let mut moving = [0_usize; LANES];
+    // The next block.
+    let mut at = [idle; LANES];
+    // Bytes to the block after it: none in idle lanes.
+    let mut stride = [0_usize; LANES];
     // Where the text ends; the block at 0 is the IV.
     let mut ends = [0_usize; LANES];
     for (lane, text) in group.iter_mut().enumerate() {
-        for (round, key) in text.key.encryption[..=ROUNDS].iter().enumerate() {
-            keys.0[round][lane / 4][lane % 4] = *key;
-        }
+        keys.set(lane, text.key);
         if !text.blocks.is_empty() {
             ends[lane] = text.blocks.len();
-            places[lane] = text.blocks.as_mut_ptr().cast();
-            moving[lane] = usize::MAX;
+            at[lane] = text.blocks.as_mut_ptr().cast();
+            stride[lane] = BLOCK;
         }
     }
 
     // SAFETY: aligned vectors of `keys`.
     let key = |round: usize, vector: usize| unsafe {
-        _mm512_load_si512((&raw const keys.0[round][vector]).cast())
+        _mm512_load_si512((&raw const keys.keys[round][vector]).cast())
     };
     let mut state = [_mm512_setzero_si512(); VECTORS];
     for vector in 0..VECTORS {
         // SAFETY: the IVs, or the idle block.
-        state[vector] = unsafe { gather(&places, 4 * vector) };
+        state[vector] = unsafe { gather(&at, 4 * vector) };
+    }
+    for lane in 0..LANES {
+        at[lane] = at[lane].wrapping_add(stride[lane]);
     }
     let mut step = 1;
     // Until the next text ends.
     while let Some(end) = ends.into_iter().filter(|end| *end > step).min() {
         for lane in 0..LANES {
             if ends[lane] <= step {
-                places[lane] = idle;
-                moving[lane] = 0;
+                at[lane] = idle;
+                stride[lane] = 0;
             }
         }
-        debug_assert!((0..LANES).all(|lane| match ends[lane] > step {
-            true => ends[lane] >= end && moving[lane] == usize::MAX,
-            false => places[lane] == idle && moving[lane] == 0,
-        }));
-        for step in step..end {
-            let mut at = [idle; LANES];
-            for lane in 0..LANES {
-                at[lane] = places[lane].wrapping_add((step * BLOCK) & moving[lane]);
-            }
+        for _ in step..end {
             for vector in 0..VECTORS {
                 // SAFETY: blocks before the ends of the texts, or the idle block.
                 let text = unsafe { gather(&at, 4 * vector) };
@@ -98,6 +124,9 @@ pub(super) fn cbc_encrypt<const ROUNDS: usize>(group: &mut [CbcText<'_>], keys: 
                 // the idle block.
                 unsafe { scatter(state[vector], &at, 4 * vector) };
             }
+            for lane in 0..LANES {
+                at[lane] = at[lane].wrapping_add(stride[lane]);
+            }
         }
         step = end;
     }
@@ -109,7 +138,7 @@ pub(super) fn cbc_encrypt<const ROUNDS: usize>(group: &mut [CbcText<'_>], keys: 
 /// Every place is valid for reads of 16 bytes.
 #[inline]
 #[target_feature(enable = "avx512f")]
-unsafe fn gather(places: &[*mut u8; LANES], first: usize) -> __m512i {
+unsafe fn gather(places: &[*mut u8], first: usize) -> __m512i {
     // SAFETY: the caller vouches for the places.
     let block = |lane: usize| unsafe { _mm_loadu_si128(places[first + lane].cast()) };
     let vector = _mm512_broadcast_i32x4(block(0));
@@ -124,7 +153,7 @@ unsafe fn gather(places: &[*mut u8; LANES], first: usize) -> __m512i {
 /// Every place is valid for writes of 16 bytes.
 #[inline]
 #[target_feature(enable = "avx512f")]
-unsafe fn scatter(blocks: __m512i, places: &[*mut u8; LANES], first: usize) {
+unsafe fn scatter(blocks: __m512i, places: &[*mut u8], first: usize) {
     // SAFETY: the caller vouches for the places.
     unsafe {
         _mm_storeu_si128(places[first].cast(), _mm512_castsi512_si128(blocks));
@@ -148,81 +177,128 @@ unsafe fn scatter(blocks: __m512i, places: &[*mut u8; LANES], first: usize) {
 pub(super) fn cbc_decrypt<const ROUNDS: usize>(key: &AesKey, blocks: &mut [[u8; BLOCK]]) {
     let mut end = blocks.len();
     while end > 1 {
-        let start = end.saturating_sub(LANES).max(1);
-        let masks = Masks::new((end - start) * BLOCK);
-        let place = blocks[start..end].as_mut_ptr().cast::<i8>();
-        let before = blocks[start - 1..end - 1].as_ptr().cast::<i8>();
-        let first = round_key(&key.decryption[0]);
-        let mut state = [_mm512_setzero_si512(); VECTORS];
-        let mut previous = state;
-        for vector in 0..VECTORS {
-            // SAFETY: the masks have one bit for each byte from `start` to `end`.
-            unsafe {
-                let block =
-                    _mm512_maskz_loadu_epi8(masks.0[vector], place.wrapping_add(64 * vector));
-                previous[vector] =
-                    _mm512_maskz_loadu_epi8(masks.0[vector], before.wrapping_add(64 * vector));
-                state[vector] = _mm512_xor_si512(block, first);
-            }
-        }
-        for key in &key.decryption[1..ROUNDS] {
-            let key = round_key(key);
-            for vector in 0..VECTORS {
-                state[vector] = _mm512_aesdec_epi128(state[vector], key);
-            }
-        }
-        let last = round_key(&key.decryption[ROUNDS]);
-        for vector in 0..VECTORS {
-            let text = _mm512_aesdeclast_epi128(state[vector], last);
-            let text = _mm512_xor_si512(text, previous[vector]);
-            // SAFETY: as for the loads, and `blocks` is borrowed mutably.
-            unsafe {
-                _mm512_mask_storeu_epi8(place.wrapping_add(64 * vector), masks.0[vector], text)
-            };
-        }
-        end = start;
+        let before = &mut blocks[..end];
+        end = match end {
+            33.. => cbc_decrypt_vectors::<ROUNDS, 8>(key, before),
+            9.. => cbc_decrypt_vectors::<ROUNDS, 4>(key, before),
+            5.. => cbc_decrypt_vectors::<ROUNDS, 2>(key, before),
+            _ => cbc_decrypt_vectors::<ROUNDS, 1>(key, before),
+        };
     }
+}
+
+/// As many blocks of the last as `VECTORS` vectors have room for, but not the first one; returns
+/// how many blocks are left.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,vaes,aes")]
+fn cbc_decrypt_vectors<const ROUNDS: usize, const VECTORS: usize>(
+    key: &AesKey,
+    blocks: &mut [[u8; BLOCK]],
+) -> usize {
+    let start = blocks.len().saturating_sub(4 * VECTORS).max(1);
+    let place = blocks[start..].as_mut_ptr().cast::<i8>();
+    let before = blocks[start - 1..].as_ptr().cast::<i8>();
+    let masks = masks::<VECTORS>((blocks.len() - start) * BLOCK);
+    let first = round_key(&key.decryption[0]);
+    let mut state = [_mm512_setzero_si512(); VECTORS];
+    let mut previous = state;
+    for vector in 0..VECTORS {
+        // SAFETY: the masks have one bit for each byte from `start` on.
+        unsafe {
+            let block = _mm512_maskz_loadu_epi8(masks[vector], place.wrapping_add(64 * vector));
+            previous[vector] =
+                _mm512_maskz_loadu_epi8(masks[vector], before.wrapping_add(64 * vector));
+            state[vector] = _mm512_xor_si512(block, first);
+        }
+    }
+    for key in &key.decryption[1..ROUNDS] {
+        let key = round_key(key);
+        for vector in 0..VECTORS {
+            state[vector] = _mm512_aesdec_epi128(state[vector], key);
+        }
+    }
+    let last = round_key(&key.decryption[ROUNDS]);
+    for vector in 0..VECTORS {
+        let text = _mm512_aesdeclast_epi128(state[vector], last);
+        let text = _mm512_xor_si512(text, previous[vector]);
+        // SAFETY: as for the loads, and `blocks` is borrowed mutably.
+        unsafe { _mm512_mask_storeu_epi8(place.wrapping_add(64 * vector), masks[vector], text) };
+    }
+    start
 }
 
 #[target_feature(enable = "avx512f,avx512bw,vaes,aes")]
 pub(super) fn ctr<const ROUNDS: usize>(key: &AesKey, first: [u8; BLOCK], text: &mut [u8]) {
     // The counter in the upper word of each block, where it can be added to; the words that do
     // not count stay as they are on the wire.
-    let swap = _mm512_broadcast_i32x4(_mm_setr_epi8(
-        0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 15, 14, 13, 12,
-    ));
+    let swap = swap_counters();
     let one_to_four = _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 2, 0, 0, 0, 3);
-    let four = _mm512_maskz_set1_epi32(0x8888, 4);
     // SAFETY: a block of 16 bytes.
     let first = unsafe { _mm_loadu_si128(first.as_ptr().cast()) };
     let first = _mm512_shuffle_epi8(_mm512_broadcast_i32x4(first), swap);
     let mut counters = _mm512_add_epi32(first, one_to_four);
-    let whitening = round_key(&key.encryption[0]);
-    for chunk in text.chunks_mut(LANES * BLOCK) {
-        let mut state = [_mm512_setzero_si512(); VECTORS];
-        for vector in 0..VECTORS {
-            state[vector] = _mm512_xor_si512(_mm512_shuffle_epi8(counters, swap), whitening);
-            counters = _mm512_add_epi32(counters, four);
-        }
-        for key in &key.encryption[1..ROUNDS] {
-            let key = round_key(key);
-            for vector in 0..VECTORS {
-                state[vector] = _mm512_aesenc_epi128(state[vector], key);
-            }
-        }
-        let last = round_key(&key.encryption[ROUNDS]);
-        let masks = Masks::new(chunk.len());
-        let place = chunk.as_mut_ptr().cast::<i8>();
-        for vector in 0..VECTORS {
-            let stream = _mm512_aesenclast_epi128(state[vector], last);
-            let (mask, place) = (masks.0[vector], place.wrapping_add(64 * vector));
-            // SAFETY: the masks have one bit for each byte of the chunk.
-            unsafe {
-                let text = _mm512_maskz_loadu_epi8(mask, place);
-                _mm512_mask_storeu_epi8(place, mask, _mm512_xor_si512(text, stream));
-            }
+    let mut rest = text;
+    while !rest.is_empty() {
+        let (chunk, behind) = rest.split_at_mut(rest.len().min(VECTORS * 64));
+        rest = behind;
+        let chunk_counters = counters;
+        counters = _mm512_add_epi32(
+            counters,
+            _mm512_maskz_set1_epi32(0x8888, 4 * VECTORS as i32),
+        );
+        match chunk.len().div_ceil(64) {
+            1 => ctr_vectors::<ROUNDS, 1>(key, chunk_counters, chunk),
+            2 => ctr_vectors::<ROUNDS, 2>(key, chunk_counters, chunk),
+            3 | 4 => ctr_vectors::<ROUNDS, 4>(key, chunk_counters, chunk),
+            _ => ctr_vectors::<ROUNDS, VECTORS>(key, chunk_counters, chunk),
         }
     }
+}
+
+/// At most `VECTORS` vectors of text. `counters` are the first four, the words that count in
+/// the order of the CPU.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,vaes,aes")]
+fn ctr_vectors<const ROUNDS: usize, const VECTORS: usize>(
+    key: &AesKey,
+    mut counters: __m512i,
+    text: &mut [u8],
+) {
+    let swap = swap_counters();
+    let four = _mm512_maskz_set1_epi32(0x8888, 4);
+    let whitening = round_key(&key.encryption[0]);
+    let mut state = [_mm512_setzero_si512(); VECTORS];
+    for vector in 0..VECTORS {
+        state[vector] = _mm512_xor_si512(_mm512_shuffle_epi8(counters, swap), whitening);
+        counters = _mm512_add_epi32(counters, four);
+    }
+    for key in &key.encryption[1..ROUNDS] {
+        let key = round_key(key);
+        for vector in 0..VECTORS {
+            state[vector] = _mm512_aesenc_epi128(state[vector], key);
+        }
+    }
+    let last = round_key(&key.encryption[ROUNDS]);
+    let masks = masks::<VECTORS>(text.len());
+    let place = text.as_mut_ptr().cast::<i8>();
+    for vector in 0..VECTORS {
+        let stream = _mm512_aesenclast_epi128(state[vector], last);
+        let (mask, place) = (masks[vector], place.wrapping_add(64 * vector));
+        // SAFETY: the masks have one bit for each byte of the text.
+        unsafe {
+            let text = _mm512_maskz_loadu_epi8(mask, place);
+            _mm512_mask_storeu_epi8(place, mask, _mm512_xor_si512(text, stream));
+        }
+    }
+}
+
+/// Exchanges the bytes of the words that count.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn swap_counters() -> __m512i {
+    _mm512_broadcast_i32x4(_mm_setr_epi8(
+        0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 15, 14, 13, 12,
+    ))
 }
 
 #[inline]
@@ -231,18 +307,11 @@ fn round_key(key: &u128) -> __m512i {
     _mm512_broadcast_i32x4(m128i(key))
 }
 
-/// Which bytes of the vectors there are.
-struct Masks([__mmask64; VECTORS]);
-
-impl Masks {
-    /// The first `len` bytes.
-    #[inline]
-    fn new(len: usize) -> Self {
-        Self(
-            [0, 64, 128, 192].map(|start| match len.saturating_sub(start) {
-                64.. => u64::MAX,
-                len => (1 << len) - 1,
-            }),
-        )
-    }
+/// Which bytes of the vectors there are: the first `len`.
+#[inline]
+fn masks<const VECTORS: usize>(len: usize) -> [__mmask64; VECTORS] {
+    core::array::from_fn(|vector| match len.saturating_sub(64 * vector) {
+        64.. => u64::MAX,
+        len => (1 << len) - 1,
+    })
 }
