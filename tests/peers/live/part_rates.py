@@ -62,7 +62,7 @@ def vhost_rate(directory, server, mode, seconds):
         backend = Vesperd(None, text, ready=socket.exists)
     with backend:
         vdev = f'net_virtio_user0,path={socket},queues=1,queue_size=1024,mac={VM_MAC}'
-        with Testpmd([vdev], cpu=CLIENT, ip=('10.0.1.1', '10.0.2.1'), peer=HOST_MAC, small=True,
+        with Testpmd([vdev], cpu=CLIENT, ip=('10.0.1.1', '10.0.2.1'), peer=FAR_MAC, small=True,
                      more=[f'--forward-mode={mode}', '--txpkts=60']) as client:
             client.say('start' if mode == 'txonly' else f'start tx_first {ROUND}')
             time.sleep(0.3)
