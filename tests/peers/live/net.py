@@ -119,7 +119,7 @@ class Sniffer:
             os.close(handle)
             self.captures.append(path)
             self.processes.append(namespace.start(
-                'tcpdump', '-i', interface, '-Q', 'in', '-U', '-w', path, '-B', '16384', '-Z', 'root',
+                'tcpdump', '-i', interface, '-Q', 'in', '-U', '--immediate-mode', '-w', path, '-B', '16384', '-Z', 'root',
                 stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
         end = time.time() + 10
         while any(os.path.getsize(path) < 24 for path in self.captures):
