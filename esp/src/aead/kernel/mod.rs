@@ -51,7 +51,7 @@ use zeroize::Zeroize;
 
 pub(crate) use key::{Form, GcmKey};
 use packet::Packet;
-pub(crate) use prefetch::prefetch;
+pub(crate) use prefetch::{prefetch, prefetch_soon};
 
 use super::Job;
 
