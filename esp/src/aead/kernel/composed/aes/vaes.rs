@@ -79,32 +79,36 @@ fn cbc_encrypt_lanes<const ROUNDS: usize, const SHARED: bool>(
     let mut at = [idle; LANES];
     let mut stride = [0_usize; LANES];
     let mut left = [0_usize; LANES];
-    // What the next block is added to.
-    let mut chained = [[[0_u8; BLOCK]; 4]; VECTORS];
     loop {
         for lane in 0..LANES {
             if left[lane] > 0 {
                 continue;
             }
             (at[lane], stride[lane]) = (idle, 0);
-            if let Some(CbcText { key, blocks }) = texts.next()
-                && let Some((iv, text)) = blocks.split_first_mut()
-            {
+            if let Some(CbcText { key, blocks }) = texts.next() {
                 if !SHARED {
                     keys.set(lane, key);
                 }
-                chained[lane / 4][lane % 4] = *iv;
-                (at[lane], stride[lane]) = (text.as_mut_ptr().cast(), BLOCK);
-                left[lane] = text.len();
+                // The first is the IV.
+                left[lane] = blocks.len() - 1;
+                at[lane] = blocks.as_mut_ptr().cast::<u8>().wrapping_add(BLOCK);
+                stride[lane] = BLOCK;
             }
         }
         // Until the next text ends.
         let Some(steps) = left.into_iter().filter(|left| *left > 0).min() else {
             break;
         };
-        // SAFETY: vectors of 64 bytes.
-        let mut state = [0, 1, 2, 3]
-            .map(|vector| unsafe { _mm512_loadu_si512((&raw const chained[vector]).cast()) });
+        // The blocks before: IVs, or what has been encrypted last.
+        let mut before = at;
+        for lane in 0..LANES {
+            before[lane] = at[lane].wrapping_sub(stride[lane]);
+        }
+        let mut state = [_mm512_setzero_si512(); VECTORS];
+        for vector in 0..VECTORS {
+            // SAFETY: an IV stands before each text, or it is the idle block.
+            state[vector] = unsafe { gather(&before, 4 * vector) };
+        }
         let key = |round: usize, vector: usize| {
             let keys = &keys.keys[round][if SHARED { 0 } else { vector }];
             // SAFETY: an aligned vector.
@@ -130,10 +134,6 @@ fn cbc_encrypt_lanes<const ROUNDS: usize, const SHARED: bool>(
             for lane in 0..LANES {
                 at[lane] = at[lane].wrapping_add(stride[lane]);
             }
-        }
-        for vector in 0..VECTORS {
-            // SAFETY: a vector of 64 bytes.
-            unsafe { _mm512_storeu_si512((&raw mut chained[vector]).cast(), state[vector]) };
         }
         for left in &mut left {
             *left = left.saturating_sub(steps);
