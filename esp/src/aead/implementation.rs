@@ -9,8 +9,8 @@ use super::format::EspKey;
 #[cfg(target_arch = "x86_64")]
 use super::kernel::{
     Kernel,
-    chacha20poly1305::{Avx512, ChaChaKey},
-    composed::{ComposedKey, Token},
+    chacha20poly1305::{self, ChaChaKey},
+    composed::{self, ComposedKey},
 };
 use super::{ring, rustcrypto};
 use crate::suite::{Encryption, Suite};
@@ -32,7 +32,8 @@ pub enum Implementation {
     /// Kernels for CPUs with AVX2, VAES and VPCLMULQDQ: AES-GCM and AES-GMAC; all else as with
     /// AES-NI.
     Vaes256,
-    /// Kernels for CPUs with AES-NI and PCLMULQDQ: AES-GCM and AES-GMAC; AES-CBC, AES-CTR and
+    /// Kernels for CPUs with AES-NI and PCLMULQDQ: AES-GCM and AES-GMAC; with AVX2 also
+    /// ChaCha20-Poly1305 and its implicit-IV form; AES-CBC, AES-CTR and
     /// NULL with an HMAC, of which SHA-1 needs the instructions for it, SHA-256 these or AVX2, the
     /// longer ones AVX2.
     AesNi,
@@ -110,9 +111,10 @@ impl Implementation {
     #[cfg(target_arch = "x86_64")]
     fn has_kernel(self, suite: &Suite) -> bool {
         if ChaChaKey::supports(suite) {
-            self == Self::Vaes512 && Avx512::available().is_some()
+            chacha20poly1305::Token::available(self).is_some()
         } else {
-            Token::available(self).is_some_and(|token| ComposedKey::supports(token, suite))
+            composed::Token::available(self)
+                .is_some_and(|token| ComposedKey::supports(token, suite))
         }
     }
 

@@ -238,17 +238,17 @@ fn suite_key(
     auth_key: &[u8],
     implementation: Implementation,
 ) -> Option<Inner> {
-    use kernel::chacha20poly1305::{Avx512, ChaChaKey};
-    use kernel::composed::{ComposedKey, Token};
-    if !ChaChaKey::supports(suite) {
-        let key = ComposedKey::new(Token::available(implementation)?, suite, key, auth_key)?;
-        return Some(Inner::Composed(Box::new(key)));
+    use kernel::chacha20poly1305::{self, ChaChaKey};
+    use kernel::composed::{self, ComposedKey};
+    if ChaChaKey::supports(suite) {
+        let token = chacha20poly1305::Token::available(implementation)?;
+        let key = ChaChaKey::new(token, key, suite.iv_len)?;
+        Some(Inner::ChaCha(Box::new(key)))
+    } else {
+        let token = composed::Token::available(implementation)?;
+        let key = ComposedKey::new(token, suite, key, auth_key)?;
+        Some(Inner::Composed(Box::new(key)))
     }
-    if implementation != Implementation::Vaes512 {
-        return None;
-    }
-    let key = ChaChaKey::new(Avx512::available()?, key, suite.iv_len)?;
-    Some(Inner::ChaCha(Box::new(key)))
 }
 
 /// Without the packet, which may be clear.

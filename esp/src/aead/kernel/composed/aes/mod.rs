@@ -139,10 +139,8 @@ pub(super) fn cbc_encrypt(token: Token, texts: &mut [CbcText<'_>]) {
     }
     let mut keys = vaes::LaneKeys::new();
     for texts in texts.chunk_by_mut(same) {
-        for group in texts.chunks_mut(vaes::LANES) {
-            // SAFETY: the token says that the CPU has the instructions.
-            unsafe { by_rounds!(group[0].key.rounds, vaes::cbc_encrypt, group, &mut keys) }
-        }
+        // SAFETY: the token says that the CPU has the instructions.
+        unsafe { by_rounds!(texts[0].key.rounds, vaes::cbc_encrypt, texts, &mut keys) }
     }
 }
 

@@ -10,10 +10,12 @@ use core::arch::x86_64::*;
 use super::super::wipe::wipe;
 use super::{AesKey, BLOCK, CbcText, ROUND_KEYS, m128i};
 
-/// Packets that CBC encryption takes at once, at most.
-pub(super) const LANES: usize = 32;
+/// Packets that CBC encryption takes at once.
+const LANES: usize = 16;
 /// Registers for them.
 const VECTORS: usize = LANES / 4;
+/// Registers that CBC decryption and CTR use at once.
+const MOST_VECTORS: usize = 8;
 
 /// Round keys of the packets in the lanes, four to a register. Wiped when dropped.
 #[repr(C, align(64))]
@@ -49,66 +51,72 @@ impl Drop for LaneKeys {
     }
 }
 
-/// At most [`LANES`] texts, with keys of `ROUNDS` rounds. `keys` has been used for texts with
-/// keys that still live, or for none.
+/// Texts with keys of `ROUNDS` rounds. `keys` has been used for texts with keys that still live,
+/// or for none.
 #[target_feature(enable = "avx512f,vaes,aes")]
-pub(super) fn cbc_encrypt<const ROUNDS: usize>(group: &mut [CbcText<'_>], keys: &mut LaneKeys) {
-    if group.len() > LANES / 2 {
-        cbc_encrypt_vectors::<ROUNDS, VECTORS, LANES>(group, keys);
-    } else {
-        cbc_encrypt_vectors::<ROUNDS, { VECTORS / 2 }, { LANES / 2 }>(group, keys);
+pub(super) fn cbc_encrypt<const ROUNDS: usize>(texts: &mut [CbcText<'_>], keys: &mut LaneKeys) {
+    match texts {
+        [first, rest @ ..] if rest.iter().all(|text| core::ptr::eq(text.key, first.key)) => {
+            (0..4).for_each(|lane| keys.set(lane, first.key));
+            cbc_encrypt_lanes::<ROUNDS, true>(texts, keys);
+        }
+        _ => cbc_encrypt_lanes::<ROUNDS, false>(texts, keys),
     }
 }
 
-/// Takes `LANES` texts, which are four times `VECTORS`.
-#[inline]
+/// As soon as a text has ended the next takes its lane. With `SHARED` the keys of the first four
+/// lanes are those of all.
 #[target_feature(enable = "avx512f,vaes,aes")]
-fn cbc_encrypt_vectors<const ROUNDS: usize, const VECTORS: usize, const LANES: usize>(
-    group: &mut [CbcText<'_>],
+fn cbc_encrypt_lanes<const ROUNDS: usize, const SHARED: bool>(
+    texts: &mut [CbcText<'_>],
     keys: &mut LaneKeys,
 ) {
-    // Lanes without a text, or whose text has ended, work here.
+    // Lanes without a text work here.
     let mut idle = [0_u8; BLOCK];
     let idle = idle.as_mut_ptr();
-    // The next block.
+    let mut texts = texts.iter_mut().filter(|text| text.blocks.len() > 1);
+    // The next block, bytes to the one after it, and how many there are.
     let mut at = [idle; LANES];
-    // Bytes to the block after it: none in idle lanes.
     let mut stride = [0_usize; LANES];
-    // Where the text ends; the block at 0 is the IV.
-    let mut ends = [0_usize; LANES];
-    for (lane, text) in group.iter_mut().enumerate() {
-        keys.set(lane, text.key);
-        if !text.blocks.is_empty() {
-            ends[lane] = text.blocks.len();
-            at[lane] = text.blocks.as_mut_ptr().cast();
-            stride[lane] = BLOCK;
-        }
-    }
-
-    // SAFETY: aligned vectors of `keys`.
-    let key = |round: usize, vector: usize| unsafe {
-        _mm512_load_si512((&raw const keys.keys[round][vector]).cast())
-    };
-    let mut state = [_mm512_setzero_si512(); VECTORS];
-    for vector in 0..VECTORS {
-        // SAFETY: the IVs, or the idle block.
-        state[vector] = unsafe { gather(&at, 4 * vector) };
-    }
-    for lane in 0..LANES {
-        at[lane] = at[lane].wrapping_add(stride[lane]);
-    }
-    let mut step = 1;
-    // Until the next text ends.
-    while let Some(end) = ends.into_iter().filter(|end| *end > step).min() {
+    let mut left = [0_usize; LANES];
+    loop {
         for lane in 0..LANES {
-            if ends[lane] <= step {
-                at[lane] = idle;
-                stride[lane] = 0;
+            if left[lane] > 0 {
+                continue;
+            }
+            (at[lane], stride[lane]) = (idle, 0);
+            if let Some(CbcText { key, blocks }) = texts.next() {
+                if !SHARED {
+                    keys.set(lane, key);
+                }
+                // The first is the IV.
+                left[lane] = blocks.len() - 1;
+                at[lane] = blocks.as_mut_ptr().cast::<u8>().wrapping_add(BLOCK);
+                stride[lane] = BLOCK;
             }
         }
-        for _ in step..end {
+        // Until the next text ends.
+        let Some(steps) = left.into_iter().filter(|left| *left > 0).min() else {
+            break;
+        };
+        // The blocks before: IVs, or what has been encrypted last.
+        let mut before = at;
+        for lane in 0..LANES {
+            before[lane] = at[lane].wrapping_sub(stride[lane]);
+        }
+        let mut state = [_mm512_setzero_si512(); VECTORS];
+        for vector in 0..VECTORS {
+            // SAFETY: an IV stands before each text, or it is the idle block.
+            state[vector] = unsafe { gather(&before, 4 * vector) };
+        }
+        let key = |round: usize, vector: usize| {
+            let keys = &keys.keys[round][if SHARED { 0 } else { vector }];
+            // SAFETY: an aligned vector.
+            unsafe { _mm512_load_si512((&raw const *keys).cast()) }
+        };
+        for _ in 0..steps {
             for vector in 0..VECTORS {
-                // SAFETY: blocks before the ends of the texts, or the idle block.
+                // SAFETY: blocks of the texts, or the idle block.
                 let text = unsafe { gather(&at, 4 * vector) };
                 state[vector] =
                     _mm512_ternarylogic_epi64(state[vector], text, key(0, vector), 0x96);
@@ -120,15 +128,16 @@ fn cbc_encrypt_vectors<const ROUNDS: usize, const VECTORS: usize, const LANES: u
             }
             for vector in 0..VECTORS {
                 state[vector] = _mm512_aesenclast_epi128(state[vector], key(ROUNDS, vector));
-                // SAFETY: blocks before the ends of the texts, which are borrowed mutably, or
-                // the idle block.
+                // SAFETY: blocks of the texts, which are borrowed mutably, or the idle block.
                 unsafe { scatter(state[vector], &at, 4 * vector) };
             }
             for lane in 0..LANES {
                 at[lane] = at[lane].wrapping_add(stride[lane]);
             }
         }
-        step = end;
+        for left in &mut left {
+            *left = left.saturating_sub(steps);
+        }
     }
 }
 
@@ -138,7 +147,7 @@ fn cbc_encrypt_vectors<const ROUNDS: usize, const VECTORS: usize, const LANES: u
 /// Every place is valid for reads of 16 bytes.
 #[inline]
 #[target_feature(enable = "avx512f")]
-unsafe fn gather(places: &[*mut u8], first: usize) -> __m512i {
+unsafe fn gather(places: &[*mut u8; LANES], first: usize) -> __m512i {
     // SAFETY: the caller vouches for the places.
     let block = |lane: usize| unsafe { _mm_loadu_si128(places[first + lane].cast()) };
     let vector = _mm512_broadcast_i32x4(block(0));
@@ -153,7 +162,7 @@ unsafe fn gather(places: &[*mut u8], first: usize) -> __m512i {
 /// Every place is valid for writes of 16 bytes.
 #[inline]
 #[target_feature(enable = "avx512f")]
-unsafe fn scatter(blocks: __m512i, places: &[*mut u8], first: usize) {
+unsafe fn scatter(blocks: __m512i, places: &[*mut u8; LANES], first: usize) {
     // SAFETY: the caller vouches for the places.
     unsafe {
         _mm_storeu_si128(places[first].cast(), _mm512_castsi512_si128(blocks));
@@ -179,9 +188,9 @@ pub(super) fn cbc_decrypt<const ROUNDS: usize>(key: &AesKey, blocks: &mut [[u8; 
     while end > 1 {
         let before = &mut blocks[..end];
         end = match end {
-            33.. => cbc_decrypt_vectors::<ROUNDS, 8>(key, before),
-            9.. => cbc_decrypt_vectors::<ROUNDS, 4>(key, before),
-            5.. => cbc_decrypt_vectors::<ROUNDS, 2>(key, before),
+            18.. => cbc_decrypt_vectors::<ROUNDS, MOST_VECTORS>(key, before),
+            10.. => cbc_decrypt_vectors::<ROUNDS, 4>(key, before),
+            6.. => cbc_decrypt_vectors::<ROUNDS, 2>(key, before),
             _ => cbc_decrypt_vectors::<ROUNDS, 1>(key, before),
         };
     }
@@ -239,18 +248,18 @@ pub(super) fn ctr<const ROUNDS: usize>(key: &AesKey, first: [u8; BLOCK], text: &
     let mut counters = _mm512_add_epi32(first, one_to_four);
     let mut rest = text;
     while !rest.is_empty() {
-        let (chunk, behind) = rest.split_at_mut(rest.len().min(VECTORS * 64));
+        let (chunk, behind) = rest.split_at_mut(rest.len().min(MOST_VECTORS * 64));
         rest = behind;
         let chunk_counters = counters;
         counters = _mm512_add_epi32(
             counters,
-            _mm512_maskz_set1_epi32(0x8888, 4 * VECTORS as i32),
+            _mm512_maskz_set1_epi32(0x8888, 4 * MOST_VECTORS as i32),
         );
         match chunk.len().div_ceil(64) {
             1 => ctr_vectors::<ROUNDS, 1>(key, chunk_counters, chunk),
             2 => ctr_vectors::<ROUNDS, 2>(key, chunk_counters, chunk),
             3 | 4 => ctr_vectors::<ROUNDS, 4>(key, chunk_counters, chunk),
-            _ => ctr_vectors::<ROUNDS, VECTORS>(key, chunk_counters, chunk),
+            _ => ctr_vectors::<ROUNDS, MOST_VECTORS>(key, chunk_counters, chunk),
         }
     }
 }
