@@ -9,7 +9,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-PARTS = ('linux', 'dpdk', 'qemu', 'changes', 'strongswan', 'rates')
+PARTS = ('linux', 'dpdk', 'qemu', 'changes', 'strongswan', 'scapy', 'rates')
 
 
 class Report:
