@@ -215,10 +215,9 @@ fn kernel_key(
         Encryption::AesGcm => Form::Gcm,
         Encryption::AesGmac => Form::Gmac,
         Encryption::AesGcmImplicitIv => Form::ImplicitIv,
-        _ if implementation == Implementation::Vaes512 => {
-            return wide_key(suite, key, auth_key).ok_or(CipherError::Unsupported);
+        _ => {
+            return suite_key(suite, key, auth_key, implementation).ok_or(CipherError::Unsupported);
         }
-        _ => return Err(CipherError::Unsupported),
     };
     let kernel = Kernel::by_name(implementation.name()).ok_or(CipherError::Unsupported)?;
     let (key, salt) = key.split_last_chunk().ok_or(CipherError::Unsupported)?;
@@ -227,18 +226,25 @@ fn kernel_key(
         .ok_or(CipherError::Unsupported)
 }
 
-/// A key of the kernels that there are with AVX-512 only.
+/// A key of the kernels for whole suites.
 #[cfg(target_arch = "x86_64")]
-fn wide_key(suite: &Suite, key: &[u8], auth_key: &[u8]) -> Option<Inner> {
+fn suite_key(
+    suite: &Suite,
+    key: &[u8],
+    auth_key: &[u8],
+    implementation: Implementation,
+) -> Option<Inner> {
     use kernel::chacha20poly1305::{Avx512, ChaChaKey};
-    use kernel::composed::{ComposedKey, Vaes};
-    if ChaChaKey::supports(suite) {
-        let key = ChaChaKey::new(Avx512::available()?, key, suite.iv_len)?;
-        Some(Inner::ChaCha(Box::new(key)))
-    } else {
-        let key = ComposedKey::new(Vaes::available()?, suite, key, auth_key)?;
-        Some(Inner::Composed(Box::new(key)))
+    use kernel::composed::{ComposedKey, Token};
+    if !ChaChaKey::supports(suite) {
+        let key = ComposedKey::new(Token::available(implementation)?, suite, key, auth_key)?;
+        return Some(Inner::Composed(Box::new(key)));
     }
+    if implementation != Implementation::Vaes512 {
+        return None;
+    }
+    let key = ChaChaKey::new(Avx512::available()?, key, suite.iv_len)?;
+    Some(Inner::ChaCha(Box::new(key)))
 }
 
 /// Without the packet, which may be clear.
