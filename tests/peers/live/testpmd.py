@@ -6,6 +6,8 @@ import subprocess
 import tempfile
 import time
 
+from net import die_with_parent
+
 
 class Testpmd:
     """One process with one virtio-user port, and more ports if asked for. Driven over its console."""
@@ -28,7 +30,8 @@ class Testpmd:
             words.append(f'--eth-peer=0,{peer}')
         environment = dict(os.environ, XDG_RUNTIME_DIR=self.runtime.name, RUNTIME_DIRECTORY=self.runtime.name)
         self.process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                        stderr=subprocess.STDOUT, env=environment)
+                                        stderr=subprocess.STDOUT, env=environment,
+                                        preexec_fn=die_with_parent)
         os.set_blocking(self.process.stdout.fileno(), False)
         self.text = ''
         try:
