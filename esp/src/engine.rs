@@ -151,17 +151,17 @@ impl Engine {
         chunk: &mut [Outbound<'_, B>],
         next: &[Outbound<'_, B>],
     ) {
-        // `None`: refused.
-        let mut measured: ArrayVec<Option<Measured>, CHUNK> = ArrayVec::new();
+        let len = chunk.len();
+        let mut with_checksum = false;
+        let mut jobs: ArrayVec<Job<'_>, CHUNK> = ArrayVec::new();
         // Packets of the same association that stand together are a run.
         for run in chunk.chunk_by_mut(|a, b| ptr::eq(a.sa, b.sa)) {
-            let first = measured.len();
-            let total = self.measure(run, &mut measured);
-            self.number(now, &total, run, &mut measured[first..]);
+            let context = run[0].sa.context();
+            context.prefetch_key();
+            with_checksum |= context.has_udp_checksum();
+            self.frame_run(now, run, &mut jobs);
         }
-        let mut jobs: ArrayVec<Job<'_>, CHUNK> = ArrayVec::new();
-        let with_checksum = write(chunk, &measured, &mut jobs);
-        if chunk_is_cut(measured.len()) {
+        if chunk_is_cut(len) {
             prefetch_soon(next.iter().map(|entry| Some(entry.sa)));
         }
         if !ADAPTER {
@@ -176,6 +176,44 @@ impl Engine {
                 }
             }
         }
+    }
+
+    /// Writes all but ciphertext and ICV of the packets of a run.
+    #[inline(always)]
+    fn frame_run<'a, 'c, B: Buffer>(
+        &mut self,
+        now: Timestamp,
+        run: &'c mut [Outbound<'a, B>],
+        jobs: &mut ArrayVec<Job<'c>, CHUNK>,
+    ) where
+        'a: 'c,
+    {
+        let sa = run[0].sa;
+        // `None`: refused.
+        let mut measured: ArrayVec<Option<Measured>, CHUNK> = ArrayVec::new();
+        let total = self.measure(run, &mut measured);
+        if total.measured as usize == run.len()
+            && let Some(first) = sa.reserve_run(now, total.measured, total.text_bytes)
+        {
+            self.counters.sealed_packets += u64::from(total.measured);
+            self.counters.sealed_bytes += total.packet_bytes;
+            let (cipher, esn) = (sa.context().cipher(), sa.esn());
+            for ((entry, measured), sequence) in
+                run.iter_mut().zip(measured.iter().flatten()).zip(first..)
+            {
+                entry.verdict = Verdict::Sealed { sequence };
+                jobs.push(Job {
+                    cipher,
+                    sequence,
+                    esn,
+                    esp: outbound::write(sa, entry.packet.data_mut(), measured, sequence),
+                    authentic: false,
+                });
+            }
+            return;
+        }
+        self.number_one_by_one(now, run, &mut measured);
+        write(run, &measured, jobs);
     }
 
     /// Makes room for what the packets of a run will become.
@@ -207,30 +245,7 @@ impl Engine {
     }
 
     /// Reserves sequence numbers for the packets of a run that have been measured, and leaves
-    /// them in their verdicts.
-    #[inline(always)]
-    fn number<B: Buffer>(
-        &mut self,
-        now: Timestamp,
-        total: &Run,
-        run: &mut [Outbound<'_, B>],
-        measured: &mut [Option<Measured>],
-    ) {
-        let sa = run[0].sa;
-        if total.measured as usize == run.len()
-            && let Some(first) = sa.reserve_run(now, total.measured, total.text_bytes)
-        {
-            for (entry, sequence) in run.iter_mut().zip(first..) {
-                entry.verdict = Verdict::Sealed { sequence };
-            }
-            self.counters.sealed_packets += u64::from(total.measured);
-            self.counters.sealed_bytes += total.packet_bytes;
-            return;
-        }
-        self.number_one_by_one(now, run, measured);
-    }
-
-    /// As [`number`](Self::number), where not all packets may get one.
+    /// them in their verdicts; not all may get one.
     #[inline(never)]
     fn number_one_by_one<B: Buffer>(
         &mut self,
@@ -442,39 +457,28 @@ impl Engine {
     }
 }
 
-/// Writes all but ciphertext and ICV of the packets that have numbers; whether one needs a UDP
-/// checksum in the end.
-#[inline(always)]
+/// Writes all but ciphertext and ICV of the packets of a run that have numbers.
+#[inline(never)]
 fn write<'a, 'c, B: Buffer>(
-    chunk: &'c mut [Outbound<'a, B>],
+    run: &'c mut [Outbound<'a, B>],
     measured: &[Option<Measured>],
     jobs: &mut ArrayVec<Job<'c>, CHUNK>,
-) -> bool
-where
+) where
     'a: 'c,
 {
-    let mut with_checksum = false;
-    let mut measured = measured.iter();
-    for run in chunk.chunk_by_mut(|a, b| ptr::eq(a.sa, b.sa)) {
-        let sa = run[0].sa;
-        let context = sa.context();
-        context.prefetch_key();
-        with_checksum |= context.has_udp_checksum();
-        let (cipher, esn) = (context.cipher(), sa.esn());
-        for (entry, measured) in run.iter_mut().zip(&mut measured) {
-            let (Verdict::Sealed { sequence }, Some(measured)) = (entry.verdict, measured) else {
-                continue;
-            };
-            jobs.push(Job {
-                cipher,
-                sequence,
-                esn,
-                esp: outbound::write(sa, entry.packet.data_mut(), measured, sequence),
-                authentic: false,
-            });
-        }
+    for (entry, measured) in run.iter_mut().zip(measured) {
+        let (Verdict::Sealed { sequence }, Some(measured)) = (entry.verdict, measured) else {
+            continue;
+        };
+        let sa = entry.sa;
+        jobs.push(Job {
+            cipher: sa.context().cipher(),
+            sequence,
+            esn: sa.esn(),
+            esp: outbound::write(sa, entry.packet.data_mut(), measured, sequence),
+            authentic: false,
+        });
     }
-    with_checksum
 }
 
 /// Whether a chunk of `len` packets is of so many associations that it was cut for them: then
