@@ -211,7 +211,7 @@ mod tests {
 
     #[test]
     fn every_number_of_messages_of_any_length_agrees_with_the_libraries() {
-        let texts: Vec<u8> = (0..4_000_u32).map(|i| (i * i >> 3) as u8).collect();
+        let texts: Vec<u8> = (0..4_000_u32).map(|i| ((i * i) >> 3) as u8).collect();
         let mut number = 0_usize;
         for token in tokens() {
             for hash in [Hash::Sha1, Hash::Sha256, Hash::Sha384, Hash::Sha512] {
