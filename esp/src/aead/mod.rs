@@ -23,11 +23,15 @@ use iv::IvSource;
 
 pub use implementation::{FORCE, Implementation};
 #[cfg(target_arch = "x86_64")]
-pub(crate) use kernel::prefetch;
+pub(crate) use kernel::{prefetch, prefetch_soon};
 
 /// Asks for memory before it is needed, where there is an instruction for it.
 #[cfg(not(target_arch = "x86_64"))]
 pub(crate) fn prefetch<T: ?Sized>(_value: &T, _offset: usize) {}
+
+/// As [`prefetch`], for a little later.
+#[cfg(not(target_arch = "x86_64"))]
+pub(crate) fn prefetch_soon<T: ?Sized>(_value: &T, _offset: usize) {}
 
 /// One ESP packet to be sealed or opened in place.
 pub struct Job<'a> {
