@@ -42,6 +42,7 @@ mod selftest;
 #[cfg(test)]
 mod tests;
 mod wide;
+mod wipe;
 
 use core::fmt;
 use core::mem::MaybeUninit;

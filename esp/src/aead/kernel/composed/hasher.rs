@@ -4,8 +4,8 @@ use core::arch::x86_64::*;
 
 use sha2::block_api::{compress256, compress512};
 
-use super::wipe::Plain;
 use super::{sha1, sha2 as wide, sha256};
+use crate::aead::kernel::wipe::Plain;
 pub(super) use wide::LANES;
 
 /// A state of SHA-1, which has five words, or SHA-256.

@@ -3,7 +3,7 @@
 
 use super::hasher::{Hasher, LANES, Word};
 use super::hmac::{Hash, Message};
-use super::wipe::wipe;
+use crate::aead::kernel::wipe::{burn_stack, wipe};
 
 /// Bytes in the longest block.
 const BLOCK: usize = 128;
@@ -260,5 +260,6 @@ impl<H: Hasher> Drop for Lanes<H> {
         wipe(&mut self.states.0);
         wipe(&mut self.ends.0);
         wipe(&mut self.outer_blocks.0);
+        burn_stack();
     }
 }

@@ -6,9 +6,8 @@ mod avx512;
 
 use core::marker::PhantomData;
 
-use zeroize::Zeroize;
-
 use super::Token;
+use crate::aead::kernel::wipe::{burn_stack, wipe};
 
 /// Blocks in one pass.
 const LANES: usize = 16;
@@ -95,8 +94,10 @@ impl<'a> Lanes<'a> {
 
 impl Drop for Lanes<'_> {
     fn drop(&mut self) {
-        for words in &mut self.initial {
-            words.zeroize();
+        wipe(&mut self.initial);
+        if !self.token.avx512 {
+            // Half as many registers as a block has words.
+            burn_stack();
         }
     }
 }

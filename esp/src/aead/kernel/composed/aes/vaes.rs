@@ -7,8 +7,8 @@
 
 use core::arch::x86_64::*;
 
-use super::super::wipe::wipe;
 use super::{AesKey, BLOCK, CbcText, ROUND_KEYS, m128i};
+use crate::aead::kernel::wipe::wipe;
 
 /// Packets that CBC encryption takes at once.
 const LANES: usize = 16;

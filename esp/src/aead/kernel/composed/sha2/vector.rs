@@ -256,11 +256,15 @@ unsafe fn collect_512<const ROWS: usize>(
     row: usize,
     offset: usize,
 ) -> __m512i {
-    let [first, second, third, fourth] = [0, 1, 2, 3].map(|quarter| {
-        let place = places[row + ROWS * quarter].wrapping_add(offset);
-        // SAFETY: the caller vouches for the bytes.
-        unsafe { _mm_loadu_si128(place.cast()) }
-    });
+    // SAFETY: the caller vouches for the bytes.
+    let [first, second, third, fourth] = unsafe {
+        [
+            _mm_loadu_si128(places[row].wrapping_add(offset).cast()),
+            _mm_loadu_si128(places[row + ROWS].wrapping_add(offset).cast()),
+            _mm_loadu_si128(places[row + 2 * ROWS].wrapping_add(offset).cast()),
+            _mm_loadu_si128(places[row + 3 * ROWS].wrapping_add(offset).cast()),
+        ]
+    };
     let vector = _mm512_broadcast_i32x4(first);
     let vector = _mm512_mask_broadcast_i32x4(vector, 0x00f0, second);
     let vector = _mm512_mask_broadcast_i32x4(vector, 0x0f00, third);
@@ -278,11 +282,13 @@ unsafe fn collect_256<const ROWS: usize>(
     row: usize,
     offset: usize,
 ) -> __m256i {
-    let [first, second] = [0, 1].map(|half| {
-        let place = places[row + ROWS * half].wrapping_add(offset);
-        // SAFETY: the caller vouches for the bytes.
-        unsafe { _mm_loadu_si128(place.cast()) }
-    });
+    // SAFETY: the caller vouches for the bytes.
+    let [first, second] = unsafe {
+        [
+            _mm_loadu_si128(places[row].wrapping_add(offset).cast()),
+            _mm_loadu_si128(places[row + ROWS].wrapping_add(offset).cast()),
+        ]
+    };
     _mm256_set_m128i(second, first)
 }
 

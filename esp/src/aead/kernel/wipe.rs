@@ -23,3 +23,11 @@ pub(super) fn wipe<T: Plain>(value: &mut T) {
         asm!("/* {} */", in(reg) value, options(nostack, preserves_flags, readonly));
     }
 }
+
+/// Overwrites what calls before this one have left on the stack, as far as they went less deep:
+/// vectors for which there were not enough registers, with key material among them.
+#[inline(never)]
+pub(super) fn burn_stack() {
+    let mut area = [0_u128; 256];
+    wipe(&mut area);
+}
