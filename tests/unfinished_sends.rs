@@ -219,3 +219,26 @@ fn a_large_send_without_buffers_is_counted_and_its_buffer_free() {
     host.nic().take_recycled(&mut free);
     assert_eq!(free.len(), 1);
 }
+
+/// Only TCP is cut. A large UDP packet leaves neither whole nor in pieces, on no path; the reason
+/// is counted, once, and its buffer is free again.
+#[test]
+fn a_large_udp_packet_is_refused_with_its_reason() {
+    let payload: Vec<u8> = MARK.into_iter().cycle().take(3_000).collect();
+    for (profile, path, modes) in ways() {
+        for v6 in [false, true] {
+            let way = (path, modes, v6);
+            let mut bed = bed(profile.clone(), path, modes);
+            send(&mut bed, &frame(v6, false, &payload), Some(1400));
+            bed.settle();
+            let on_wire = (bed.monitor.esp, bed.monitor.clear, bed.monitor.other);
+            assert_eq!(on_wire, (0, 0, 0), "{way:?}");
+            assert_eq!(bed.nodes[1].received(VM).len(), 0, "{way:?}");
+            let host = &bed.nodes[0].host;
+            let mut losses = host.machine_counters(VM).unwrap().losses;
+            losses.merge(&host.nic().vm_counters(VM).unwrap().send_losses);
+            let refused = (losses.of(Loss::LargeSend), losses.total());
+            assert_eq!(refused, (1, 1), "{way:?}");
+        }
+    }
+}

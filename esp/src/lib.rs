@@ -71,7 +71,7 @@ mod suite;
 pub mod wire;
 
 pub use association::{AssociationError, EspContext, EspSa, association};
-pub use buffer::{Buffer, PacketBuf};
+pub use buffer::{Buffer, PacketBuf, prefetch};
 pub use engine::{CHUNK, Engine};
 pub use fate::{Counters, DropReason, Opened, Verdict};
 pub use fragment::{FragmentError, FragmentParts, Fragments, fragments, too_big};

@@ -224,13 +224,12 @@ impl<B: Buffer> Frame<B> {
 
 #[inline]
 fn parse(data: &[u8]) -> Result<(Link, Option<VlanId>, usize), FrameError> {
-    let (destination, rest) = data.split_first_chunk().ok_or(FrameError::Truncated)?;
-    let (source, rest) = rest.split_first_chunk().ok_or(FrameError::Truncated)?;
-    let kind = rest.first_chunk().ok_or(FrameError::Truncated)?;
+    let header: &[u8; HEADER_LEN] = data.first_chunk().ok_or(FrameError::Truncated)?;
+    let [a, b, c, d, e, g, h, i, j, k, l, m, kind @ ..] = *header;
     let mut link = Link {
-        destination: MacAddress(*destination),
-        source: MacAddress(*source),
-        ethertype: u16::from_be_bytes(*kind),
+        destination: MacAddress([a, b, c, d, e, g]),
+        source: MacAddress([h, i, j, k, l, m]),
+        ethertype: u16::from_be_bytes(kind),
     };
     if link.ethertype != ethertype::VLAN {
         return Ok((link, None, HEADER_LEN));

@@ -43,7 +43,8 @@ impl FlowKey {
 impl FlowKey {
     /// A number that spreads flows evenly.
     pub(crate) fn hash(self) -> u32 {
-        mix(self.addresses ^ self.rest << 16)
+        let (ports, protocol) = (self.rest >> 8, self.rest & 0xff);
+        mix(self.addresses ^ ports << 16 ^ protocol)
     }
 }
 

@@ -199,6 +199,22 @@ mod tests {
         }
     }
 
+    /// `NextCryptoDone` tells of the second of two parts on one packet. An adapter that can do
+    /// one part only never has to: no profile offers two.
+    #[test]
+    fn no_adapter_does_two_parts_of_one_packet() {
+        for profile in Profile::all() {
+            let Capabilities {
+                ah,
+                ah_esp_combined,
+                transport_tunnel_combined,
+                ..
+            } = profile.ipsec;
+            let offered = (ah, ah_esp_combined, transport_tunnel_combined);
+            assert_eq!(offered, (false, false, false), "{}", profile.name);
+        }
+    }
+
     #[test]
     fn every_reason_is_named_at_once() {
         let mut params = params(Direction::Inbound);

@@ -1,6 +1,6 @@
 //! The rings of the adapter: receive queues and send queues, with their accounts.
 
-use core::sync::atomic::{AtomicBool, AtomicI64};
+use core::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -10,6 +10,7 @@ use vesper_sa::{Timestamp, VmId};
 use crate::completions::Completions;
 use crate::ethernet::Frame;
 use crate::fate::{Loss, Losses, SendError};
+use crate::nic::Posted;
 use crate::queue::{QueueId, QueueState};
 use crate::settings::{InterruptModeration, VmAddress, VmSettings};
 use crate::sriov::Function;
@@ -103,6 +104,8 @@ pub(crate) struct Queue<B> {
     pub(crate) deficit: AtomicI64,
     /// Its processor has to look inside.
     pub(crate) attention: AtomicBool,
+    /// There is something to indicate.
+    pub(crate) is_ready: AtomicBool,
     pub(crate) inner: Mutex<QueueInner<B>>,
 }
 
@@ -137,6 +140,7 @@ impl<B: Buffer> Queue<B> {
             followers: Box::default(),
             deficit: AtomicI64::new(0),
             attention: AtomicBool::new(false),
+            is_ready: AtomicBool::new(false),
             inner: Mutex::new(QueueInner {
                 state: QueueState::Allocated,
                 waiting: VecDeque::new(),
@@ -148,6 +152,13 @@ impl<B: Buffer> Queue<B> {
                 counters: QueueCounters::default(),
             }),
         }
+    }
+}
+
+impl<B: Buffer> Queue<B> {
+    /// Whether packets are to be indicated.
+    pub(crate) fn is_due(&self, now: Timestamp) -> bool {
+        self.is_ready.load(Ordering::Relaxed) && lock(&self.inner).is_due(now)
     }
 }
 
@@ -169,11 +180,12 @@ impl<B: Buffer> QueueInner<B> {
 
     /// Hands a frame over to whoever owns the queue.
     #[inline]
-    pub(crate) fn indicate(&mut self, received: Received<B>, now: Timestamp) {
+    pub(crate) fn indicate(&mut self, queue: &Queue<B>, received: Received<B>, now: Timestamp) {
         self.counters.received += 1;
         self.counters.bytes += received.frame.payload.data().len() as u64;
         self.oldest.get_or_insert(now);
         self.ready.push_back(received);
+        queue.is_ready.store(true, Ordering::Relaxed);
     }
 
     /// Hands frames over to the host through its default queue; what has no place is given to
@@ -188,7 +200,7 @@ impl<B: Buffer> QueueInner<B> {
         for mut received in frames {
             received.queue = queue.id;
             match self.claim(queue, false) {
-                Ok(_) => self.indicate(received, now),
+                Ok(_) => self.indicate(queue, received, now),
                 Err(loss) => lost(received, loss),
             }
         }
@@ -278,6 +290,8 @@ pub(crate) struct SendRing<B> {
     pub(crate) pending: VecDeque<Pending<B>>,
     /// How many of them are large sends.
     pub(crate) large: usize,
+    /// Empty, but while frames are posted.
+    staged: Vec<Pending<B>>,
     pub(crate) completions: Completions<B>,
     /// Completions that a fault has delayed.
     pub(crate) late: Vec<(Timestamp, Completion<B>)>,
@@ -304,6 +318,7 @@ impl<B> VmPort<B> {
             sends: Mutex::new(SendRing {
                 pending: VecDeque::new(),
                 large: 0,
+                staged: Vec::new(),
                 completions: Completions::new(),
                 late: Vec::new(),
                 limiter: RateLimiter::new(settings.rate_limit),
@@ -390,11 +405,30 @@ impl<B: Buffer> SendRing<B> {
         core::mem::take(&mut self.pending)
     }
 
-    /// Puts a frame onto the ring.
-    #[inline]
+    /// Adds a frame to those that [`commit`](Self::commit) puts onto the ring.
+    #[inline(always)]
     pub(crate) fn push(&mut self, pending: Pending<B>) {
         self.large += usize::from(pending.segment_size.is_some());
-        self.pending.push_back(pending);
+        self.staged.push(pending);
+    }
+
+    /// Puts what was added onto the ring: as a whole, if the ring is empty.
+    pub(crate) fn commit(&mut self) {
+        append(&mut self.pending, &mut self.staged);
+    }
+
+    /// Puts frames that there is room for onto the ring.
+    pub(crate) fn push_all(&mut self, frames: &mut Vec<Pending<B>>, flag: &AtomicBool) -> Posted {
+        let large = |pending: &&Pending<B>| pending.segment_size.is_some();
+        self.large += frames.iter().filter(large).count();
+        let accepted = frames.len();
+        self.counters.posted += accepted as u64;
+        append(&mut self.pending, frames);
+        flag.store(true, Ordering::Relaxed);
+        Posted {
+            accepted,
+            stopped: None,
+        }
     }
 
     /// Whether a frame in the ring is bound to an association.

@@ -103,6 +103,18 @@ pub struct VirtualSwitch {
     addresses: HashMap<(Option<VlanId>, MacAddress), Place, foldhash::fast::RandomState>,
     /// Frames that each port has flooded in the second that is running.
     floods: HashMap<PortId, (u64, u32)>,
+    latest: Option<Forwarded>,
+}
+
+/// Where the latest frame went, if that was one place: the next one with the same header goes
+/// there at the same moment, and nothing new is learned of it.
+#[derive(Clone, Copy, Debug)]
+struct Forwarded {
+    from: PortId,
+    link: Link,
+    tag: Option<VlanId>,
+    now: Timestamp,
+    to: (PortId, Option<VlanId>),
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -129,16 +141,19 @@ impl VirtualSwitch {
             ports: BTreeMap::from([(PortId::HOST, uplink)]),
             addresses: HashMap::default(),
             floods: HashMap::new(),
+            latest: None,
         }
     }
 
     /// Adds a port, or changes one.
     pub fn set_port(&mut self, id: PortId, port: SwitchPort) {
+        self.latest = None;
         self.ports.insert(id, port);
     }
 
     /// Removes a port and what was learned there.
     pub fn remove_port(&mut self, id: PortId) {
+        self.latest = None;
         self.ports.remove(&id);
         self.floods.remove(&id);
         self.addresses.retain(|_, place| place.port != id);
@@ -151,11 +166,13 @@ impl VirtualSwitch {
             seen: Timestamp::ZERO,
             fixed: true,
         };
+        self.latest = None;
         self.addresses.insert((vlan, mac), place);
     }
 
     /// Forgets an address.
     pub fn clear_address(&mut self, mac: MacAddress, vlan: Option<VlanId>) {
+        self.latest = None;
         self.addresses.remove(&(vlan, mac));
     }
 
@@ -166,6 +183,35 @@ impl VirtualSwitch {
 
     /// Where a frame goes that enters at `from` with this header and tag.
     pub fn forward(
+        &mut self,
+        from: PortId,
+        link: &Link,
+        tag: Option<VlanId>,
+        now: Timestamp,
+    ) -> Forward {
+        if let Some(latest) = &self.latest
+            && (latest.from, latest.tag, latest.now) == (from, tag, now)
+            && latest.link.destination == link.destination
+            && latest.link.source == link.source
+        {
+            let (to, tag) = latest.to;
+            return Forward::To(to, tag);
+        }
+        let forward = self.look_up(from, link, tag, now);
+        self.latest = match forward {
+            Forward::To(to, exit) => Some(Forwarded {
+                from,
+                link: *link,
+                tag,
+                now,
+                to: (to, exit),
+            }),
+            _ => None,
+        };
+        forward
+    }
+
+    fn look_up(
         &mut self,
         from: PortId,
         link: &Link,

@@ -15,7 +15,7 @@ use super::waker::Waker;
 use crate::port::{Incoming, Pool, Port, PortStatus};
 
 /// Frames that are taken from the wire at a time.
-const WIRE_BURST: usize = 128;
+const WIRE_BURST: usize = 256;
 
 /// Packets that the host, or a processor, moves in one round.
 const BUDGET: usize = 512;
@@ -110,14 +110,16 @@ impl Driver {
             moved += self.nic.run_processor(processor, now, BUDGET);
         }
         moved += self.host.run(now, BUDGET);
-        for machine in &mut self.machines {
-            moved += machine.give(now, &mut self.host, &mut self.pool);
-        }
-        moved += self.give_to_wire(now);
+        // First those that nobody has touched for long: they are posted again, and what machines
+        // give back, which is still in the cache, is sent from next.
         self.nic.take_recycled(&mut self.recycled);
         for buffer in self.recycled.drain(..) {
             self.pool.give(buffer);
         }
+        for machine in &mut self.machines {
+            moved += machine.give(now, &mut self.host, &mut self.pool);
+        }
+        moved += self.give_to_wire(now);
         if !self.leaving.is_empty() {
             self.finish_leaving();
         }

@@ -6,14 +6,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use rtrb::{Consumer, Producer, RingBuffer};
-use vesper_esp::{Buffer, PacketBuf};
+use vesper_esp::{Buffer, PacketBuf, prefetch};
 use vesper_sa::Timestamp;
 
 use super::{Incoming, Pool, Port, PortStatus};
 use crate::node::Waker;
 
-/// Frames that a cable holds in each direction.
-const FRAMES: usize = 1024;
+/// Frames that a cable holds in each direction: few enough to stay in a processor's cache.
+const FRAMES: usize = 512;
 
 /// One end of a cable. For each frame that it takes out it gives an empty buffer back, so that
 /// neither end runs out of buffers.
@@ -111,6 +111,8 @@ impl Port for Cable {
         if let Ok(chunk) = self.frames.read_chunk(count) {
             for frame in chunk {
                 self.status.received_bytes += frame.data().len() as u64;
+                // Another processor has written it.
+                prefetch(frame.data());
                 into.push(Incoming::new(frame));
             }
         }

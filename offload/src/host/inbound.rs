@@ -10,9 +10,9 @@ use super::outbound::{ToProtect, Way};
 use super::{DataPath, Host, SoftwareReason};
 use crate::HEADROOM;
 use crate::crypto_status::{CryptoInfo, CryptoStatus};
-use crate::ethernet::{Frame, VlanId, ethertype, fill, lend};
+use crate::ethernet::{Frame, Link, VlanId, ethertype, fill, lend};
 use crate::fate::Loss;
-use crate::nic::BATCH;
+use crate::nic::{BATCH, peek};
 use crate::queue::QueueId;
 use crate::transfer::{HostWork, Received, ReceivedIpsec};
 use crate::unit::PortId;
@@ -23,8 +23,92 @@ struct ToOpen<B> {
     frame: Frame<B>,
     owner: VmId,
     handle: SaHandle,
-    sa: Arc<EspSa>,
+    /// Which of [`Batch::sas`].
+    sa: usize,
     /// The number that the adapter has authenticated, if it has.
+    sequence: Option<u64>,
+    queue: QueueId,
+}
+
+/// Packets of one indication that software has to open.
+struct Batch<B> {
+    packets: Vec<ToOpen<B>>,
+    /// Their associations; neighbours share an entry.
+    sas: Vec<Arc<EspSa>>,
+    latest: Option<Latest>,
+}
+
+/// How the latest packet that a glance recognises came and what it was found to be: the next
+/// one that is like it is the same. Nothing that this depends on changes within a batch.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Latest {
+    link: Link,
+    vlan: Option<VlanId>,
+    receiver: Option<VmId>,
+    queue: QueueId,
+    /// Address and SPI, see [`peek`].
+    key: u64,
+}
+
+impl Latest {
+    fn of<B: Buffer>(frame: &Frame<B>, receiver: Option<VmId>, queue: QueueId) -> Option<Self> {
+        let key = peek(frame.payload.data()).filter(|_| frame.link.ethertype == ethertype::IPV4)?;
+        Some(Self {
+            link: frame.link,
+            vlan: frame.vlan,
+            receiver,
+            queue,
+            key,
+        })
+    }
+}
+
+impl<B: Buffer> Batch<B> {
+    /// Adds a packet that is the same as the latest; any other comes back.
+    fn add_same(
+        &mut self,
+        frame: Frame<B>,
+        receiver: Option<VmId>,
+        queue: QueueId,
+    ) -> Option<Frame<B>> {
+        let latest = Latest::of(&frame, receiver, queue);
+        let (Some(last), true) = (
+            self.packets.last(),
+            latest.is_some() && latest == self.latest,
+        ) else {
+            return Some(frame);
+        };
+        self.packets.push(ToOpen {
+            frame,
+            owner: last.owner,
+            handle: last.handle,
+            sa: last.sa,
+            sequence: None,
+            queue,
+        });
+        None
+    }
+
+    fn push(&mut self, owner: VmId, handle: SaHandle, sa: &Arc<EspSa>, packet: Arrived<B>) {
+        self.latest = None;
+        let is_known = self.sas.last().is_some_and(|last| Arc::ptr_eq(last, sa));
+        if !is_known {
+            self.sas.push(Arc::clone(sa));
+        }
+        self.packets.push(ToOpen {
+            frame: packet.frame,
+            owner,
+            handle,
+            sa: self.sas.len() - 1,
+            sequence: packet.sequence,
+            queue: packet.queue,
+        });
+    }
+}
+
+/// An ESP packet, as the adapter has indicated it.
+struct Arrived<B> {
+    frame: Frame<B>,
     sequence: Option<u64>,
     queue: QueueId,
 }
@@ -33,18 +117,15 @@ impl<B: Buffer> Host<B> {
     /// Takes what the adapter indicates, one batch of one queue at a time.
     pub(super) fn receive(&mut self, now: Timestamp, budget: usize) -> usize {
         let mut moved = 0;
-        let mut batch = Vec::with_capacity(BATCH);
-        for id in self.nic.interrupts(now) {
-            let Some(owner) = self.nic.queue_status(id).map(|status| status.owner) else {
-                continue;
-            };
-            // A function's queue is its machine's business.
-            let path = owner.and_then(|owner| self.data_path(owner));
-            if matches!(path, Some(DataPath::Function { queue, .. })
-                if self.nic.is_queue_of(queue, id))
-            {
-                continue;
-            }
+        let mut batch = core::mem::take(&mut self.scratch.received);
+        let mut due = core::mem::take(&mut self.scratch.due);
+        // A function's queues are its machine's business.
+        self.nic
+            .due(now, &mut due, |owner| match self.data_path(owner) {
+                Some(DataPath::Function { queue, .. }) => Some(queue),
+                _ => None,
+            });
+        for (id, owner) in due.drain(..) {
             while moved < budget {
                 self.nic.take_indication(id, &mut batch, BATCH);
                 if batch.is_empty() {
@@ -59,12 +140,22 @@ impl<B: Buffer> Host<B> {
                 self.take(now, &mut batch);
             }
         }
+        self.scratch.received = batch;
+        self.scratch.due = due;
         moved
     }
 
-    fn take(&mut self, now: Timestamp, batch: &mut Vec<Received<B>>) {
-        let mut to_open = Vec::new();
-        for received in batch.drain(..) {
+    /// Takes the packets of one queue.
+    fn take(&mut self, now: Timestamp, received: &mut Vec<Received<B>>) {
+        if self.deliver_opened(received) {
+            return;
+        }
+        let mut batch = Batch {
+            packets: Vec::with_capacity(received.len()),
+            sas: Vec::new(),
+            latest: None,
+        };
+        for received in received.drain(..) {
             match (received.owner, received.ipsec) {
                 (Some(owner), ReceivedIpsec::Host(HostWork::Protect { segment_size })) => {
                     let opened = ToProtect {
@@ -72,26 +163,66 @@ impl<B: Buffer> Host<B> {
                         segment_size,
                         checksum: false,
                     };
-                    self.protect(owner, now, [opened], Way::Wire);
+                    self.protect(owner, now, opened, Way::Wire);
                 }
                 (owner, ReceivedIpsec::Crypto(info)) => {
-                    self.finish_crypto(owner, received, info, &mut to_open);
+                    self.finish_crypto(owner, received, info, &mut batch);
                 }
                 (Some(owner), ReceivedIpsec::Opened { .. }) => {
                     self.deliver(owner, received.queue, received.frame);
                 }
                 (owner, ReceivedIpsec::Host(_)) => {
-                    self.find(now, owner, received.frame, received.queue, &mut to_open);
+                    let Received { frame, queue, .. } = received;
+                    if let Some(frame) = batch.add_same(frame, owner, queue) {
+                        self.find(now, owner, frame, queue, &mut batch);
+                    }
                 }
                 (Some(owner), ReceivedIpsec::Untouched) if received.queue != QueueId::DEFAULT => {
                     self.deliver(owner, received.queue, received.frame);
                 }
                 (_, ReceivedIpsec::Untouched | ReceivedIpsec::Opened { .. }) => {
-                    self.switch_received(now, received.frame, &mut to_open);
+                    if let Some(frame) = batch.add_same(received.frame, None, QueueId::DEFAULT) {
+                        self.switch_received(now, frame, &mut batch);
+                    }
                 }
             }
         }
-        self.open(now, to_open);
+        self.open(now, batch);
+        self.recycle_all();
+    }
+
+    /// Delivers packets that the adapter has opened into buffers of their machine, if they all
+    /// are: what nearly all are that come through a queue.
+    fn deliver_opened(&mut self, received: &mut Vec<Received<B>>) -> bool {
+        let Some(&Received { queue, owner, .. }) = received.first() else {
+            return false;
+        };
+        let is_opened = |packet: &Received<B>| {
+            (packet.owner, packet.queue) == (owner, queue)
+                && matches!(packet.ipsec, ReceivedIpsec::Opened { .. })
+        };
+        let machine = owner.and_then(|owner| self.machines.get_mut(&owner));
+        let Some(machine) = machine else { return false };
+        if queue == QueueId::DEFAULT || !received.iter().all(is_opened) {
+            return false;
+        }
+        for packet in received.drain(..) {
+            let untagged = Frame {
+                vlan: None,
+                ..packet.frame
+            };
+            match untagged.close() {
+                Ok(buffer) => {
+                    machine.counters.received += 1;
+                    machine.ready.push_back(buffer);
+                }
+                Err(frame) => {
+                    machine.counters.losses.count(Loss::NoRoom);
+                    self.nic.recycle(frame.payload);
+                }
+            }
+        }
+        true
     }
 
     /// Crypto mode: the adapter has done the cryptography, the host does the rest; what failed
@@ -101,7 +232,7 @@ impl<B: Buffer> Host<B> {
         owner: Option<VmId>,
         received: Received<B>,
         info: CryptoInfo,
-        to_open: &mut Vec<ToOpen<B>>,
+        batch: &mut Batch<B>,
     ) {
         let found = self.offloaded.get(&info.handle).copied();
         let found = found.and_then(|(owner, handle)| {
@@ -115,14 +246,12 @@ impl<B: Buffer> Host<B> {
         }
         match found {
             Some((owner, handle, sa)) if info.status == CryptoStatus::Success => {
-                to_open.push(ToOpen {
+                let arrived = Arrived {
                     frame: received.frame,
-                    owner,
-                    handle,
-                    sa,
                     sequence: Some(info.sequence),
                     queue: received.queue,
-                });
+                };
+                batch.push(owner, handle, &sa, arrived);
             }
             Some((owner, ..)) => {
                 self.count(owner, |counters| counters.crypto_failures += 1);
@@ -139,7 +268,9 @@ impl<B: Buffer> Host<B> {
 
     /// A frame that came to the default queue unprotected, or protected with an association
     /// that only software has.
-    fn switch_received(&mut self, now: Timestamp, frame: Frame<B>, to_open: &mut Vec<ToOpen<B>>) {
+    fn switch_received(&mut self, now: Timestamp, frame: Frame<B>, batch: &mut Batch<B>) {
+        let latest = Latest::of(&frame, None, QueueId::DEFAULT);
+        batch.latest = None;
         let to = self
             .switch
             .forward(PortId::HOST, &frame.link, frame.vlan, now);
@@ -147,14 +278,17 @@ impl<B: Buffer> Host<B> {
             Forward::To(port, tag) => {
                 let vm = self.machine_at(port);
                 if vm.is_some() && is_esp(&frame) {
-                    self.find(now, vm, frame, QueueId::DEFAULT, to_open);
+                    self.find(now, vm, frame, QueueId::DEFAULT, batch);
+                    batch.latest = batch.latest.and(latest);
                 } else {
                     self.deliver_copy(port, tag, &frame);
                     self.nic.recycle(frame.payload);
                 }
             }
             // To the host's own address, where tunnels end: nobody else is there.
-            _ if is_esp(&frame) => self.find(now, None, frame, QueueId::DEFAULT, to_open),
+            _ if is_esp(&frame) => {
+                self.find(now, None, frame, QueueId::DEFAULT, batch);
+            }
             Forward::Flood(exits) => {
                 for (port, tag) in exits {
                     self.deliver_copy(port, tag, &frame);
@@ -173,8 +307,10 @@ impl<B: Buffer> Host<B> {
         vm: Option<VmId>,
         mut frame: Frame<B>,
         queue: QueueId,
-        to_open: &mut Vec<ToOpen<B>>,
+        batch: &mut Batch<B>,
     ) {
+        let latest = Latest::of(&frame, vm, queue);
+        batch.latest = None;
         let located = match located(&frame) {
             Located::Fragment(ip) if is_piece_of_esp(&ip) => {
                 match self.reassemble(now, vm, frame) {
@@ -213,18 +349,17 @@ impl<B: Buffer> Host<B> {
             });
             return self.lose(vm, frame.payload, Loss::NoSa);
         };
-        let (owner, sa) = (sa.owner(), Arc::clone(sa));
+        let owner = sa.owner();
         if frame.vlan != self.wire_form(owner, handle).vlan {
             return self.lose(Some(owner), frame.payload, Loss::Vlan);
         }
-        to_open.push(ToOpen {
+        let arrived = Arrived {
             frame,
-            owner,
-            handle,
-            sa,
             sequence: None,
             queue,
-        });
+        };
+        batch.push(owner, handle, sa, arrived);
+        batch.latest = latest;
     }
 
     /// Keeps a fragment until its datagram is whole, which is then in the buffer of its last
@@ -272,12 +407,18 @@ impl<B: Buffer> Host<B> {
     }
 
     /// Opens packets in software, or finishes those that the adapter has decrypted.
-    fn open(&mut self, now: Timestamp, mut packets: Vec<ToOpen<B>>) {
-        let mut whole = Vec::new();
+    fn open(&mut self, now: Timestamp, batch: Batch<B>) {
+        let Batch {
+            mut packets, sas, ..
+        } = batch;
+        if packets.is_empty() {
+            return;
+        }
+        let mut whole = Vec::with_capacity(packets.len());
         let mut begun = Vec::new();
         for packet in &mut packets {
             let mut job = Inbound::new(&mut packet.frame.payload);
-            job.sa = Some(&packet.sa);
+            job.sa = sas.get(packet.sa).map(|sa| &**sa);
             match packet.sequence {
                 Some(sequence) => {
                     job.sequence = sequence;
@@ -288,26 +429,45 @@ impl<B: Buffer> Host<B> {
         }
         self.engine.decapsulate(now, &|_, _| None, &mut whole);
         self.engine.accept(now, &mut begun);
-        let whole: Vec<Verdict> = whole.iter().map(|job| job.verdict).collect();
-        let begun: Vec<Verdict> = begun.iter().map(|job| job.verdict).collect();
+        let is_opened = |job: &Inbound<'_, _>| matches!(job.verdict, Verdict::Opened(_));
+        let whole: Vec<bool> = whole.iter().map(is_opened).collect();
+        let begun: Vec<bool> = begun.iter().map(is_opened).collect();
         let (mut whole, mut begun) = (whole.into_iter(), begun.into_iter());
+        let mut form = None;
+        let mut opened = (VmId::HOST, 0);
         for packet in packets {
             let ToOpen {
-                mut frame, owner, ..
+                mut frame,
+                owner,
+                handle,
+                queue,
+                ..
             } = packet;
-            let verdict = match packet.sequence {
+            let is_opened = match packet.sequence {
                 Some(_) => begun.next(),
                 None => whole.next(),
             };
-            let Some(Verdict::Opened(_)) = verdict else {
-                self.lose_received(Some(owner), packet.queue, frame.payload, Loss::Esp);
+            if is_opened != Some(true) {
+                self.lose_received(Some(owner), queue, frame.payload, Loss::Esp);
                 continue;
+            }
+            if opened.0 != owner {
+                self.count(opened.0, |counters| counters.opened += opened.1);
+                opened = (owner, 0);
+            }
+            opened.1 += 1;
+            let rewrite = match form {
+                Some((known, rewrite)) if known == (owner, handle) => rewrite,
+                _ => {
+                    let rewrite = self.wire_form(owner, handle).rewrite;
+                    form = Some(((owner, handle), rewrite));
+                    rewrite
+                }
             };
-            self.count(owner, |counters| counters.opened += 1);
-            let rewrite = self.wire_form(owner, packet.handle).rewrite;
             frame.dress(frame.vlan, rewrite.as_ref());
-            self.deliver(owner, packet.queue, frame);
+            self.deliver(owner, queue, frame);
         }
+        self.count(opened.0, |counters| counters.opened += opened.1);
     }
 
     /// Loses a frame. One that came through a machine's queue is in a buffer that the machine
@@ -337,7 +497,7 @@ impl<B: Buffer> Host<B> {
     fn deliver(&mut self, vm: VmId, queue: QueueId, frame: Frame<B>) {
         if queue == QueueId::DEFAULT {
             self.copy_to(vm, None, &frame);
-            return self.nic.recycle(frame.payload);
+            return self.scratch.free.push(frame.payload);
         }
         let untagged = Frame {
             vlan: None,
@@ -393,6 +553,13 @@ impl<B: Buffer> Host<B> {
                 losses.count(Loss::NoRoom);
                 self.nic.recycle(copy.payload);
             }
+        }
+    }
+
+    /// Gives the adapter the buffers back of which the content was copied.
+    fn recycle_all(&mut self) {
+        if !self.scratch.free.is_empty() {
+            self.nic.recycle_all(&mut self.scratch.free);
         }
     }
 

@@ -10,13 +10,15 @@ use vesper_sa::{Action, Direction, Event, Mode, Timestamp, VmId};
 use super::placement::WireForm;
 use super::{AdapterWork, Host, Outstanding, Placement};
 use crate::capability::OffloadMode;
+use crate::completions::Completed;
 use crate::ethernet::{Frame, ethertype};
 use crate::fate::{Loss, SendError};
 use crate::flow_key::FlowKey;
 use crate::nic::{BATCH, fill_checksum};
-use crate::rings::{Pending, quantum, weight_of};
+use crate::queue::QueueId;
+use crate::rings::{Pending, move_front, quantum, weight_of};
 use crate::sriov::Function;
-use crate::transfer::{Completion, HostSend, SendIpsec};
+use crate::transfer::{HostSend, Received, SendIpsec};
 use crate::unit::{OffloadHandle, PortId};
 use crate::vswitch::Forward;
 
@@ -59,7 +61,25 @@ pub(super) struct Scratch<B> {
     taken: Vec<HostSend<B>>,
     plans: Vec<Plan>,
     frames: Vec<Planned<B>>,
-    completions: Vec<Completion<B>>,
+    completions: Vec<Completed<B>>,
+    pub(super) received: Vec<Received<B>>,
+    pub(super) due: Vec<(QueueId, Option<VmId>)>,
+    pub(super) free: Vec<B>,
+}
+
+/// Frames of a machine that policy is applied to.
+struct Batch<B> {
+    vm: VmId,
+    posting: Posting<B>,
+    plans: Vec<Plan>,
+    /// What is not yet in `posting`.
+    planned: Vec<Planned<B>>,
+    /// Whether the adapter cuts large packets, once that was asked.
+    cuts: Option<bool>,
+    /// The flow that the last plan is for; `None`: that frame alone.
+    key: Option<FlowKey>,
+    /// The last plan is that the adapter does it all.
+    adapter: Option<OffloadHandle>,
 }
 
 /// What a machine is about to post to the adapter.
@@ -71,7 +91,7 @@ struct Posting<B> {
 
 impl<B> Posting<B> {
     /// `framed`: the frame holds an ESP packet in clear.
-    #[inline]
+    #[inline(always)]
     fn push(&mut self, frame: ToProtect<B>, ipsec: SendIpsec, framed: bool) {
         let ToProtect {
             frame,
@@ -104,6 +124,22 @@ struct Planned<B> {
     checksum: bool,
     /// Why ESP refused it.
     refused: Option<Loss>,
+    /// It is where it belongs, and its buffer is free.
+    is_delivered: bool,
+}
+
+impl<B> Planned<B> {
+    /// With nothing left to be done to it.
+    const fn new(frame: Frame<B>, plan: u32) -> Self {
+        Self {
+            frame,
+            plan,
+            segment_size: None,
+            checksum: false,
+            refused: None,
+            is_delivered: false,
+        }
+    }
 }
 
 impl<B> Default for Scratch<B> {
@@ -113,6 +149,9 @@ impl<B> Default for Scratch<B> {
             plans: Vec::new(),
             frames: Vec::new(),
             completions: Vec::new(),
+            received: Vec::new(),
+            due: Vec::new(),
+            free: Vec::new(),
         }
     }
 }
@@ -134,7 +173,7 @@ impl<B: Buffer> Host<B> {
             }
             idle = 0;
             moved += taken.len();
-            self.protect_sends(vm, now, taken.drain(..));
+            self.protect_sends(vm, now, &mut taken);
         }
         self.scratch.taken = taken;
         moved
@@ -154,6 +193,17 @@ impl<B: Buffer> Host<B> {
             return false;
         }
         machine.deficit += quantum(machine.settings.share());
+        let count = machine.sends.len();
+        let lengths = machine.sends.iter().map(|send| send.frame.data().len());
+        let weight: i64 = lengths.take(BATCH).map(weight_of).sum();
+        if count <= BATCH && weight < machine.deficit {
+            machine.deficit = match count {
+                BATCH => machine.deficit - weight,
+                _ => 0,
+            };
+            move_front(&mut machine.sends, count, frames);
+            return true;
+        }
         while machine.deficit > 0 && frames.len() < BATCH {
             let Some(send) = machine.sends.pop_front() else {
                 machine.deficit = 0;
@@ -165,74 +215,104 @@ impl<B: Buffer> Host<B> {
         true
     }
 
-    fn protect_sends(
-        &mut self,
-        vm: VmId,
-        now: Timestamp,
-        sends: impl IntoIterator<Item = HostSend<B>>,
-    ) {
+    fn protect_sends(&mut self, vm: VmId, now: Timestamp, sends: &mut Vec<HostSend<B>>) {
         let mut malformed = Vec::new();
-        let opened = sends.into_iter().filter_map(|send| {
-            let opened = Frame::open(send.frame).map(|frame| ToProtect {
-                frame,
-                segment_size: send.segment_size,
-                checksum: send.checksum,
-            });
-            opened.map_err(|(buffer, _)| malformed.push(buffer)).ok()
-        });
-        self.protect(vm, now, opened, Way::Switch);
+        let Some(mut batch) = self.begin(vm, now) else {
+            sends
+                .drain(..)
+                .for_each(|send| self.nic.recycle(send.frame));
+            return;
+        };
+        for send in sends.drain(..) {
+            match Frame::open(send.frame) {
+                Ok(frame) => {
+                    let opened = ToProtect {
+                        frame,
+                        segment_size: send.segment_size,
+                        checksum: send.checksum,
+                    };
+                    self.add(&mut batch, opened);
+                }
+                Err((buffer, _)) => malformed.push(buffer),
+            }
+        }
+        self.finish(batch, Way::Switch);
         for buffer in malformed {
             self.lose(Some(vm), buffer, Loss::Malformed);
         }
     }
 
-    /// Applies policy to frames of a machine and sends them on. Neighbours of one flow share a
-    /// plan: nothing that it depends on changes before all of them are planned.
-    pub(super) fn protect(
-        &mut self,
-        vm: VmId,
-        now: Timestamp,
-        frames: impl IntoIterator<Item = ToProtect<B>>,
-        way: Way,
-    ) {
-        let Some(machine) = self.machines.get_mut(&vm) else {
-            for frame in frames {
-                self.nic.recycle(frame.frame.payload);
+    /// Applies policy to a frame of a machine and sends it on.
+    pub(super) fn protect(&mut self, vm: VmId, now: Timestamp, frame: ToProtect<B>, way: Way) {
+        match self.begin(vm, now) {
+            Some(mut batch) => {
+                self.add(&mut batch, frame);
+                self.finish(batch, way);
             }
-            return;
-        };
-        let mut posting = Posting {
-            now,
-            unsent: core::mem::take(&mut machine.unsent),
-            outstanding: core::mem::take(&mut machine.outstanding),
-        };
-        let mut plans = core::mem::take(&mut self.scratch.plans);
-        let mut planned = core::mem::take(&mut self.scratch.frames);
-        let mut cuts = None;
-        let mut last = None;
-        for frame in frames {
-            let key = match frame.frame.is_ip() {
-                true => FlowKey::of(frame.frame.payload.data()),
-                false => None,
-            };
-            if key.is_none() || last != key {
-                plans.push(self.plan(vm, &frame.frame));
-                last = key;
-            }
-            let number = plans.len() - 1;
-            match &plans[number] {
-                // The adapter cuts what it protects itself, if it can.
-                Plan::Adapter(handle)
-                    if frame.segment_size.is_none()
-                        || *cuts.get_or_insert_with(|| self.nic.cuts()) =>
-                {
-                    posting.push(frame, SendIpsec::Handle(*handle), false);
-                }
-                plan => self.prepare(vm, frame, (number as u32, plan), &mut planned),
-            }
+            None => self.nic.recycle(frame.frame.payload),
         }
+    }
+
+    /// Begins a batch of frames of a machine, if there is such a machine.
+    fn begin(&mut self, vm: VmId, now: Timestamp) -> Option<Batch<B>> {
+        let machine = self.machines.get_mut(&vm)?;
+        Some(Batch {
+            vm,
+            posting: Posting {
+                now,
+                unsent: core::mem::take(&mut machine.unsent),
+                outstanding: core::mem::take(&mut machine.outstanding),
+            },
+            plans: core::mem::take(&mut self.scratch.plans),
+            planned: core::mem::take(&mut self.scratch.frames),
+            cuts: None,
+            key: None,
+            adapter: None,
+        })
+    }
+
+    /// Applies policy to the next frame. Neighbours of one flow share a plan: nothing that it
+    /// depends on changes before all of them are planned.
+    #[inline(always)]
+    fn add(&mut self, batch: &mut Batch<B>, frame: ToProtect<B>) {
+        let key = match frame.frame.is_ip() {
+            true => FlowKey::of(frame.frame.payload.data()),
+            false => None,
+        };
+        if key.is_none() || batch.key != key {
+            let plan = self.plan(batch.vm, &frame.frame);
+            batch.adapter = match plan {
+                Plan::Adapter(handle) => Some(handle),
+                _ => None,
+            };
+            batch.plans.push(plan);
+            batch.key = key;
+        }
+        // The adapter cuts what it protects itself, if it can.
+        if let Some(handle) = batch.adapter
+            && (frame.segment_size.is_none() || *batch.cuts.get_or_insert_with(|| self.nic.cuts()))
+        {
+            let ipsec = SendIpsec::Handle(handle);
+            return batch.posting.push(frame, ipsec, false);
+        }
+        if frame.segment_size.is_some() || frame.checksum {
+            return self.prepare(batch, frame);
+        }
+        let number = batch.plans.len() as u32 - 1;
+        batch.planned.push(Planned::new(frame.frame, number));
+    }
+
+    /// Protects what the host has to, and sends everything on.
+    fn finish(&mut self, batch: Batch<B>, way: Way) {
+        let Batch {
+            vm,
+            mut posting,
+            mut plans,
+            mut planned,
+            ..
+        } = batch;
         if !planned.is_empty() {
-            self.encapsulate(vm, now, &plans, &mut planned);
+            self.encapsulate(vm, posting.now, &plans, &mut planned);
             self.route(vm, &plans, &mut planned, &mut posting, way);
         }
         self.nic.post_from_host(vm, &mut posting.unsent);
@@ -246,21 +326,17 @@ impl<B: Buffer> Host<B> {
     }
 
     /// Cuts and completes a frame that the adapter does not do this for.
-    fn prepare(
-        &mut self,
-        vm: VmId,
-        frame: ToProtect<B>,
-        (number, plan): (u32, &Plan),
-        planned: &mut Vec<Planned<B>>,
-    ) {
+    #[inline(never)]
+    fn prepare(&mut self, batch: &mut Batch<B>, frame: ToProtect<B>) {
+        let Batch { plans, planned, .. } = batch;
+        let Some(plan) = plans.last() else { return };
+        let number = plans.len() as u32 - 1;
         let mut frame = Planned {
-            frame: frame.frame,
-            plan: number,
             segment_size: frame.segment_size,
             checksum: frame.checksum,
-            refused: None,
+            ..Planned::new(frame.frame, number)
         };
-        if frame.segment_size.is_none() && !frame.checksum || matches!(plan, Plan::Lose(_)) {
+        if matches!(plan, Plan::Lose(_)) {
             return planned.push(frame);
         }
         let Some(size) = frame.segment_size else {
@@ -271,15 +347,10 @@ impl<B: Buffer> Host<B> {
         match self.nic.cut(&frame.frame, size) {
             Some(segments) => {
                 self.nic.recycle(frame.frame.payload);
-                planned.extend(segments.into_iter().map(|frame| Planned {
-                    frame,
-                    plan: number,
-                    segment_size: None,
-                    checksum: false,
-                    refused: None,
-                }));
+                let segments = segments.into_iter();
+                planned.extend(segments.map(|frame| Planned::new(frame, number)));
             }
-            None => self.lose(Some(vm), frame.frame.payload, Loss::LargeSend),
+            None => self.lose(Some(batch.vm), frame.frame.payload, Loss::LargeSend),
         }
     }
 
@@ -333,7 +404,13 @@ impl<B: Buffer> Host<B> {
         posting: &mut Posting<B>,
         way: Way,
     ) {
-        for mut planned in frames.drain(..) {
+        for planned in frames.iter_mut() {
+            let plan = plans.get(planned.plan as usize);
+            if matches!(plan, Some(Plan::Clear)) && way == Way::Switch {
+                planned.is_delivered = !self.switch(vm, &mut planned.frame, posting.now);
+            }
+        }
+        for planned in frames.drain(..) {
             let plan = plans.get(planned.plan as usize);
             let ipsec = match (planned.refused, plan) {
                 (Some(loss), _) | (None, Some(&Plan::Lose(loss))) => {
@@ -343,12 +420,9 @@ impl<B: Buffer> Host<B> {
                 (None, Some(Plan::Adapter(handle) | Plan::Frame(_, _, handle))) => {
                     SendIpsec::Handle(*handle)
                 }
-                (None, Some(Plan::Clear)) if way == Way::Switch => {
-                    if !self.switch(vm, &mut planned.frame, posting.now) {
-                        self.nic.recycle(planned.frame.payload);
-                        continue;
-                    }
-                    SendIpsec::Done
+                (None, Some(Plan::Clear)) if planned.is_delivered => {
+                    self.nic.recycle(planned.frame.payload);
+                    continue;
                 }
                 (None, Some(Plan::Clear | Plan::Software(..)) | None) => SendIpsec::Done,
             };
@@ -362,6 +436,7 @@ impl<B: Buffer> Host<B> {
     }
 
     /// What is to be done with the frames of a flow, by the policies of their machine.
+    #[inline(never)]
     fn plan(&mut self, vm: VmId, frame: &Frame<B>) -> Plan {
         let Some(policies) = self.policies.get(&vm) else {
             return Plan::Clear;
@@ -450,8 +525,19 @@ impl<B: Buffer> Host<B> {
         let mut completions = core::mem::take(&mut self.scratch.completions);
         let mut again = Vec::new();
         for (vm, machine) in &mut self.machines {
-            self.nic.take_completions(*vm, now, &mut completions);
-            for completion in completions.drain(..) {
+            // Those of a function are its machine's.
+            if machine.outstanding.is_empty() {
+                continue;
+            }
+            self.nic.take_completed(*vm, now, &mut completions);
+            for completed in completions.drain(..) {
+                let completion = match completed {
+                    Completed::Sent(ids) => {
+                        machine.outstanding.complete_all(ids);
+                        continue;
+                    }
+                    Completed::Failed(completion) => completion,
+                };
                 let work = machine.outstanding.complete(completion.id);
                 let Some(buffer) = completion.buffer else {
                     continue;
@@ -473,7 +559,7 @@ impl<B: Buffer> Host<B> {
         }
         self.scratch.completions = completions;
         for (vm, send) in again {
-            self.protect_sends(vm, now, [send]);
+            self.protect_sends(vm, now, &mut vec![send]);
         }
     }
 }

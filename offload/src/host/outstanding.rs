@@ -6,23 +6,34 @@ use std::collections::VecDeque;
 
 use vesper_sa::Timestamp;
 
+use crate::completions::SentIds;
+
 /// Sends that an adapter has accepted and not completed. Identifiers count up and are never
 /// used again, so that a completion that comes twice, or after its time-out, is recognised.
 #[derive(Debug, Default)]
 pub struct Outstanding {
-    /// The identifier of the first one in `sent`.
-    first: u64,
-    /// In the order of their identifiers; `None` is completed.
-    sent: VecDeque<Option<Sent>>,
-    /// Of those, how many are not completed.
-    count: usize,
+    /// The identifier of the next one.
+    next: u64,
+    /// In the order of their identifiers.
+    runs: VecDeque<Run>,
+    /// How many that is.
+    count: u64,
     counters: OutstandingCounters,
 }
 
+/// Sends with consecutive identifiers, all from the same moment and with the same work.
 #[derive(Clone, Copy, Debug)]
-struct Sent {
+struct Run {
+    first: u64,
+    count: u64,
     since: Timestamp,
     work: AdapterWork,
+}
+
+impl Run {
+    const fn end(&self) -> u64 {
+        self.first + self.count
+    }
 }
 
 /// How completions have come.
@@ -38,47 +49,74 @@ pub struct OutstandingCounters {
 
 impl Outstanding {
     /// The identifier for a send that is about to be posted.
+    #[inline]
     pub fn begin(&mut self, now: Timestamp, work: AdapterWork) -> u64 {
-        let id = self.first + self.sent.len() as u64;
-        self.sent.push_back(Some(Sent { since: now, work }));
+        let id = self.next;
+        self.next += 1;
         self.count += 1;
+        match self.runs.back_mut() {
+            Some(run) if run.end() == id && run.since == now && run.work == work => run.count += 1,
+            _ => self.runs.push_back(Run {
+                first: id,
+                count: 1,
+                since: now,
+                work,
+            }),
+        }
         id
     }
 
     /// The adapter has completed a send: what it was to do, if the send was outstanding.
     pub fn complete(&mut self, id: u64) -> Option<AdapterWork> {
-        let index = id.checked_sub(self.first);
-        let index = index.and_then(|index| usize::try_from(index).ok());
-        let place = index.and_then(|index| self.sent.get_mut(index));
-        let Some(sent) = place.and_then(Option::take) else {
+        let index = self.position(id);
+        let run = self.runs.get(index).filter(|run| run.first <= id);
+        let Some(work) = run.map(|run| run.work) else {
             self.counters.unexpected += 1;
             return None;
         };
-        self.count -= 1;
-        self.counters.completed += 1;
-        self.forget_completed();
-        Some(sent.work)
+        self.remove(index, id, 1);
+        Some(work)
+    }
+
+    /// The adapter has sent these.
+    pub(crate) fn complete_all(&mut self, ids: SentIds) {
+        let (mut first, mut left) = (ids.first, ids.count);
+        while left > 0 {
+            let index = self.position(first);
+            let count = match self.runs.get(index) {
+                Some(run) if run.first <= first => {
+                    let count = left.min(run.end() - first);
+                    self.remove(index, first, count);
+                    count
+                }
+                next => {
+                    let gap = next.map_or(left, |next| left.min(next.first - first));
+                    self.counters.unexpected += gap;
+                    gap
+                }
+            };
+            first = first.wrapping_add(count);
+            left -= count;
+        }
     }
 
     /// Gives up sends that are older than `timeout`; how many.
     pub fn expire(&mut self, now: Timestamp, timeout: Duration) -> usize {
         let mut count = 0;
-        while let Some(Some(sent)) = self.sent.front()
-            && now.since(sent.since) >= timeout
+        while let Some(run) = self.runs.front()
+            && now.since(run.since) >= timeout
         {
-            count += 1;
-            self.count -= 1;
-            self.sent.pop_front();
-            self.first += 1;
-            self.forget_completed();
+            count += run.count;
+            self.runs.pop_front();
         }
-        self.counters.timed_out += count as u64;
-        count
+        self.count -= count;
+        self.counters.timed_out += count;
+        count as usize
     }
 
     /// Sends that are outstanding.
     pub fn len(&self) -> usize {
-        self.count
+        self.count as usize
     }
 
     /// Whether none is.
@@ -86,10 +124,32 @@ impl Outstanding {
         self.count == 0
     }
 
-    fn forget_completed(&mut self) {
-        while let Some(None) = self.sent.front() {
-            self.sent.pop_front();
-            self.first += 1;
+    /// Of the first run that does not end before `id`.
+    fn position(&self, id: u64) -> usize {
+        match self.runs.front() {
+            Some(front) if id < front.end() => 0,
+            _ => self.runs.partition_point(|run| run.end() <= id),
+        }
+    }
+
+    /// Takes `count` sends out of a run that has them.
+    fn remove(&mut self, index: usize, first: u64, count: u64) {
+        self.count -= count;
+        self.counters.completed += count;
+        let Some(run) = self.runs.get_mut(index) else {
+            return;
+        };
+        let behind = Run {
+            first: first + count,
+            count: run.end() - (first + count),
+            ..*run
+        };
+        run.count = first - run.first;
+        match (run.count, behind.count) {
+            (0, 0) => drop(self.runs.remove(index)),
+            (0, _) => *run = behind,
+            (_, 0) => {}
+            _ => self.runs.insert(index + 1, behind),
         }
     }
 
@@ -136,5 +196,39 @@ mod tests {
             (counters.completed, counters.unexpected, counters.timed_out),
             (2, 3, 1)
         );
+    }
+
+    #[test]
+    fn ranges_are_completed_wherever_they_lie() {
+        let mut outstanding = Outstanding::default();
+        let work = AdapterWork::default();
+        let now = Timestamp::from_secs(1);
+        // Against one flag for each.
+        let mut flags = [true; 40];
+        for _ in 0..40 {
+            outstanding.begin(now, work);
+        }
+        let mut counters = OutstandingCounters::default();
+        for (first, count) in [(5, 3), (0, 2), (38, 9), (1, 6), (20, 1), (10, 25), (50, 2)] {
+            outstanding.complete_all(SentIds { first, count });
+            for id in first..first + count {
+                match flags.get_mut(id as usize) {
+                    Some(flag) if *flag => {
+                        *flag = false;
+                        counters.completed += 1;
+                    }
+                    _ => counters.unexpected += 1,
+                }
+            }
+            let left = flags.iter().filter(|flag| **flag).count();
+            assert_eq!(
+                (outstanding.len(), outstanding.counters()),
+                (left, counters)
+            );
+        }
+        for (id, flag) in (0..).zip(flags) {
+            assert_eq!(outstanding.complete(id).is_some(), flag, "{id}");
+        }
+        assert!(outstanding.is_empty());
     }
 }

@@ -4,9 +4,11 @@ mod choose;
 mod control;
 mod ipsec;
 mod large_send;
+mod opened;
 mod queues;
 mod receive;
 mod run;
+mod sealed;
 mod send;
 mod sriov;
 mod steering;
@@ -36,6 +38,7 @@ pub(crate) use large_send::fill_checksum;
 pub use queues::{QueueError, QueueStatus};
 pub use run::Paused;
 pub use send::{Posted, SendRefusal};
+pub(crate) use steering::peek;
 
 /// How many packets are processed together.
 pub const BATCH: usize = 32;
@@ -341,6 +344,10 @@ impl<B: Buffer> Nic<B> {
 
     pub(crate) fn recycle(&self, buffer: B) {
         lock(&self.recycled).push(buffer);
+    }
+
+    pub(crate) fn recycle_all(&self, buffers: &mut Vec<B>) {
+        lock(&self.recycled).append(buffers);
     }
 
     pub(crate) fn read(&self) -> RwLockReadGuard<'_, Config<B>> {

@@ -180,15 +180,6 @@ impl<B: Buffer> Nic<B> {
             .collect()
     }
 
-    /// Whether both are queues of one port, of which `first` is the first.
-    pub(crate) fn is_queue_of(&self, first: QueueId, id: QueueId) -> bool {
-        first == id
-            || self
-                .read()
-                .queue(first)
-                .is_some_and(|queue| queue.followers.contains(&id))
-    }
-
     /// Ends the allocation (`OID_RECEIVE_FILTER_QUEUE_ALLOCATION_COMPLETE`): one answer per
     /// queue.
     pub fn complete_allocation(&self, queues: &[QueueId]) -> Vec<Result<QueueState, QueueError>> {
@@ -288,9 +279,31 @@ impl<B: Buffer> Nic<B> {
     /// The queues that have something to indicate now, by their interrupt moderation.
     pub fn interrupts(&self, now: Timestamp) -> Vec<QueueId> {
         let config = self.read();
-        let due = |queue: &&Arc<Queue<B>>| lock(&queue.inner).is_due(now);
+        let due = |queue: &&Arc<Queue<B>>| queue.is_due(now);
         let queues = config.queues.iter().flatten();
         queues.filter(due).map(|queue| queue.id).collect()
+    }
+
+    /// As [`interrupts`](Self::interrupts), with the owners, but without those queues that go
+    /// with the one that `own` says the owner serves by itself.
+    pub(crate) fn due(
+        &self,
+        now: Timestamp,
+        due: &mut Vec<(QueueId, Option<VmId>)>,
+        own: impl Fn(VmId) -> Option<QueueId>,
+    ) {
+        let config = self.read();
+        for queue in config.queues.iter().flatten() {
+            let is_own = || {
+                queue
+                    .owner
+                    .and_then(&own)
+                    .is_some_and(|first| config.is_queue_of(first, queue.id))
+            };
+            if queue.is_ready.load(Ordering::Relaxed) && !is_own() && queue.is_due(now) {
+                due.push((queue.id, queue.owner));
+            }
+        }
     }
 
     /// Takes what a queue has received: one batch of one queue, never a mixture. Counts as an
@@ -315,6 +328,7 @@ impl<B: Buffer> Nic<B> {
         move_front(&mut inner.ready, count, packets);
         if inner.ready.is_empty() {
             inner.oldest = None;
+            queue.is_ready.store(false, Ordering::Relaxed);
         }
     }
 
@@ -446,6 +460,14 @@ impl<B: Buffer> Config<B> {
             queue.attention.store(true, Ordering::Relaxed);
         }
         Ok(inner.state)
+    }
+
+    /// Whether both are queues of one port, of which `first` is the first.
+    fn is_queue_of(&self, first: QueueId, id: QueueId) -> bool {
+        first == id
+            || self
+                .queue(first)
+                .is_some_and(|queue| queue.followers.contains(&id))
     }
 
     pub(crate) fn is_of_vport(&self, id: QueueId) -> bool {

@@ -75,6 +75,12 @@ impl<B: Buffer> Nic<B> {
             return Posted::NOBODY;
         };
         let mut admission = Admission::new(&config, &entry.port);
+        if !config.faulty && frames.iter_mut().all(|frame| admission.passes(frame)) {
+            let mut ring = lock(&entry.port.sends);
+            if frames.len() <= entry.port.ring.saturating_sub(ring.pending.len()) {
+                return ring.push_all(frames, &entry.port.attention);
+            }
+        }
         self.post(&config, &entry.port, frames, |frame, ring| {
             admission.admit(frame, ring);
         })
@@ -122,7 +128,7 @@ impl<B: Buffer> Nic<B> {
         take(completions);
     }
 
-    #[inline(always)]
+    #[inline(never)]
     fn post<S>(
         &self,
         config: &Config<B>,
@@ -150,6 +156,7 @@ impl<B: Buffer> Nic<B> {
         for frame in frames.drain(..accepted) {
             admit(frame, sends);
         }
+        sends.commit();
         port.attention.store(true, Ordering::Relaxed);
         Posted { accepted, stopped }
     }
@@ -199,16 +206,24 @@ impl<'a, B: Buffer> Admission<'a, B> {
 
     #[inline(always)]
     fn admit(&mut self, mut pending: Pending<B>, ring: &mut SendRing<B>) {
+        match self.passes(&mut pending) {
+            true => ring.push(pending),
+            false => ring.refuse(pending.id, pending.frame.give_back(), Loss::ForeignHandle),
+        }
+    }
+
+    /// Whether a frame may be sent with its handle; it is on the VLAN of its sender then.
+    #[inline(always)]
+    fn passes(&mut self, pending: &mut Pending<B>) -> bool {
         if let SendIpsec::Handle(handle) = pending.ipsec
             && !self.admits(handle)
         {
-            let buffer = pending.frame.give_back();
-            return ring.refuse(pending.id, buffer, Loss::ForeignHandle);
+            return false;
         }
         if pending.frame.vlan.is_none() {
             pending.frame.vlan = self.port.address.vlan;
         }
-        ring.push(pending);
+        true
     }
 
     /// What a function may not do.

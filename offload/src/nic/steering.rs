@@ -16,7 +16,7 @@ use crate::filter::ReceiveFilter;
 use crate::flow_key::{FlowKey, PLAIN, PLAIN_MASK, mix};
 use crate::queue::QueueId;
 use crate::rings::{Class, Queue, QueueInner, Waiting, lock};
-use crate::unit::{OffloadHandle, Offloaded};
+use crate::unit::Offloaded;
 
 /// Steers frames one after another. Neighbours are mostly alike: what was found for one frame
 /// is tried on the next one first, and its queue stays locked until another one is needed.
@@ -43,7 +43,7 @@ struct Latest {
     vlan: Option<VlanId>,
     /// Address and SPI, see [`peek`].
     key: u64,
-    handle: OffloadHandle,
+    class: Class,
 }
 
 /// An association, and the queue that its packets go to: that of the filter is the same for
@@ -88,7 +88,7 @@ impl<'a, B: Buffer> Steering<'a, B> {
             && peek(frame.payload.data()) == Some(latest.key)
             && open.inner.waiting.len() < open.queue.ring
         {
-            let class = Class::Esp(latest.handle);
+            let class = latest.class;
             open.inner.waiting.push_back(Waiting { frame, class });
             return;
         }
@@ -119,18 +119,21 @@ impl<'a, B: Buffer> Steering<'a, B> {
 
     /// What the next packet can be recognised by. In transport mode every packet is looked at.
     fn latest_of(&self, frame: &Frame<B>, class: Class) -> Option<Latest> {
-        let Class::Esp(handle) = class else {
-            return None;
+        let is_simple = match class {
+            Class::Esp(handle) => {
+                let offloaded = self.config.unit.at(handle);
+                offloaded.is_some_and(|offloaded| offloaded.sa.mode() == Mode::Tunnel)
+            }
+            // No association has this key.
+            Class::Unknown => matches!(self.association, Some((_, None))),
+            Class::Clear | Class::Copy => false,
         };
-        let offloaded = self.config.unit.at(handle)?;
         let key = peek(frame.payload.data())?;
-        let is_simple =
-            offloaded.sa.mode() == Mode::Tunnel && frame.link.ethertype == ethertype::IPV4;
-        is_simple.then_some(Latest {
+        (is_simple && frame.link.ethertype == ethertype::IPV4).then_some(Latest {
             destination: frame.link.destination,
             vlan: frame.vlan,
             key,
-            handle,
+            class,
         })
     }
 
@@ -302,7 +305,7 @@ impl<B: Buffer> Config<B> {
 /// Destination and SPI, in this order, of the most frequent kind of ESP packet: right behind an IPv4 header
 /// without options, and whole. The header's checksum is left to whoever opens the packet.
 #[inline(always)]
-fn peek(packet: &[u8]) -> Option<u64> {
+pub(crate) fn peek(packet: &[u8]) -> Option<u64> {
     let start = packet.first_chunk::<28>()?;
     let head = u64::from_be_bytes(*start.first_chunk()?);
     let is_esp = head & PLAIN_MASK == PLAIN && start[9] == protocol::ESP;

@@ -1,7 +1,6 @@
 //! Sending: from a machine's ring through the IPsec unit to the wire, or to a function of this
 //! adapter.
 
-use core::ptr;
 use core::sync::atomic::Ordering;
 use std::collections::VecDeque;
 
@@ -9,14 +8,15 @@ use arrayvec::ArrayVec;
 
 use vesper_esp::aead::{Job, seal_batch};
 use vesper_esp::wire::{EncapsulationPorts, Located, locate};
-use vesper_esp::{Buffer, Engine, Outbound, Verdict};
+use vesper_esp::{Buffer, Engine, Outbound};
 use vesper_sa::{Direction, Mode, Timestamp, VmId};
 
 use super::choose::{Choice, Chooser};
+use super::sealed::{Route, Sealing, is_sealed, refusal};
 use super::steering::Steering;
 use super::{BATCH, Config, Nic, Processor};
 use crate::completions::SentIds;
-use crate::ethernet::{Frame, MacAddress, VlanId};
+use crate::ethernet::Frame;
 use crate::fate::{Loss, SendError};
 use crate::fault::Faults;
 use crate::nic::large_send::fill_checksum;
@@ -28,7 +28,7 @@ use crate::unit::Offloaded;
 
 /// What is done about IPsec for one frame of a batch.
 #[derive(Clone, Copy)]
-enum Step<'a> {
+pub(super) enum Step<'a> {
     Clear,
     /// Packet mode: the engine has sealed it.
     Seal(&'a Offloaded),
@@ -40,27 +40,9 @@ enum Step<'a> {
 }
 
 /// The steps of a batch, and why some failed, in their order.
-struct Protected<'a> {
-    steps: ArrayVec<Step<'a>, BATCH>,
-    errors: ArrayVec<SendError, BATCH>,
-}
-
-/// What came of sealing a batch as a whole.
-enum Sealing<'a> {
-    /// All are sealed: so many in a row by each association.
-    All {
-        runs: ArrayVec<(&'a Offloaded, usize), BATCH>,
-        /// Of the frames as posted.
-        bytes: usize,
-    },
-    /// Some were refused.
-    Some {
-        protected: Protected<'a>,
-        /// Of the frames as posted.
-        bytes: usize,
-    },
-    /// Nothing: there is other work in it.
-    Not,
+pub(super) struct Protected<'a> {
+    pub(super) steps: ArrayVec<Step<'a>, BATCH>,
+    pub(super) errors: ArrayVec<SendError, BATCH>,
 }
 
 impl<B: Buffer> Nic<B> {
@@ -293,133 +275,8 @@ impl<B: Buffer> Nic<B> {
         }
     }
 
-    /// Packet mode for a whole batch, which is what nearly all batches are for: nothing else
-    /// is to be done to any of its frames.
-    #[inline(always)]
-    fn seal_all<'a>(
-        &self,
-        config: &'a Config<B>,
-        owner: VmId,
-        engine: &mut Engine,
-        now: Timestamp,
-        batch: &mut [Pending<B>],
-    ) -> Sealing<'a> {
-        if config.faulty {
-            return Sealing::Not;
-        }
-        let mut runs: ArrayVec<(&'a Offloaded, usize), BATCH> = ArrayVec::new();
-        let mut to_seal: ArrayVec<Outbound<'_, &mut B>, BATCH> = ArrayVec::new();
-        let mut chooser = Chooser::new(config, owner);
-        let mut bytes = 0;
-        for pending in batch {
-            let found = chooser.tunnel(pending.ipsec, &pending.frame);
-            let Some(found) = found.filter(|_| !pending.checksum && !pending.is_segment) else {
-                return Sealing::Not;
-            };
-            match runs.last_mut() {
-                Some((last, count)) if ptr::eq(*last, found) => *count += 1,
-                _ => runs.push((found, 1)),
-            }
-            bytes += pending.frame.payload.data().len();
-            to_seal.push(Outbound::new(&found.sa, &mut pending.frame.payload));
-        }
-        engine.encapsulate(now, &mut to_seal);
-        if to_seal.iter().all(is_sealed) {
-            return Sealing::All { runs, bytes };
-        }
-        let mut protected = Protected {
-            steps: ArrayVec::new(),
-            errors: ArrayVec::new(),
-        };
-        let each = runs
-            .into_iter()
-            .flat_map(|(offloaded, count)| core::iter::repeat_n(offloaded, count));
-        for (job, offloaded) in to_seal.iter().zip(each) {
-            protected.steps.push(match refusal(job) {
-                None => Step::Seal(offloaded),
-                Some(error) => {
-                    protected.errors.push(error);
-                    Step::Fail
-                }
-            });
-        }
-        Sealing::Some { protected, bytes }
-    }
-
-    /// Sends and completes a batch of frames that are all sealed in packet mode.
-    #[inline(always)]
-    fn send_sealed(
-        &self,
-        config: &Config<B>,
-        port: &VmPort<B>,
-        processor: &mut Processor<B>,
-        batch: &mut VecDeque<Pending<B>>,
-        runs: &[(&Offloaded, usize)],
-        bytes: usize,
-    ) {
-        let mut local: ArrayVec<Frame<B>, BATCH> = ArrayVec::new();
-        let mut route = Route::default();
-        let count = batch.len() as u64;
-        let mut failed = 0;
-        let mut ids = SentIds::NONE;
-        let mut frames = Vec::from(core::mem::take(batch));
-        let mut rest = frames.drain(..);
-        let mut sends = lock(&port.sends);
-        for (offloaded, count) in runs {
-            let offload = &offloaded.offload;
-            let link = offloaded.link();
-            let is_local = |route: &mut Route, destination, vlan| {
-                config.switch.is_some() && route.is_local(config, destination, vlan)
-            };
-            // The whole run gets the same header.
-            let header = link
-                .filter(|link| !is_local(&mut route, link.destination, offload.vlan))
-                .map(|link| link.header(offload.vlan));
-            for pending in rest.by_ref().take(*count) {
-                let mut frame = pending.frame;
-                let closed = match &header {
-                    Some(header) => frame.close_with(header),
-                    None => {
-                        frame.dress(offload.vlan, offload.rewrite.as_ref());
-                        if is_local(&mut route, frame.link.destination, frame.vlan) {
-                            local.push(frame);
-                            ids = sends.completions.also_sent(ids, pending.id);
-                            continue;
-                        }
-                        frame.close()
-                    }
-                };
-                match closed {
-                    Ok(buffer) => {
-                        processor.wire.push(buffer);
-                        ids = sends.completions.also_sent(ids, pending.id);
-                    }
-                    Err(frame) => {
-                        failed += 1;
-                        // Completions keep their order.
-                        sends.completions.sent(ids);
-                        ids = SentIds::NONE;
-                        let error = SendError::Lost(Loss::NoRoom);
-                        let free = &mut processor.recycled;
-                        sends.fail_frame(pending.id, false, frame, error, free);
-                    }
-                }
-            }
-        }
-        sends.completions.sent(ids);
-        sends.counters.sent_bytes += bytes as u64;
-        sends.counters.sealed += count;
-        sends.counters.sent += count - failed;
-        drop(sends);
-        drop(rest);
-        *batch = frames.into();
-        if !local.is_empty() {
-            self.send_locally(config, port, processor, local);
-        }
-    }
-
     /// The NIC switch: frames for functions of this adapter, and for groups.
-    fn send_locally(
+    pub(super) fn send_locally(
         &self,
         config: &Config<B>,
         port: &VmPort<B>,
@@ -547,7 +404,7 @@ impl<B: Buffer> Nic<B> {
         if config.faulty {
             self.complete_faultily(sends, completion, now);
         } else {
-            sends.completions.push(completion);
+            sends.completions.sent(SentIds::one(completion.id));
         }
     }
 
@@ -610,21 +467,6 @@ impl<B: Buffer> Nic<B> {
     }
 }
 
-#[inline]
-fn is_sealed<B>(job: &Outbound<'_, B>) -> bool {
-    matches!(job.verdict, Verdict::Sealed { .. })
-}
-
-/// Why the engine has not sealed a packet, if it has not.
-fn refusal<B>(job: &Outbound<'_, B>) -> Option<SendError> {
-    match job.verdict {
-        Verdict::Sealed { .. } => None,
-        Verdict::TooBig { mtu } => Some(SendError::TooBig { mtu }),
-        Verdict::Drop(reason) => Some(SendError::Esp(reason)),
-        _ => Some(SendError::Lost(Loss::NotFramed)),
-    }
-}
-
 /// A frame of a machine that the host's software has to protect.
 fn for_software<B>(owner: VmId, frame: Frame<B>, segment_size: Option<u16>) -> Received<B> {
     Received {
@@ -643,35 +485,8 @@ impl<B: Buffer> Config<B> {
     }
 
     /// Whether the NIC switch forwards to a queue.
-    fn is_switched(&self, id: QueueId) -> bool {
+    pub(super) fn is_switched(&self, id: QueueId) -> bool {
         self.is_of_function(id) || self.is_of_vport(id)
-    }
-}
-
-/// Whether the NIC switch has something to do with frames for an address: what it has found
-/// for the one before.
-#[derive(Default)]
-struct Route {
-    to: Option<(MacAddress, Option<VlanId>)>,
-    is_local: bool,
-}
-
-impl Route {
-    /// Whether a frame goes to a function of this adapter, or to a group.
-    #[inline]
-    fn is_local<B: Buffer>(
-        &mut self,
-        config: &Config<B>,
-        destination: MacAddress,
-        vlan: Option<VlanId>,
-    ) -> bool {
-        let to = (destination, vlan);
-        if self.to != Some(to) {
-            let queue = config.filters.classify(to.0, to.1);
-            self.to = Some(to);
-            self.is_local = to.0.is_group() || queue.is_some_and(|queue| config.is_switched(queue));
-        }
-        self.is_local
     }
 }
 
