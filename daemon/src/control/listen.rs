@@ -17,7 +17,7 @@ use vesper_sa::VmId;
 
 use super::connection::{self, Caller};
 use super::peer::Allowed;
-use super::slots::Slots;
+use super::slots::{Peer, Slots};
 use super::{ControlError, ControlLimits, ControlSettings, Service, api, tls};
 use crate::plane::{Plane, Scope};
 
@@ -132,7 +132,9 @@ impl Front {
             };
             let caller = caller(&stream, &allowed, scope);
             // If all places are taken by requests in work, who comes now has to come again.
-            if let Some(slot) = self.slots.take() {
+            let process = stream.peer_cred().ok().and_then(|peer| peer.pid());
+            let peer = Peer::Process(process.unwrap_or(0));
+            if let Some(slot) = self.slots.take(peer) {
                 let router = self.router.clone();
                 tokio::spawn(connection::serve(stream, slot, caller, router, self.limits));
             }
@@ -141,10 +143,10 @@ impl Front {
 
     async fn serve_tls(self, listener: TcpListener, acceptor: tokio_rustls::TlsAcceptor) {
         loop {
-            let Some((stream, _)) = accepted(listener.accept().await).await else {
+            let Some((stream, address)) = accepted(listener.accept().await).await else {
                 continue;
             };
-            let Some(slot) = self.slots.take() else {
+            let Some(slot) = self.slots.take(Peer::Address(address.ip())) else {
                 continue;
             };
             let (front, acceptor) = (self.clone(), acceptor.clone());
