@@ -152,6 +152,14 @@ impl EspContext {
         }
     }
 
+    /// Asks for all of it, for a little later.
+    #[inline]
+    pub(crate) fn prefetch_soon(&self) {
+        for line in 0..9 {
+            aead::prefetch_soon(self, 64 * line);
+        }
+    }
+
     #[inline]
     pub(crate) const fn framing(&self) -> &Framing {
         &self.framing

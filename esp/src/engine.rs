@@ -5,7 +5,7 @@ use core::ptr;
 use arrayvec::ArrayVec;
 use vesper_sa::{Event, Events, Mode, Timestamp};
 
-use crate::aead::{Job, open_batch, seal_batch};
+use crate::aead::{self, Job, open_batch, seal_batch};
 use crate::association::EspSa;
 use crate::buffer::Buffer;
 use crate::fate::{Counters, DropReason, Opened, Verdict};
@@ -139,15 +139,17 @@ impl Engine {
         while !rest.is_empty() {
             let chunk;
             (chunk, rest) = rest.split_at_mut(outbound::prefetch(rest));
-            self.encapsulate_chunk::<B, ADAPTER>(now, chunk);
+            self.encapsulate_chunk::<B, ADAPTER>(now, chunk, rest);
         }
     }
 
-    /// As [`encapsulate_all`](Self::encapsulate_all), as many as are in flight at once.
+    /// As [`encapsulate_all`](Self::encapsulate_all), as many as are in flight at once; `next`
+    /// are those that follow.
     fn encapsulate_chunk<B: Buffer, const ADAPTER: bool>(
         &mut self,
         now: Timestamp,
         chunk: &mut [Outbound<'_, B>],
+        next: &[Outbound<'_, B>],
     ) {
         // `None`: refused.
         let mut measured: ArrayVec<Option<Measured>, CHUNK> = ArrayVec::new();
@@ -159,6 +161,9 @@ impl Engine {
         }
         let mut jobs: ArrayVec<Job<'_>, CHUNK> = ArrayVec::new();
         let with_checksum = write(chunk, &measured, &mut jobs);
+        if chunk_is_cut(measured.len()) {
+            prefetch_soon(next.iter().map(|entry| Some(entry.sa)));
+        }
         if !ADAPTER {
             seal_batch(&mut jobs);
         }
@@ -270,17 +275,20 @@ impl Engine {
             let len = inbound::prefetch(rest, sas);
             let chunk;
             (chunk, rest) = rest.split_at_mut(len);
-            self.decapsulate_chunk::<B, ADAPTER>(now, sas, chunk);
+            self.decapsulate_chunk::<B, ADAPTER>(now, sas, chunk, rest);
         }
     }
 
-    /// As [`decapsulate_all`](Self::decapsulate_all), as many as are in flight at once.
+    /// As [`decapsulate_all`](Self::decapsulate_all), as many as are in flight at once; `next`
+    /// are those that follow.
     fn decapsulate_chunk<'a, B: Buffer, const ADAPTER: bool>(
         &mut self,
         now: Timestamp,
         sas: &impl InboundSas<'a>,
         chunk: &mut [Inbound<'a, B>],
+        next: &[Inbound<'a, B>],
     ) {
+        let len = chunk.len();
         let mut candidates: ArrayVec<Candidate<'a>, CHUNK> = ArrayVec::new();
         let mut jobs: ArrayVec<Job<'_>, CHUNK> = ArrayVec::new();
         let mut first = 0;
@@ -288,6 +296,9 @@ impl Engine {
             let len = run.len();
             self.admit::<B, ADAPTER>(sas, run, first, &mut candidates, &mut jobs);
             first += len;
+        }
+        if chunk_is_cut(len) {
+            prefetch_soon(next.iter().map(|entry| entry.sa));
         }
         if !ADAPTER {
             open_batch(&mut jobs);
@@ -464,6 +475,24 @@ where
         }
     }
     with_checksum
+}
+
+/// Whether a chunk of `len` packets is of so many associations that it was cut for them: then
+/// they are likely not to be in the caches.
+#[inline]
+const fn chunk_is_cut(len: usize) -> bool {
+    len == RUNS
+}
+
+/// Asks for the associations of the packets that follow, while those before them are with the
+/// cipher.
+#[inline(always)]
+fn prefetch_soon<'a>(sas: impl Iterator<Item = Option<&'a EspSa>>) {
+    for sa in sas.take(RUNS).flatten() {
+        aead::prefetch_soon(sa, 0);
+        aead::prefetch_soon(sa, 64);
+        sa.context().prefetch_soon();
+    }
 }
 
 /// A bit for each, in their order: the ICV was right.

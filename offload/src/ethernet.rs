@@ -82,6 +82,47 @@ pub struct Link {
     pub ethertype: u16,
 }
 
+/// An Ethernet header as it is on the wire.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Header {
+    bytes: [u8; HEADER_LEN + TAG_LEN],
+    is_tagged: bool,
+}
+
+impl Link {
+    /// Of a frame that holds this IP packet now, with other addresses if there are any.
+    #[inline(always)]
+    pub(crate) fn of_packet(self, packet: &[u8], rewrite: Option<&Rewrite>) -> Self {
+        Self {
+            destination: rewrite.map_or(self.destination, |rewrite| rewrite.destination),
+            source: rewrite.map_or(self.source, |rewrite| rewrite.source),
+            ethertype: match packet.first() {
+                Some(first) if first >> 4 == 6 => ethertype::IPV6,
+                _ => ethertype::IPV4,
+            },
+        }
+    }
+
+    /// The header of a frame on this VLAN.
+    #[inline]
+    pub(crate) fn header(&self, vlan: Option<VlanId>) -> Header {
+        let ethertype = match vlan {
+            None => self.ethertype,
+            Some(_) => ethertype::VLAN,
+        };
+        let mut bytes = [0; HEADER_LEN + TAG_LEN];
+        bytes[..6].copy_from_slice(&self.destination.0);
+        bytes[6..12].copy_from_slice(&self.source.0);
+        bytes[12..14].copy_from_slice(&ethertype.to_be_bytes());
+        bytes[14..16].copy_from_slice(&vlan.map_or(0, VlanId::get).to_be_bytes());
+        bytes[16..].copy_from_slice(&self.ethertype.to_be_bytes());
+        Header {
+            bytes,
+            is_tagged: vlan.is_some(),
+        }
+    }
+}
+
 /// A frame taken apart: header and tag as values, the buffer holding what follows them.
 #[derive(Clone, Debug)]
 pub struct Frame<B> {
@@ -132,30 +173,31 @@ impl<B: Buffer> Frame<B> {
     /// Puts the header back, with the tag if the frame is of a VLAN; the frame itself if the
     /// buffer has no room for it.
     #[inline]
-    pub fn close(mut self) -> Result<B, Self> {
-        let len = match self.vlan {
-            None => HEADER_LEN,
-            Some(_) => HEADER_LEN + TAG_LEN,
-        };
+    pub fn close(self) -> Result<B, Self> {
+        let header = self.link.header(self.vlan);
+        self.close_with(&header)
+    }
+
+    /// As [`close`](Self::close), with a header that was [made](Link::header) before.
+    #[inline(always)]
+    pub(crate) fn close_with(mut self, header: &Header) -> Result<B, Self> {
+        let Header { bytes, is_tagged } = header;
+        let len = HEADER_LEN + usize::from(*is_tagged) * TAG_LEN;
         if !self.payload.grow_front(len) {
             return Err(self);
         }
-        if let Some(header) = self.payload.data_mut().first_chunk_mut::<HEADER_LEN>() {
-            let (addresses, kind) = header.split_at_mut(12);
-            let (destination, source) = addresses.split_at_mut(6);
-            destination.copy_from_slice(&self.link.destination.0);
-            source.copy_from_slice(&self.link.source.0);
-            let ethertype = match self.vlan {
-                None => self.link.ethertype,
-                Some(_) => ethertype::VLAN,
-            };
-            kind.copy_from_slice(&ethertype.to_be_bytes());
-        }
-        if let Some(vlan) = self.vlan
-            && let Some(tag) = self.payload.data_mut().get_mut(HEADER_LEN..len)
-        {
-            tag[..2].copy_from_slice(&vlan.get().to_be_bytes());
-            tag[2..].copy_from_slice(&self.link.ethertype.to_be_bytes());
+        let data = self.payload.data_mut();
+        match is_tagged {
+            false => {
+                if let (Some(place), Some(bytes)) = (data.first_chunk_mut(), bytes.first_chunk()) {
+                    *place = *bytes as [u8; HEADER_LEN];
+                }
+            }
+            true => {
+                if let Some(place) = data.first_chunk_mut() {
+                    *place = *bytes;
+                }
+            }
         }
         Ok(self.payload)
     }
@@ -164,11 +206,7 @@ impl<B: Buffer> Frame<B> {
     #[inline]
     pub(crate) fn dress(&mut self, vlan: Option<VlanId>, rewrite: Option<&Rewrite>) {
         self.vlan = vlan;
-        if let Some(rewrite) = rewrite {
-            self.link.destination = rewrite.destination;
-            self.link.source = rewrite.source;
-        }
-        self.set_ip_ethertype();
+        self.link = self.link.of_packet(self.payload.data(), rewrite);
     }
 
     /// The whole frame without a tag, as its sender had it; just the payload if something has
@@ -181,14 +219,6 @@ impl<B: Buffer> Frame<B> {
     /// Whether the payload says that it is an IP packet.
     pub const fn is_ip(&self) -> bool {
         matches!(self.link.ethertype, ethertype::IPV4 | ethertype::IPV6)
-    }
-
-    /// Sets the payload type by the version of the IP packet in the buffer.
-    pub(crate) fn set_ip_ethertype(&mut self) {
-        self.link.ethertype = match self.payload.data().first() {
-            Some(first) if first >> 4 == 6 => ethertype::IPV6,
-            _ => ethertype::IPV4,
-        };
     }
 }
 

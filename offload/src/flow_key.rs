@@ -8,27 +8,34 @@ use vesper_esp::wire::protocol;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct FlowKey {
     addresses: u64,
-    ports: u32,
-    protocol: u8,
+    /// Ports, and the protocol.
+    rest: u64,
 }
+
+/// Of the first eight bytes of an IPv4 header: version and length of the header, whether it is
+/// a fragment and which.
+pub(crate) const PLAIN_MASK: u64 = 0xff00_0000_0000_3fff;
+
+/// A header of 20 bytes, of a whole packet.
+pub(crate) const PLAIN: u64 = 0x4500_0000_0000_0000;
 
 impl FlowKey {
     /// The key of an IP packet; `None` if it is not an ordinary one, and has to be looked at.
     #[inline]
     pub(crate) fn of(packet: &[u8]) -> Option<Self> {
         let start = packet.first_chunk::<24>()?;
-        let total_len = usize::from(u16::from_be_bytes([start[2], start[3]]));
-        let is_ordinary = start[0] == 0x45
-            && start[6] & 0x3f == 0
-            && start[7] == 0
-            && matches!(start[9], protocol::TCP | protocol::UDP)
-            && (24..=packet.len()).contains(&total_len);
-        let (_, rest) = start.split_first_chunk::<12>()?;
+        let (head, rest) = start.split_first_chunk::<8>()?;
+        let ([_, protocol, _, _], rest) = rest.split_first_chunk::<4>()?;
         let (addresses, ports) = rest.split_first_chunk::<8>()?;
+        let head = u64::from_be_bytes(*head);
+        let total_len = usize::from((head >> 32) as u16);
+        let is_ordinary = head & PLAIN_MASK == PLAIN
+            && matches!(*protocol, protocol::TCP | protocol::UDP)
+            && (24..=packet.len()).contains(&total_len);
+        let ports = u32::from_ne_bytes(*ports.first_chunk()?);
         is_ordinary.then_some(Self {
             addresses: u64::from_ne_bytes(*addresses),
-            ports: u32::from_ne_bytes(*ports.first_chunk()?),
-            protocol: start[9],
+            rest: u64::from(ports) << 8 | u64::from(*protocol),
         })
     }
 }
@@ -36,7 +43,7 @@ impl FlowKey {
 impl FlowKey {
     /// A number that spreads flows evenly.
     pub(crate) fn hash(self) -> u32 {
-        mix(self.addresses ^ u64::from(self.ports) << 16 ^ u64::from(self.protocol))
+        mix(self.addresses ^ self.rest << 16)
     }
 }
 

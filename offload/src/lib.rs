@@ -56,6 +56,7 @@
 #![forbid(unsafe_code)]
 
 mod capability;
+mod completions;
 mod crypto_status;
 mod driver;
 mod ethernet;

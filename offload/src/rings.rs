@@ -7,18 +7,40 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use vesper_esp::Buffer;
 use vesper_sa::{Timestamp, VmId};
 
+use crate::completions::Completions;
 use crate::ethernet::Frame;
 use crate::fate::{Loss, Losses, SendError};
 use crate::queue::{QueueId, QueueState};
 use crate::settings::{InterruptModeration, VmAddress, VmSettings};
 use crate::sriov::Function;
-use crate::transfer::{Completion, Received};
+use crate::transfer::{Completion, Received, SendIpsec};
 use crate::unit::{OffloadHandle, PortId};
 
 /// Locks, whatever a panicking thread left behind: the adapter's own code does not panic while
 /// it holds a lock.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Moves the first `count` elements to the end of `to`: as a whole, if that is all that both
+/// have.
+pub(crate) fn move_front<T>(from: &mut VecDeque<T>, count: usize, to: &mut Vec<T>) {
+    if to.is_empty() && count == from.len() {
+        let empty = core::mem::take(to).into();
+        *to = core::mem::replace(from, empty).into();
+    } else {
+        to.extend(from.drain(..count));
+    }
+}
+
+/// Moves all elements to the end of `to`.
+pub(crate) fn append<T>(to: &mut VecDeque<T>, from: &mut Vec<T>) {
+    if to.is_empty() {
+        let empty = core::mem::take(to).into();
+        *to = core::mem::replace(from, empty).into();
+    } else {
+        to.extend(from.drain(..));
+    }
 }
 
 /// How a packet weighs in the fairness between machines: its bytes, and as many again as its
@@ -191,7 +213,9 @@ pub(crate) struct Pending<B> {
     /// Of a large send, which is completed as a whole.
     pub(crate) is_segment: bool,
     pub(crate) frame: Frame<B>,
-    pub(crate) plan: Plan,
+    /// An association that a handle names is kept until the frame has left the ring, even if
+    /// it is deleted meanwhile.
+    pub(crate) ipsec: SendIpsec,
     pub(crate) segment_size: Option<u16>,
     pub(crate) checksum: bool,
     pub(crate) from: Function,
@@ -204,22 +228,12 @@ impl<B> Pending<B> {
             id: self.id,
             is_segment: true,
             frame,
-            plan: self.plan,
+            ipsec: self.ipsec,
             segment_size: None,
             checksum: false,
             from: self.from,
         }
     }
-}
-
-/// What is to be done about IPsec for a frame.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Plan {
-    Policy,
-    /// The association that the handle named when the frame was posted. It is kept until the
-    /// frame has left the ring, even if it is deleted meanwhile.
-    Bound(OffloadHandle),
-    Done,
 }
 
 /// What a virtual machine, or the host itself, has done through the adapter.
@@ -264,7 +278,7 @@ pub(crate) struct SendRing<B> {
     pub(crate) pending: VecDeque<Pending<B>>,
     /// How many of them are large sends.
     pub(crate) large: usize,
-    pub(crate) completions: VecDeque<Completion<B>>,
+    pub(crate) completions: Completions<B>,
     /// Completions that a fault has delayed.
     pub(crate) late: Vec<(Timestamp, Completion<B>)>,
     pub(crate) limiter: RateLimiter,
@@ -290,7 +304,7 @@ impl<B> VmPort<B> {
             sends: Mutex::new(SendRing {
                 pending: VecDeque::new(),
                 large: 0,
-                completions: VecDeque::new(),
+                completions: Completions::new(),
                 late: Vec::new(),
                 limiter: RateLimiter::new(settings.rate_limit),
                 counters: VmCounters::default(),
@@ -300,10 +314,21 @@ impl<B> VmPort<B> {
 }
 
 impl<B: Buffer> SendRing<B> {
+    /// Ends a send that was not admitted.
+    #[cold]
+    pub(crate) fn refuse(&mut self, id: u64, buffer: B, loss: Loss) {
+        self.counters.send_losses.count(loss);
+        self.completions.push(Completion {
+            id,
+            result: Err(SendError::Lost(loss)),
+            buffer: Some(buffer),
+        });
+    }
+
     /// Ends a send that failed; the buffer comes back.
     pub(crate) fn fail(&mut self, pending: Pending<B>, error: SendError) {
         self.counters.send_losses.count(error.loss());
-        self.completions.push_back(Completion {
+        self.completions.push(Completion {
             id: pending.id,
             result: Err(error),
             buffer: Some(pending.frame.give_back()),
@@ -324,7 +349,7 @@ impl<B: Buffer> SendRing<B> {
         if is_segment {
             return free.push(frame.payload);
         }
-        self.completions.push_back(Completion {
+        self.completions.push(Completion {
             id,
             result: Err(error),
             buffer: Some(frame.give_back()),
@@ -375,7 +400,7 @@ impl<B: Buffer> SendRing<B> {
     /// Whether a frame in the ring is bound to an association.
     pub(crate) fn binds(&self, handle: OffloadHandle) -> bool {
         let mut pending = self.pending.iter();
-        pending.any(|pending| matches!(pending.plan, Plan::Bound(bound) if bound == handle))
+        pending.any(|pending| pending.ipsec == SendIpsec::Handle(handle))
     }
 }
 

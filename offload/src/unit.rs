@@ -10,6 +10,7 @@ use vesper_esp::EspSa;
 use vesper_sa::{AddError, ReceiveKey, SaHandle, SaIdentity, Sad, Spd, VmId};
 
 use crate::capability::{OffloadMode, WhyNot};
+use crate::ethernet::{Link, ethertype};
 use crate::ethernet::{MacAddress, VlanId};
 
 /// Names an offloaded association: slot and generation. A stale handle, or one of another
@@ -128,6 +129,20 @@ impl Offloaded {
         } else {
             nearest
         }
+    }
+
+    /// The Ethernet header around its packets, where that is the same for all of them: in tunnel
+    /// mode, with addresses of its own.
+    pub(crate) fn link(&self) -> Option<Link> {
+        let rewrite = self.offload.rewrite.as_ref()?;
+        Some(Link {
+            destination: rewrite.destination,
+            source: rewrite.source,
+            ethertype: match self.sa.params().destination {
+                IpAddr::V4(_) => ethertype::IPV4,
+                IpAddr::V6(_) => ethertype::IPV6,
+            },
+        })
     }
 
     pub(crate) fn push(&self, sequence: u64) {

@@ -203,7 +203,8 @@ impl Wired {
         let mut wire = core::mem::take(&mut self.wire).into_iter();
         while wire.len() > 0 {
             self.now = later(self.now);
-            let posted = self.empty.drain(..BATCH.min(wire.len()));
+            let rest = self.empty.len() - BATCH.min(wire.len());
+            let posted = self.empty.split_off(rest);
             let start = sys::ticks();
             let _ = match function {
                 Some((_, queue)) => nic.post_buffers(*queue, posted).is_ok(),

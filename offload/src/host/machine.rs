@@ -11,6 +11,7 @@ use crate::fate::Losses;
 use crate::filter::ReceiveFilter;
 use crate::nic::RemoveVmError;
 use crate::queue::QueueId;
+use crate::rings::move_front;
 use crate::settings::{Admission, Fallback, SettingsError, VmAddress, VmSettings};
 use crate::sriov::{SriovError, VfId};
 use crate::transfer::HostSend;
@@ -383,7 +384,8 @@ impl<B: Buffer> Host<B> {
     pub fn take_received(&mut self, vm: VmId, frames: &mut Vec<B>) -> Result<(), MachineError> {
         let machine = self.machines.get_mut(&vm);
         let machine = machine.ok_or(MachineError::Unknown(vm))?;
-        frames.extend(machine.ready.drain(..));
+        let count = machine.ready.len();
+        move_front(&mut machine.ready, count, frames);
         Ok(())
     }
 

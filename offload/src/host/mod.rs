@@ -14,7 +14,8 @@ use vesper_esp::{Buffer, Counters, Engine, EspContext, Reassembler, ReassemblyLi
 use vesper_sa::{Event, SaHandle, Sad, Spd, Timestamp, VmId};
 
 use crate::fate::{Loss, Losses};
-use crate::nic::{Nic, NicEvent, Opened};
+use crate::nic::{Nic, NicEvent};
+use crate::rings::Pending;
 use crate::settings::{Admission, VmAddress, VmSettings};
 use crate::transfer::HostSend;
 use crate::unit::{OffloadHandle, PortId};
@@ -69,7 +70,7 @@ struct Machine<B> {
     /// Sent by the machine, not yet switched.
     sends: VecDeque<HostSend<B>>,
     /// Switched and protected, not yet taken by the adapter.
-    unsent: Vec<Opened<B>>,
+    unsent: Vec<Pending<B>>,
     deficit: i64,
     posted: VecDeque<B>,
     ready: VecDeque<B>,

@@ -13,8 +13,9 @@ use crate::capability::OffloadMode;
 use crate::ethernet::{Frame, ethertype};
 use crate::fate::{Loss, SendError};
 use crate::flow_key::FlowKey;
-use crate::nic::{BATCH, Opened, fill_checksum};
-use crate::rings::{quantum, weight_of};
+use crate::nic::{BATCH, fill_checksum};
+use crate::rings::{Pending, quantum, weight_of};
+use crate::sriov::Function;
 use crate::transfer::{Completion, HostSend, SendIpsec};
 use crate::unit::{OffloadHandle, PortId};
 use crate::vswitch::Forward;
@@ -64,7 +65,7 @@ pub(super) struct Scratch<B> {
 /// What a machine is about to post to the adapter.
 struct Posting<B> {
     now: Timestamp,
-    unsent: Vec<Opened<B>>,
+    unsent: Vec<Pending<B>>,
     outstanding: Outstanding,
 }
 
@@ -82,12 +83,14 @@ impl<B> Posting<B> {
             segment_size,
             checksum,
         };
-        self.unsent.push(Opened {
+        self.unsent.push(Pending {
             id: self.outstanding.begin(self.now, work),
+            is_segment: false,
             frame,
             ipsec,
             segment_size,
             checksum,
+            from: Function::Physical,
         });
     }
 }

@@ -3,14 +3,14 @@
 
 use vesper_esp::Buffer;
 use vesper_esp::wire::flow;
-use vesper_sa::{Action, Direction, Spd, VmId};
+use vesper_sa::{Action, Direction, Mode, Spd, VmId};
 
 use super::Config;
 use crate::capability::OffloadMode;
 use crate::ethernet::{Frame, ethertype};
 use crate::fate::Loss;
 use crate::flow_key::FlowKey;
-use crate::rings::Plan;
+use crate::transfer::SendIpsec;
 use crate::unit::{OffloadHandle, Offloaded};
 
 /// What policy, or the host, says about one frame.
@@ -40,8 +40,38 @@ pub(super) struct Chooser<'a, B> {
     config: &'a Config<B>,
     owner: VmId,
     policies: Option<&'a Spd>,
-    flow: Option<(FlowKey, Choice<'a>)>,
-    bound: Option<(OffloadHandle, Choice<'a>)>,
+    flow: Known<'a, FlowKey>,
+    bound: Known<'a, OffloadHandle>,
+}
+
+/// What was chosen last.
+struct Known<'a, K> {
+    /// For which frames; `None`: nothing was chosen.
+    key: Option<K>,
+    choice: Choice<'a>,
+    /// Of [`Choice::Packet`] in tunnel mode the association, apart from the others: what is
+    /// nearly always chosen is read as one word.
+    tunnel: Option<&'a Offloaded>,
+}
+
+impl<'a, K> Known<'a, K> {
+    const NOTHING: Self = Self {
+        key: None,
+        choice: Choice::ToHost,
+        tunnel: None,
+    };
+
+    fn set(&mut self, key: Option<K>, choice: Choice<'a>) {
+        let tunnel = match choice {
+            Choice::Packet(offloaded) if offloaded.sa.mode() == Mode::Tunnel => Some(offloaded),
+            _ => None,
+        };
+        *self = Self {
+            key,
+            choice,
+            tunnel,
+        };
+    }
 }
 
 impl<'a, B: Buffer> Chooser<'a, B> {
@@ -51,35 +81,57 @@ impl<'a, B: Buffer> Chooser<'a, B> {
             config,
             owner,
             policies: config.unit.policies(owner),
-            flow: None,
-            bound: None,
+            flow: Known::NOTHING,
+            bound: Known::NOTHING,
         }
     }
 
-    /// What to do for the next frame.
+    /// The association of the next frame, if the adapter makes ESP of it in tunnel mode.
     #[inline(always)]
-    pub(super) fn choose(&mut self, plan: Plan, frame: &Frame<B>) -> Choice<'a> {
-        match plan {
-            Plan::Done => Choice::Clear,
-            Plan::Bound(handle) => match self.bound {
-                Some((bound, choice)) if bound == handle => choice,
-                _ => {
-                    let found = self.config.unit.at_or_draining(handle);
-                    let choice = found.map_or(Choice::Fail(Loss::ForeignHandle), |offloaded| {
-                        Choice::of(offloaded)
-                    });
-                    self.bound = Some((handle, choice));
-                    choice
+    pub(super) fn tunnel(&mut self, ipsec: SendIpsec, frame: &Frame<B>) -> Option<&'a Offloaded> {
+        let key = match ipsec {
+            SendIpsec::Handle(handle) => {
+                if self.bound.key != Some(handle) {
+                    self.by_handle(handle);
                 }
-            },
-            Plan::Policy => match self.policies {
+                return self.bound.tunnel;
+            }
+            SendIpsec::Policy if frame.is_ip() => FlowKey::of(frame.payload.data())?,
+            _ => return None,
+        };
+        if self.flow.key != Some(key) {
+            self.choose(ipsec, frame);
+        }
+        self.flow.tunnel
+    }
+
+    /// What to do for the next frame.
+    #[inline(never)]
+    pub(super) fn choose(&mut self, ipsec: SendIpsec, frame: &Frame<B>) -> Choice<'a> {
+        match ipsec {
+            SendIpsec::Done => Choice::Clear,
+            SendIpsec::Handle(handle) => {
+                if self.bound.key != Some(handle) {
+                    self.by_handle(handle);
+                }
+                self.bound.choice
+            }
+            SendIpsec::Policy => match self.policies {
                 Some(policies) => self.by_policy(policies, frame),
                 None => Choice::Clear,
             },
         }
     }
 
-    #[inline(always)]
+    #[inline(never)]
+    fn by_handle(&mut self, handle: OffloadHandle) {
+        let found = self.config.unit.at_or_draining(handle);
+        let choice = found.map_or(Choice::Fail(Loss::ForeignHandle), |offloaded| {
+            Choice::of(offloaded)
+        });
+        self.bound.set(Some(handle), choice);
+    }
+
     fn by_policy(&mut self, policies: &Spd, frame: &Frame<B>) -> Choice<'a> {
         if !frame.is_ip() {
             return match frame.link.ethertype {
@@ -89,14 +141,11 @@ impl<'a, B: Buffer> Chooser<'a, B> {
         }
         let packet = frame.payload.data();
         let key = FlowKey::of(packet);
-        match (key, self.flow) {
-            (Some(key), Some((known, choice))) if key == known => choice,
-            _ => {
-                let choice = self.look_up(policies, packet);
-                self.flow = key.map(|key| (key, choice));
-                choice
-            }
+        if key.is_none() || self.flow.key != key {
+            let choice = self.look_up(policies, packet);
+            self.flow.set(key, choice);
         }
+        self.flow.choice
     }
 
     #[inline(never)]

@@ -136,13 +136,11 @@ impl<B: Buffer> Nic<B> {
         let pending = pending.map(|pending| pending.frame.payload);
         let mut recycled = lock(&self.recycled);
         recycled.extend(pending);
-        let late: Vec<_> = sends
-            .late
-            .drain(..)
-            .map(|(_, completion)| completion)
-            .collect();
-        let completions = sends.completions.drain(..).chain(late);
-        recycled.extend(completions.filter_map(|completion| completion.buffer));
+        let mut completions = Vec::new();
+        sends.completions.drain_into(&mut completions);
+        let late = sends.late.drain(..).map(|(_, completion)| completion);
+        let buffers = completions.into_iter().chain(late);
+        recycled.extend(buffers.filter_map(|completion| completion.buffer));
         Ok(())
     }
 

@@ -26,7 +26,7 @@ use crate::fault::{FaultCounters, FaultPlan, Faults};
 use crate::filter::{Filters, ReceiveFilter};
 use crate::profile::Profile;
 use crate::queue::{QueueId, QueueState};
-use crate::rings::{Queue, VmPort, lock};
+use crate::rings::{Queue, VmPort, lock, move_front};
 use crate::settings::{VmAddress, VmSettings};
 use crate::sriov::{Function, NicSwitch, VfId};
 use crate::unit::{OffloadHandle, PortId, Unit};
@@ -35,7 +35,6 @@ pub use control::{NicUsage, RemoveVmError, VmUsage};
 pub(crate) use large_send::fill_checksum;
 pub use queues::{QueueError, QueueStatus};
 pub use run::Paused;
-pub(crate) use send::Opened;
 pub use send::{Posted, SendRefusal};
 
 /// How many packets are processed together.
@@ -268,7 +267,7 @@ impl<B: Buffer> Nic<B> {
     pub fn take_transmitted(&self, frames: &mut Vec<B>, most: usize) {
         let mut wire = lock(&self.wire);
         let count = most.min(wire.len());
-        frames.extend(wire.drain(..count));
+        move_front(&mut wire, count, frames);
     }
 
     /// Takes buffers that are free again: of frames that were dropped, and those posted that a

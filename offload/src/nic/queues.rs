@@ -10,7 +10,7 @@ use vesper_sa::{Timestamp, VmId};
 use super::{Config, Nic, NicEvent};
 use crate::filter::{FilterError, FilterId, ReceiveFilter};
 use crate::queue::{QueueEvent, QueueId, QueueState, WrongState};
-use crate::rings::{Queue, QueueCounters, lock};
+use crate::rings::{Queue, QueueCounters, lock, move_front};
 use crate::settings::InterruptModeration;
 use crate::sriov::Function;
 use crate::transfer::Received;
@@ -312,7 +312,7 @@ impl<B: Buffer> Nic<B> {
         if queue.owner.is_some() {
             inner.outstanding += count as u32;
         }
-        packets.extend(inner.ready.drain(..count));
+        move_front(&mut inner.ready, count, packets);
         if inner.ready.is_empty() {
             inner.oldest = None;
         }

@@ -17,7 +17,7 @@ use crate::crypto_status::{CryptoInfo, CryptoStatus};
 use crate::ethernet::{Frame, ethertype};
 use crate::fate::Loss;
 use crate::nic::large_send::checksum_is_right;
-use crate::queue::{QueueId, QueueState};
+use crate::queue::QueueState;
 use crate::rings::{Class, Queue, Waiting, lock};
 use crate::transfer::{HostWork, Received, ReceivedIpsec};
 use crate::unit::{Offloaded, SaOffload};
@@ -35,22 +35,44 @@ enum Step<'a> {
     Decrypted(&'a Offloaded, CryptoInfo),
 }
 
+/// What came of opening a batch as a whole.
+enum Opening<'a> {
+    /// All are opened: so many in a row by each association.
+    All(ArrayVec<(&'a Offloaded, usize), BATCH>),
+    /// Some were refused.
+    Some(ArrayVec<Step<'a>, BATCH>),
+    /// Nothing: there is other work in it.
+    Not,
+}
+
+#[inline]
+fn is_opened<B>(job: &Inbound<'_, B>) -> bool {
+    matches!(job.verdict, Verdict::Opened(_))
+}
+
 impl<B: Buffer> Nic<B> {
     /// Takes frames from the wire: decides by filter, or by association, whose they are, and
     /// puts them into that queue. VLAN and owner are decided before a frame gets near memory
     /// that a machine sees.
     pub fn receive(&self, frames: impl IntoIterator<Item = B>) {
         let config = self.read();
-        let frames = frames.into_iter().filter_map(|frame| {
-            Frame::open(frame)
-                .map_err(|(buffer, _)| self.lose(&config, None, buffer, Loss::Malformed))
-                .ok()
-        });
-        match config.faulty {
-            false => self.steer(&config, frames),
-            true => {
-                let frames = self.spoil_received(&config, frames);
-                self.steer(&config, frames);
+        let mut steering = Steering::new(self, &config);
+        if config.faulty {
+            let opened = frames.into_iter().filter_map(|frame| {
+                let opened = Frame::open(frame);
+                let opened =
+                    opened.map_err(|(buffer, _)| self.lose(&config, None, buffer, Loss::Malformed));
+                opened.ok()
+            });
+            for frame in self.spoil_received(&config, opened) {
+                steering.place(frame);
+            }
+            return;
+        }
+        for frame in frames {
+            match Frame::open(frame) {
+                Ok(frame) => steering.place(frame),
+                Err((buffer, _)) => self.lose(&config, None, buffer, Loss::Malformed),
             }
         }
     }
@@ -89,26 +111,6 @@ impl<B: Buffer> Nic<B> {
             }
         }
         spoiled
-    }
-
-    /// Finds the queue of each frame and puts it there.
-    pub(crate) fn steer(&self, config: &Config<B>, frames: impl IntoIterator<Item = Frame<B>>) {
-        let mut steering = Steering::new(self, config);
-        for frame in frames {
-            if frame.link.destination.is_group() {
-                steering.let_go();
-                self.replicate(config, &frame, None);
-                steering.enqueue(QueueId::DEFAULT, frame, Class::Clear);
-                continue;
-            }
-            match steering.find(&frame) {
-                Ok((queue, class)) => steering.enqueue(queue, frame, class),
-                Err(owner) => {
-                    steering.let_go();
-                    self.lose(config, Some(owner), frame.payload, Loss::Vlan);
-                }
-            }
-        }
     }
 
     /// Copies a group frame to the functions of its VLAN, except the one that it comes from.
@@ -199,8 +201,19 @@ impl<B: Buffer> Nic<B> {
             .sum();
         if count > 0 {
             let engine = &mut processor.engine;
-            let steps = self.open(config, engine, now, batch.make_contiguous());
-            self.hand_over(config, queue, processor, now, &mut batch, steps);
+            let slice = batch.make_contiguous();
+            match self.open_all(config, engine, now, slice) {
+                Opening::All(runs) => {
+                    self.hand_over_opened(config, queue, processor, now, &mut batch, &runs);
+                }
+                Opening::Some(steps) => {
+                    self.hand_over(config, queue, processor, now, &mut batch, steps);
+                }
+                Opening::Not => {
+                    let steps = self.open(config, engine, now, slice);
+                    self.hand_over(config, queue, processor, now, &mut batch, steps);
+                }
+            }
             let owner = queue.owner.unwrap_or(VmId::HOST);
             processor.account(owner, count, bytes);
         }
@@ -211,7 +224,148 @@ impl<B: Buffer> Nic<B> {
         (count, bytes)
     }
 
+    /// Packet mode for a whole batch, which is what nearly all batches are for.
+    #[inline(always)]
+    fn open_all<'a>(
+        &self,
+        config: &'a Config<B>,
+        engine: &mut Engine,
+        now: Timestamp,
+        batch: &mut [Waiting<B>],
+    ) -> Opening<'a> {
+        let mut runs: ArrayVec<(&'a Offloaded, usize), BATCH> = ArrayVec::new();
+        let mut to_open: ArrayVec<Inbound<'_, &mut B>, BATCH> = ArrayVec::new();
+        for waiting in batch {
+            let Class::Esp(handle) = waiting.class else {
+                return Opening::Not;
+            };
+            let found = match runs.last_mut() {
+                Some((last, count)) if last.handle == handle => {
+                    *count += 1;
+                    *last
+                }
+                _ => match config.unit.at(handle) {
+                    Some(found) if found.offload.mode == OffloadMode::Packet => {
+                        runs.push((found, 1));
+                        found
+                    }
+                    _ => return Opening::Not,
+                },
+            };
+            let mut job = Inbound::new(&mut waiting.frame.payload);
+            job.sa = Some(&found.sa);
+            to_open.push(job);
+        }
+        engine.decapsulate(now, &|_, _| None, &mut to_open);
+        if to_open.iter().all(is_opened) {
+            return Opening::All(runs);
+        }
+        let each = runs
+            .into_iter()
+            .flat_map(|(offloaded, count)| core::iter::repeat_n(offloaded, count));
+        let steps = to_open.iter().zip(each);
+        Opening::Some(
+            steps
+                .map(|(job, offloaded)| match is_opened(job) {
+                    true => Step::Opened(offloaded),
+                    false => Step::Failed(offloaded.sa.owner()),
+                })
+                .collect(),
+        )
+    }
+
+    /// Puts a batch that was opened in packet mode where it belongs.
+    #[inline(always)]
+    fn hand_over_opened(
+        &self,
+        config: &Config<B>,
+        queue: &Queue<B>,
+        processor: &mut Processor<B>,
+        now: Timestamp,
+        batch: &mut VecDeque<Waiting<B>>,
+        runs: &[(&Offloaded, usize)],
+    ) {
+        let opened = batch.len();
+        let mut inner = lock(&queue.inner);
+        let inner_ref = &mut *inner;
+        let (room, loss) = match queue.owner {
+            Some(_) => (inner_ref.posted.len(), Loss::NoBuffer),
+            None => {
+                let room = queue.ring.saturating_sub(inner_ref.ready.len());
+                (room, Loss::RingFull)
+            }
+        };
+        let room = room.min(opened);
+        if queue.owner.is_some() {
+            processor.recycled.extend(inner_ref.posted.drain(..room));
+        }
+        let mut bytes = 0;
+        inner_ref.ready.reserve(room);
+        let mut frames = Vec::from(core::mem::take(batch));
+        let mut rest = frames.drain(..);
+        let mut left = room;
+        let mut lost: ArrayVec<(Option<VmId>, usize), BATCH> = ArrayVec::new();
+        for (offloaded, count) in runs {
+            let offload = &offloaded.offload;
+            let owner = queue.owner.or(Some(offloaded.sa.owner()));
+            let delivered = left.min(*count);
+            left -= delivered;
+            let received = rest.by_ref().take(delivered).map(|waiting| {
+                let Frame {
+                    payload,
+                    link,
+                    vlan,
+                } = waiting.frame;
+                let packet = payload.data();
+                bytes += packet.len() as u64;
+                let checksum = match offload.inner_checksum {
+                    true => checksum_is_right(packet),
+                    false => None,
+                };
+                let link = link.of_packet(packet, offload.rewrite.as_ref());
+                Received {
+                    frame: Frame {
+                        payload,
+                        link,
+                        vlan,
+                    },
+                    queue: queue.id,
+                    owner,
+                    ipsec: ReceivedIpsec::Opened { checksum },
+                }
+            });
+            inner_ref.ready.extend(received);
+            if delivered < *count {
+                lost.push((owner, count - delivered));
+                let free = rest.by_ref().take(count - delivered);
+                let free = free.map(|waiting| waiting.frame.payload);
+                processor.recycled.extend(free);
+            }
+        }
+        drop(rest);
+        *batch = frames.into();
+        if room > 0 {
+            inner_ref.oldest.get_or_insert(now);
+        }
+        inner_ref.counters.received += room as u64;
+        inner_ref.counters.bytes += bytes;
+        drop(inner);
+        for (owner, count) in lost {
+            for _ in 0..count {
+                self.count_receive_loss(config, owner, loss);
+            }
+        }
+        self.count_opened(config, queue, opened as u64);
+    }
+
+    fn count_opened(&self, config: &Config<B>, queue: &Queue<B>, opened: u64) {
+        if let Some(entry) = config.vms.get(&queue.owner.unwrap_or(VmId::HOST)) {
+            lock(&entry.port.sends).counters.opened += opened;
+        }
+    }
+
     /// The cryptography of a batch.
+    #[inline(never)]
     fn open<'a>(
         &self,
         config: &'a Config<B>,
@@ -276,6 +430,7 @@ impl<B: Buffer> Nic<B> {
     }
 
     /// Puts a batch where it belongs, and says what policy has to say.
+    #[inline(never)]
     fn hand_over(
         &self,
         config: &Config<B>,
@@ -359,10 +514,8 @@ impl<B: Buffer> Nic<B> {
         for (owner, loss) in losses {
             self.count_receive_loss(config, owner, loss);
         }
-        if opened > 0
-            && let Some(entry) = config.vms.get(&queue.owner.unwrap_or(VmId::HOST))
-        {
-            lock(&entry.port.sends).counters.opened += opened;
+        if opened > 0 {
+            self.count_opened(config, queue, opened);
         }
     }
 

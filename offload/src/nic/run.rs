@@ -9,7 +9,7 @@ use vesper_esp::Buffer;
 use vesper_sa::{Timestamp, VmId};
 
 use super::{BATCH, Flow, Nic, Processor, Work};
-use crate::rings::{lock, quantum, weight_of};
+use crate::rings::{append, lock, quantum, weight_of};
 
 /// The processors of an adapter, which wait between two batches: see [`Nic::pause`].
 #[derive(Debug)]
@@ -129,7 +129,7 @@ impl<B: Buffer> Nic<B> {
 
     fn flush(&self, state: &mut Processor<B>) {
         if !state.wire.is_empty() {
-            lock(&self.wire).extend(state.wire.drain(..));
+            append(&mut lock(&self.wire), &mut state.wire);
         }
         if !state.recycled.is_empty() {
             lock(&self.recycled).append(&mut state.recycled);

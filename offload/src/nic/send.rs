@@ -5,10 +5,11 @@ use core::sync::atomic::Ordering;
 use vesper_esp::Buffer;
 use vesper_sa::{Timestamp, VmId};
 
-use super::{Config, Nic, VmEntry};
+use super::{Config, Nic};
+use crate::completions::{Completed, Completions};
 use crate::ethernet::Frame;
-use crate::fate::{Loss, SendError};
-use crate::rings::{Pending, Plan, SendRing, VmPort, lock};
+use crate::fate::Loss;
+use crate::rings::{Pending, SendRing, VmPort, lock};
 use crate::sriov::{Function, VfId, VfState};
 use crate::transfer::{Completion, Send, SendIpsec};
 use crate::unit::OffloadHandle;
@@ -52,51 +53,31 @@ impl Posted {
     };
 }
 
-/// A [`Send`] with its frame taken apart.
-#[derive(Debug)]
-pub(crate) struct Opened<B> {
-    pub(crate) id: u64,
-    pub(crate) frame: Frame<B>,
-    pub(crate) ipsec: SendIpsec,
-    pub(crate) segment_size: Option<u16>,
-    pub(crate) checksum: bool,
-}
-
-impl<B: Buffer> Opened<B> {
-    #[inline(always)]
-    fn of(send: Send<B>) -> Result<Self, Completion<B>> {
-        match Frame::open(send.frame) {
-            Ok(frame) => Ok(Self {
-                id: send.id,
-                frame,
-                ipsec: send.ipsec,
-                segment_size: send.segment_size,
-                checksum: send.checksum,
-            }),
-            Err((buffer, _)) => Err(refuse(send.id, buffer, Loss::Malformed)),
-        }
-    }
-}
-
 impl<B: Buffer> Nic<B> {
     /// Posts frames through the physical function: the host's own, or those of a machine that
     /// came through the software switch. What is accepted is taken out of `frames`.
     pub fn send_from_host(&self, owner: VmId, frames: &mut Vec<Send<B>>) -> Posted {
         let config = self.read();
-        match config.vms.get(&owner) {
-            Some(entry) => self.post(&config, entry, Function::Physical, frames, Opened::of),
-            None => Posted::NOBODY,
-        }
+        let Some(entry) = config.vms.get(&owner) else {
+            return Posted::NOBODY;
+        };
+        let mut admission = Admission::new(&config, &entry.port);
+        self.post(&config, &entry.port, frames, |send, ring| {
+            admission.open(send, Function::Physical, ring);
+        })
     }
 
     /// As [`send_from_host`](Self::send_from_host), for a host that has taken the frames apart
     /// already.
-    pub(crate) fn post_from_host(&self, owner: VmId, frames: &mut Vec<Opened<B>>) -> Posted {
+    pub(crate) fn post_from_host(&self, owner: VmId, frames: &mut Vec<Pending<B>>) -> Posted {
         let config = self.read();
-        match config.vms.get(&owner) {
-            Some(entry) => self.post(&config, entry, Function::Physical, frames, Ok),
-            None => Posted::NOBODY,
-        }
+        let Some(entry) = config.vms.get(&owner) else {
+            return Posted::NOBODY;
+        };
+        let mut admission = Admission::new(&config, &entry.port);
+        self.post(&config, &entry.port, frames, |frame, ring| {
+            admission.admit(frame, ring);
+        })
     }
 
     /// Posts frames through a virtual function, past the host.
@@ -108,14 +89,26 @@ impl<B: Buffer> Nic<B> {
             .and_then(|switch| switch.function(vf).ok())
             .filter(|function| function.state == VfState::Active)
             .and_then(|function| config.vms.get(&function.vm));
-        match active {
-            Some(entry) => self.post(&config, entry, Function::Virtual(vf), frames, Opened::of),
-            None => Posted::NOBODY,
-        }
+        let Some(entry) = active else {
+            return Posted::NOBODY;
+        };
+        let mut admission = Admission::new(&config, &entry.port);
+        self.post(&config, &entry.port, frames, |send, ring| {
+            admission.open(send, Function::Virtual(vf), ring);
+        })
     }
 
     /// Takes completions of a machine's sends, or of the host's own.
     pub fn take_completions(&self, owner: VmId, now: Timestamp, into: &mut Vec<Completion<B>>) {
+        self.completions(owner, now, |completions| completions.drain_into(into));
+    }
+
+    /// As [`take_completions`](Self::take_completions), several at once where they went well.
+    pub(crate) fn take_completed(&self, owner: VmId, now: Timestamp, into: &mut Vec<Completed<B>>) {
+        self.completions(owner, now, |completions| into.extend(completions.drain()));
+    }
+
+    fn completions(&self, owner: VmId, now: Timestamp, take: impl FnOnce(&mut Completions<B>)) {
         let config = self.read();
         let Some(entry) = config.vms.get(&owner) else {
             return;
@@ -125,20 +118,20 @@ impl<B: Buffer> Nic<B> {
             late, completions, ..
         } = &mut *sends;
         let due = late.extract_if(.., |(due, _)| *due <= now);
-        completions.extend(due.map(|(_, completion)| completion));
-        into.extend(completions.drain(..));
+        due.for_each(|(_, completion)| completions.push(completion));
+        take(completions);
     }
 
+    #[inline(always)]
     fn post<S>(
         &self,
         config: &Config<B>,
-        entry: &VmEntry<B>,
-        from: Function,
+        port: &VmPort<B>,
         frames: &mut Vec<S>,
-        open: impl Fn(S) -> Result<Opened<B>, Completion<B>>,
+        mut admit: impl FnMut(S, &mut SendRing<B>),
     ) -> Posted {
-        let port = &entry.port;
         let mut sends = lock(&port.sends);
+        let sends = &mut *sends;
         let room = port.ring.saturating_sub(sends.pending.len());
         let mut stopped = (frames.len() > room).then_some(SendRefusal::RingFull);
         let mut accepted = room.min(frames.len());
@@ -154,22 +147,8 @@ impl<B: Buffer> Nic<B> {
             }
         }
         sends.counters.posted += accepted as u64;
-        let mut admission = Admission {
-            config,
-            port,
-            is_function: from != Function::Physical,
-            admitted: None,
-        };
-        for send in frames.drain(..accepted) {
-            match open(send).and_then(|send| admission.admit(from, send)) {
-                Ok(pending) => sends.push(pending),
-                Err(refused) => {
-                    if let Err(error) = refused.result {
-                        sends.counters.send_losses.count(error.loss());
-                    }
-                    sends.completions.push_back(refused);
-                }
-            }
+        for frame in frames.drain(..accepted) {
+            admit(frame, sends);
         }
         port.attention.store(true, Ordering::Relaxed);
         Posted { accepted, stopped }
@@ -181,43 +160,59 @@ impl<B: Buffer> Nic<B> {
 struct Admission<'a, B> {
     config: &'a Config<B>,
     port: &'a VmPort<B>,
-    is_function: bool,
     /// The last handle that was found to be the sender's.
     admitted: Option<OffloadHandle>,
 }
 
-impl<B: Buffer> Admission<'_, B> {
+impl<'a, B: Buffer> Admission<'a, B> {
+    fn new(config: &'a Config<B>, port: &'a VmPort<B>) -> Self {
+        Self {
+            config,
+            port,
+            admitted: None,
+        }
+    }
+
+    /// Takes a frame apart and admits it to the ring.
     #[inline(always)]
-    fn admit(&mut self, from: Function, send: Opened<B>) -> Result<Pending<B>, Completion<B>> {
-        let mut frame = send.frame;
-        if self.is_function
+    fn open(&mut self, send: Send<B>, from: Function, ring: &mut SendRing<B>) {
+        let frame = match Frame::open(send.frame) {
+            Ok(frame) => frame,
+            Err((buffer, _)) => return ring.refuse(send.id, buffer, Loss::Malformed),
+        };
+        if from != Function::Physical
             && let Some(loss) = self.violation(&frame, send.ipsec)
         {
-            return Err(refuse(send.id, frame.give_back(), loss));
+            return ring.refuse(send.id, frame.give_back(), loss);
         }
-        if frame.vlan.is_none() {
-            frame.vlan = self.port.address.vlan;
-        }
-        let plan = match send.ipsec {
-            SendIpsec::Policy => Plan::Policy,
-            SendIpsec::Done => Plan::Done,
-            SendIpsec::Handle(handle) => match self.admits(handle) {
-                true => Plan::Bound(handle),
-                false => return Err(refuse(send.id, frame.give_back(), Loss::ForeignHandle)),
-            },
-        };
-        Ok(Pending {
+        let pending = Pending {
             id: send.id,
             is_segment: false,
             frame,
-            plan,
+            ipsec: send.ipsec,
             segment_size: send.segment_size,
             checksum: send.checksum,
             from,
-        })
+        };
+        self.admit(pending, ring);
+    }
+
+    #[inline(always)]
+    fn admit(&mut self, mut pending: Pending<B>, ring: &mut SendRing<B>) {
+        if let SendIpsec::Handle(handle) = pending.ipsec
+            && !self.admits(handle)
+        {
+            let buffer = pending.frame.give_back();
+            return ring.refuse(pending.id, buffer, Loss::ForeignHandle);
+        }
+        if pending.frame.vlan.is_none() {
+            pending.frame.vlan = self.port.address.vlan;
+        }
+        ring.push(pending);
     }
 
     /// What a function may not do.
+    #[inline(always)]
     fn violation(&self, frame: &Frame<B>, ipsec: SendIpsec) -> Option<Loss> {
         if frame.vlan.is_some() {
             // The VLAN is the adapter's business, not the machine's.
@@ -232,23 +227,18 @@ impl<B: Buffer> Admission<'_, B> {
     }
 
     /// Whether a handle names an association of the sender, on its port.
+    #[inline(always)]
     fn admits(&mut self, handle: OffloadHandle) -> bool {
-        if self.admitted == Some(handle) {
-            return true;
-        }
+        self.admitted == Some(handle) || self.look_up(handle)
+    }
+
+    #[inline(never)]
+    fn look_up(&mut self, handle: OffloadHandle) -> bool {
         let found = self.config.unit.get(self.port.vm, handle);
         let admits = found.is_some_and(|offloaded| offloaded.offload.port == self.port.port);
         if admits {
             self.admitted = Some(handle);
         }
         admits
-    }
-}
-
-fn refuse<B>(id: u64, buffer: B, loss: Loss) -> Completion<B> {
-    Completion {
-        id,
-        result: Err(SendError::Lost(loss)),
-        buffer: Some(buffer),
     }
 }

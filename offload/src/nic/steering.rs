@@ -10,13 +10,13 @@ use vesper_sa::{Mode, ReceiveKey, Receiver, Spi, VmId};
 
 use super::{Config, Nic};
 use crate::capability::OffloadMode;
-use crate::ethernet::{Frame, MacAddress, VlanId};
+use crate::ethernet::{Frame, MacAddress, VlanId, ethertype};
 use crate::fate::Loss;
 use crate::filter::ReceiveFilter;
-use crate::flow_key::{FlowKey, mix};
+use crate::flow_key::{FlowKey, PLAIN, PLAIN_MASK, mix};
 use crate::queue::QueueId;
 use crate::rings::{Class, Queue, QueueInner, Waiting, lock};
-use crate::unit::Offloaded;
+use crate::unit::{OffloadHandle, Offloaded};
 
 /// Steers frames one after another. Neighbours are mostly alike: what was found for one frame
 /// is tried on the next one first, and its queue stays locked until another one is needed.
@@ -25,6 +25,7 @@ pub(super) struct Steering<'a, B> {
     config: &'a Config<B>,
     filtered: Option<Filtered>,
     association: Option<(ReceiveKey, Option<Found<'a>>)>,
+    latest: Option<Latest>,
     open: Option<OpenQueue<'a, B>>,
 }
 
@@ -33,6 +34,16 @@ struct OpenQueue<'a, B> {
     id: QueueId,
     queue: &'a Queue<B>,
     inner: MutexGuard<'a, QueueInner<B>>,
+}
+
+/// What the latest ESP packet that a glance recognises was: the next one with the same key
+/// is the same, and goes into the queue that is open.
+struct Latest {
+    destination: MacAddress,
+    vlan: Option<VlanId>,
+    /// Address and SPI, see [`peek`].
+    key: u64,
+    handle: OffloadHandle,
 }
 
 /// An association, and the queue that its packets go to: that of the filter is the same for
@@ -61,19 +72,77 @@ impl<'a, B: Buffer> Steering<'a, B> {
             config,
             filtered: None,
             association: None,
+            latest: None,
             open: None,
         }
     }
 
+    /// Puts a frame into the queue that it belongs to.
+    #[inline(always)]
+    pub(super) fn place(&mut self, frame: Frame<B>) {
+        if let Some(latest) = &self.latest
+            && let Some(open) = &mut self.open
+            && frame.link.ethertype == ethertype::IPV4
+            && frame.link.destination == latest.destination
+            && frame.vlan == latest.vlan
+            && peek(frame.payload.data()) == Some(latest.key)
+            && open.inner.waiting.len() < open.queue.ring
+        {
+            let class = Class::Esp(latest.handle);
+            open.inner.waiting.push_back(Waiting { frame, class });
+            return;
+        }
+        self.place_any(frame);
+    }
+
+    #[inline(never)]
+    fn place_any(&mut self, frame: Frame<B>) {
+        if frame.link.destination.is_group() {
+            self.let_go();
+            self.nic.replicate(self.config, &frame, None);
+            return self.enqueue(QueueId::DEFAULT, frame, Class::Clear);
+        }
+        match self.find(&frame) {
+            Ok((queue, class)) => {
+                let latest = self.latest_of(&frame, class);
+                self.enqueue(queue, frame, class);
+                // What did not get into its own queue has let it go.
+                self.latest = latest.filter(|_| self.open.is_some());
+            }
+            Err(owner) => {
+                self.let_go();
+                self.nic
+                    .lose(self.config, Some(owner), frame.payload, Loss::Vlan);
+            }
+        }
+    }
+
+    /// What the next packet can be recognised by. In transport mode every packet is looked at.
+    fn latest_of(&self, frame: &Frame<B>, class: Class) -> Option<Latest> {
+        let Class::Esp(handle) = class else {
+            return None;
+        };
+        let offloaded = self.config.unit.at(handle)?;
+        let key = peek(frame.payload.data())?;
+        let is_simple =
+            offloaded.sa.mode() == Mode::Tunnel && frame.link.ethertype == ethertype::IPV4;
+        is_simple.then_some(Latest {
+            destination: frame.link.destination,
+            vlan: frame.vlan,
+            key,
+            handle,
+        })
+    }
+
     /// Unlocks the queue that is held.
-    pub(super) fn let_go(&mut self) {
+    fn let_go(&mut self) {
         self.open = None;
+        self.latest = None;
     }
 
     /// The queue of a unicast frame, and what the frame is; if it is on the wrong VLAN for its
     /// association, the owner of that.
-    #[inline(always)]
-    pub(super) fn find(&mut self, frame: &Frame<B>) -> Result<(QueueId, Class), VmId> {
+    fn find(&mut self, frame: &Frame<B>) -> Result<(QueueId, Class), VmId> {
         let Filtered {
             queue: first,
             owner,
@@ -91,7 +160,10 @@ impl<'a, B: Buffer> Steering<'a, B> {
             false => first,
         };
         let (destination, spi) = match peek(packet) {
-            Some(found) => found,
+            Some(key) => {
+                let [d0, d1, d2, d3, spi @ ..] = key.to_be_bytes();
+                (IpAddr::from([d0, d1, d2, d3]), u32::from_be_bytes(spi))
+            }
             None => match locate(packet, &self.nic.ports) {
                 Located::Esp(esp) => (esp.destination, esp.spi),
                 Located::Fragment(_) => return Ok((queue, Class::Unknown)),
@@ -136,8 +208,7 @@ impl<'a, B: Buffer> Steering<'a, B> {
 
     /// Puts a frame into the ring of a queue, of the default queue if that one does not
     /// receive.
-    #[inline(always)]
-    pub(super) fn enqueue(&mut self, id: QueueId, frame: Frame<B>, class: Class) {
+    fn enqueue(&mut self, id: QueueId, frame: Frame<B>, class: Class) {
         if self.open.as_ref().is_none_or(|open| open.id != id) {
             self.open(id);
         }
@@ -228,18 +299,13 @@ impl<B: Buffer> Config<B> {
     }
 }
 
-/// Destination and SPI of the most frequent kind of ESP packet: right behind an IPv4 header
+/// Destination and SPI, in this order, of the most frequent kind of ESP packet: right behind an IPv4 header
 /// without options, and whole. The header's checksum is left to whoever opens the packet.
-#[inline]
-fn peek(packet: &[u8]) -> Option<(IpAddr, u32)> {
+#[inline(always)]
+fn peek(packet: &[u8]) -> Option<u64> {
     let start = packet.first_chunk::<28>()?;
-    let is_esp =
-        start[0] == 0x45 && start[9] == protocol::ESP && start[6] & 0x3f == 0 && start[7] == 0;
-    let [.., d0, d1, d2, d3, s0, s1, s2, s3, _, _, _, _] = *start;
-    is_esp.then(|| {
-        (
-            IpAddr::from([d0, d1, d2, d3]),
-            u32::from_be_bytes([s0, s1, s2, s3]),
-        )
-    })
+    let head = u64::from_be_bytes(*start.first_chunk()?);
+    let is_esp = head & PLAIN_MASK == PLAIN && start[9] == protocol::ESP;
+    let key = start.get(16..24)?.first_chunk()?;
+    is_esp.then_some(u64::from_be_bytes(*key))
 }

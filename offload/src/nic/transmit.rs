@@ -1,6 +1,7 @@
 //! Sending: from a machine's ring through the IPsec unit to the wire, or to a function of this
 //! adapter.
 
+use core::ptr;
 use core::sync::atomic::Ordering;
 use std::collections::VecDeque;
 
@@ -12,15 +13,17 @@ use vesper_esp::{Buffer, Engine, Outbound, Verdict};
 use vesper_sa::{Direction, Mode, Timestamp, VmId};
 
 use super::choose::{Choice, Chooser};
+use super::steering::Steering;
 use super::{BATCH, Config, Nic, Processor};
+use crate::completions::SentIds;
 use crate::ethernet::{Frame, MacAddress, VlanId};
 use crate::fate::{Loss, SendError};
 use crate::fault::Faults;
 use crate::nic::large_send::fill_checksum;
 use crate::queue::QueueId;
-use crate::rings::{Pending, Plan, SendRing, VmPort, lock};
+use crate::rings::{Pending, SendRing, VmPort, lock};
 use crate::sriov::Function;
-use crate::transfer::{Completion, HostWork, Received, ReceivedIpsec};
+use crate::transfer::{Completion, HostWork, Received, ReceivedIpsec, SendIpsec};
 use crate::unit::Offloaded;
 
 /// What is done about IPsec for one frame of a batch.
@@ -40,6 +43,24 @@ enum Step<'a> {
 struct Protected<'a> {
     steps: ArrayVec<Step<'a>, BATCH>,
     errors: ArrayVec<SendError, BATCH>,
+}
+
+/// What came of sealing a batch as a whole.
+enum Sealing<'a> {
+    /// All are sealed: so many in a row by each association.
+    All {
+        runs: ArrayVec<(&'a Offloaded, usize), BATCH>,
+        /// Of the frames as posted.
+        bytes: usize,
+    },
+    /// Some were refused.
+    Some {
+        protected: Protected<'a>,
+        /// Of the frames as posted.
+        bytes: usize,
+    },
+    /// Nothing: there is other work in it.
+    Not,
 }
 
 impl<B: Buffer> Nic<B> {
@@ -70,16 +91,13 @@ impl<B: Buffer> Nic<B> {
                 port.attention.store(false, Ordering::Relaxed);
             }
         }
-        let bytes = batch
-            .iter()
-            .map(|pending| pending.frame.payload.data().len())
-            .sum();
         let count = batch.len();
+        let mut bytes = 0;
         if count > 0 {
-            match batch.front().and_then(|pending| pending.segment_size) {
+            bytes = match batch.front().and_then(|pending| pending.segment_size) {
                 Some(size) => self.send_large(config, port, processor, now, &mut batch, size),
-                None => self.send_batch(config, port, processor, now, &mut batch, bytes),
-            }
+                None => self.send_batch(config, port, processor, now, &mut batch),
+            };
             processor.account(port.vm, count, bytes);
         }
         processor.sending = batch;
@@ -87,6 +105,7 @@ impl<B: Buffer> Nic<B> {
     }
 
     /// Cuts the one large send in `batch`, sends the segments, and completes it as a whole.
+    /// Returns its bytes.
     fn send_large(
         &self,
         config: &Config<B>,
@@ -95,29 +114,32 @@ impl<B: Buffer> Nic<B> {
         now: Timestamp,
         batch: &mut VecDeque<Pending<B>>,
         size: u16,
-    ) {
+    ) -> usize {
         let Some(large) = batch.pop_front() else {
-            return;
+            return 0;
         };
-        let choice = Chooser::new(config, port.vm).choose(large.plan, &large.frame);
+        let bytes = large.frame.payload.data().len();
+        let choice = Chooser::new(config, port.vm).choose(large.ipsec, &large.frame);
         let may_cut = match choice {
             Choice::Clear => true,
             Choice::Crypto(_) => false,
             Choice::Packet(_) if config.enabled.large_send => true,
-            Choice::Packet(_) if matches!(large.plan, Plan::Bound(_)) => false,
+            Choice::Packet(_) if matches!(large.ipsec, SendIpsec::Handle(_)) => false,
             // Whole, so that the host cuts it before it protects it.
             Choice::Packet(_) | Choice::ToHost => {
-                return self.send_by_host(config, port, processor, now, large);
+                self.send_by_host(config, port, processor, now, large);
+                return bytes;
             }
             Choice::Fail(loss) => {
-                return lock(&port.sends).fail(large, SendError::Lost(loss));
+                lock(&port.sends).fail(large, SendError::Lost(loss));
+                return bytes;
             }
         };
         let segments = may_cut.then(|| self.cut(&large.frame, size)).flatten();
         let Some(segments) = segments else {
-            return lock(&port.sends).fail(large, SendError::Lost(Loss::LargeSend));
+            lock(&port.sends).fail(large, SendError::Lost(Loss::LargeSend));
+            return bytes;
         };
-        let bytes = large.frame.payload.data().len();
         let mut segments: Vec<_> = segments
             .into_iter()
             .map(|frame| large.segment(frame))
@@ -129,11 +151,12 @@ impl<B: Buffer> Nic<B> {
         }
         while !segments.is_empty() {
             batch.extend(segments.drain(..segments.len().min(BATCH)));
-            self.send_batch(config, port, processor, now, batch, 0);
+            self.send_mixed(config, port, processor, now, batch, 0, None);
         }
         processor.recycled.push(large.frame.payload);
         let done = Completion::done(large.id);
         self.complete(config, &mut lock(&port.sends), done, now);
+        bytes
     }
 
     /// Leaves a large send to the host, which cuts and protects it.
@@ -153,8 +176,8 @@ impl<B: Buffer> Nic<B> {
         self.complete(config, &mut sends, Completion::done(large.id), now);
     }
 
-    /// Does to a batch of frames whatever is to be done about IPsec, sends them, and completes
-    /// those that are no segments. `bytes` are theirs, as posted.
+    /// Does to a batch of frames whatever is to be done about IPsec, sends them and completes
+    /// them. Returns their bytes, as posted.
     fn send_batch(
         &self,
         config: &Config<B>,
@@ -162,15 +185,45 @@ impl<B: Buffer> Nic<B> {
         processor: &mut Processor<B>,
         now: Timestamp,
         batch: &mut VecDeque<Pending<B>>,
+    ) -> usize {
+        let engine = &mut processor.engine;
+        match self.seal_all(config, port.vm, engine, now, batch.make_contiguous()) {
+            Sealing::All { runs, bytes } => {
+                self.send_sealed(config, port, processor, batch, &runs, bytes);
+                bytes
+            }
+            Sealing::Some { protected, bytes } => {
+                self.send_mixed(config, port, processor, now, batch, bytes, Some(protected));
+                bytes
+            }
+            Sealing::Not => {
+                let packets = batch.iter().map(|pending| &pending.frame.payload);
+                let bytes = packets.map(|packet| packet.data().len()).sum();
+                self.send_mixed(config, port, processor, now, batch, bytes, None);
+                bytes
+            }
+        }
+    }
+
+    /// Does to each of a batch of frames whatever is to be done about IPsec, unless that is done
+    /// already, sends them, and completes those that are no segments. `bytes` are theirs, as
+    /// posted.
+    #[inline(never)]
+    #[expect(clippy::too_many_arguments, reason = "the parts of one step")]
+    fn send_mixed(
+        &self,
+        config: &Config<B>,
+        port: &VmPort<B>,
+        processor: &mut Processor<B>,
+        now: Timestamp,
+        batch: &mut VecDeque<Pending<B>>,
         bytes: usize,
+        protected: Option<Protected<'_>>,
     ) {
-        let Protected { steps, errors } = self.protect(
-            config,
-            port.vm,
-            &mut processor.engine,
-            now,
-            batch.make_contiguous(),
-        );
+        let Protected { steps, errors } = protected.unwrap_or_else(|| {
+            let engine = &mut processor.engine;
+            self.protect(config, port.vm, engine, now, batch.make_contiguous())
+        });
         let mut errors = errors.into_iter();
         let mut for_host: ArrayVec<Received<B>, BATCH> = ArrayVec::new();
         let mut local: ArrayVec<Frame<B>, BATCH> = ArrayVec::new();
@@ -214,7 +267,8 @@ impl<B: Buffer> Nic<B> {
                     continue;
                 }
             }
-            if config.switch.is_some() && route.is_local(config, &frame) {
+            if config.switch.is_some() && route.is_local(config, frame.link.destination, frame.vlan)
+            {
                 local.push(frame);
             } else {
                 match frame.close() {
@@ -239,6 +293,131 @@ impl<B: Buffer> Nic<B> {
         }
     }
 
+    /// Packet mode for a whole batch, which is what nearly all batches are for: nothing else
+    /// is to be done to any of its frames.
+    #[inline(always)]
+    fn seal_all<'a>(
+        &self,
+        config: &'a Config<B>,
+        owner: VmId,
+        engine: &mut Engine,
+        now: Timestamp,
+        batch: &mut [Pending<B>],
+    ) -> Sealing<'a> {
+        if config.faulty {
+            return Sealing::Not;
+        }
+        let mut runs: ArrayVec<(&'a Offloaded, usize), BATCH> = ArrayVec::new();
+        let mut to_seal: ArrayVec<Outbound<'_, &mut B>, BATCH> = ArrayVec::new();
+        let mut chooser = Chooser::new(config, owner);
+        let mut bytes = 0;
+        for pending in batch {
+            let found = chooser.tunnel(pending.ipsec, &pending.frame);
+            let Some(found) = found.filter(|_| !pending.checksum && !pending.is_segment) else {
+                return Sealing::Not;
+            };
+            match runs.last_mut() {
+                Some((last, count)) if ptr::eq(*last, found) => *count += 1,
+                _ => runs.push((found, 1)),
+            }
+            bytes += pending.frame.payload.data().len();
+            to_seal.push(Outbound::new(&found.sa, &mut pending.frame.payload));
+        }
+        engine.encapsulate(now, &mut to_seal);
+        if to_seal.iter().all(is_sealed) {
+            return Sealing::All { runs, bytes };
+        }
+        let mut protected = Protected {
+            steps: ArrayVec::new(),
+            errors: ArrayVec::new(),
+        };
+        let each = runs
+            .into_iter()
+            .flat_map(|(offloaded, count)| core::iter::repeat_n(offloaded, count));
+        for (job, offloaded) in to_seal.iter().zip(each) {
+            protected.steps.push(match refusal(job) {
+                None => Step::Seal(offloaded),
+                Some(error) => {
+                    protected.errors.push(error);
+                    Step::Fail
+                }
+            });
+        }
+        Sealing::Some { protected, bytes }
+    }
+
+    /// Sends and completes a batch of frames that are all sealed in packet mode.
+    #[inline(always)]
+    fn send_sealed(
+        &self,
+        config: &Config<B>,
+        port: &VmPort<B>,
+        processor: &mut Processor<B>,
+        batch: &mut VecDeque<Pending<B>>,
+        runs: &[(&Offloaded, usize)],
+        bytes: usize,
+    ) {
+        let mut local: ArrayVec<Frame<B>, BATCH> = ArrayVec::new();
+        let mut route = Route::default();
+        let count = batch.len() as u64;
+        let mut failed = 0;
+        let mut ids = SentIds::NONE;
+        let mut frames = Vec::from(core::mem::take(batch));
+        let mut rest = frames.drain(..);
+        let mut sends = lock(&port.sends);
+        for (offloaded, count) in runs {
+            let offload = &offloaded.offload;
+            let link = offloaded.link();
+            let is_local = |route: &mut Route, destination, vlan| {
+                config.switch.is_some() && route.is_local(config, destination, vlan)
+            };
+            // The whole run gets the same header.
+            let header = link
+                .filter(|link| !is_local(&mut route, link.destination, offload.vlan))
+                .map(|link| link.header(offload.vlan));
+            for pending in rest.by_ref().take(*count) {
+                let mut frame = pending.frame;
+                let closed = match &header {
+                    Some(header) => frame.close_with(header),
+                    None => {
+                        frame.dress(offload.vlan, offload.rewrite.as_ref());
+                        if is_local(&mut route, frame.link.destination, frame.vlan) {
+                            local.push(frame);
+                            ids = sends.completions.also_sent(ids, pending.id);
+                            continue;
+                        }
+                        frame.close()
+                    }
+                };
+                match closed {
+                    Ok(buffer) => {
+                        processor.wire.push(buffer);
+                        ids = sends.completions.also_sent(ids, pending.id);
+                    }
+                    Err(frame) => {
+                        failed += 1;
+                        // Completions keep their order.
+                        sends.completions.sent(ids);
+                        ids = SentIds::NONE;
+                        let error = SendError::Lost(Loss::NoRoom);
+                        let free = &mut processor.recycled;
+                        sends.fail_frame(pending.id, false, frame, error, free);
+                    }
+                }
+            }
+        }
+        sends.completions.sent(ids);
+        sends.counters.sent_bytes += bytes as u64;
+        sends.counters.sealed += count;
+        sends.counters.sent += count - failed;
+        drop(sends);
+        drop(rest);
+        *batch = frames.into();
+        if !local.is_empty() {
+            self.send_locally(config, port, processor, local);
+        }
+    }
+
     /// The NIC switch: frames for functions of this adapter, and for groups.
     fn send_locally(
         &self,
@@ -249,7 +428,7 @@ impl<B: Buffer> Nic<B> {
     ) {
         for frame in frames {
             if !frame.link.destination.is_group() {
-                self.steer(config, [frame]);
+                Steering::new(self, config).place(frame);
                 continue;
             }
             self.replicate(config, &frame, Some(port.vm));
@@ -281,7 +460,7 @@ impl<B: Buffer> Nic<B> {
             if pending.checksum {
                 fill_checksum(pending.frame.payload.data_mut());
             }
-            let choice = chooser.choose(pending.plan, &pending.frame);
+            let choice = chooser.choose(pending.ipsec, &pending.frame);
             let packet = &mut pending.frame.payload;
             let step = match choice {
                 Choice::Packet(offloaded) => {
@@ -319,19 +498,14 @@ impl<B: Buffer> Nic<B> {
             seal_batch(&mut to_encrypt);
         }
         engine.encapsulate(now, &mut to_seal);
-        let is_sealed = |job: &Outbound<'_, _>| matches!(job.verdict, Verdict::Sealed { .. });
         if !to_seal.iter().all(is_sealed) {
             let sealing = steps.iter_mut().enumerate();
             let sealing = sealing.filter(|(_, step)| matches!(step, Step::Seal(_)));
             for ((index, step), job) in sealing.zip(&to_seal) {
-                let error = match job.verdict {
-                    Verdict::Sealed { .. } => continue,
-                    Verdict::TooBig { mtu } => SendError::TooBig { mtu },
-                    Verdict::Drop(reason) => SendError::Esp(reason),
-                    _ => SendError::Lost(Loss::NotFramed),
-                };
-                *step = Step::Fail;
-                failures.push((index, error));
+                if let Some(error) = refusal(job) {
+                    *step = Step::Fail;
+                    failures.push((index, error));
+                }
             }
             failures.sort_unstable_by_key(|(index, _)| *index);
         }
@@ -373,7 +547,7 @@ impl<B: Buffer> Nic<B> {
         if config.faulty {
             self.complete_faultily(sends, completion, now);
         } else {
-            sends.completions.push_back(completion);
+            sends.completions.push(completion);
         }
     }
 
@@ -397,14 +571,20 @@ impl<B: Buffer> Nic<B> {
                 buffer: None,
                 ..completion
             };
-            sends.completions.extend([completion, twin]);
+            {
+                sends.completions.push(completion);
+                sends.completions.push(twin)
+            };
         } else if faults.strikes(plan.reordered_completion)
-            && let Some(before) = sends.completions.pop_back()
+            && let Some(before) = sends.completions.pop()
         {
             faults.counters.reordered_completions += 1;
-            sends.completions.extend([completion, before]);
+            {
+                sends.completions.push(completion);
+                sends.completions.push(before)
+            };
         } else {
-            sends.completions.push_back(completion);
+            sends.completions.push(completion);
         }
     }
 
@@ -427,6 +607,21 @@ impl<B: Buffer> Nic<B> {
                 *byte ^= 0x10;
             }
         }
+    }
+}
+
+#[inline]
+fn is_sealed<B>(job: &Outbound<'_, B>) -> bool {
+    matches!(job.verdict, Verdict::Sealed { .. })
+}
+
+/// Why the engine has not sealed a packet, if it has not.
+fn refusal<B>(job: &Outbound<'_, B>) -> Option<SendError> {
+    match job.verdict {
+        Verdict::Sealed { .. } => None,
+        Verdict::TooBig { mtu } => Some(SendError::TooBig { mtu }),
+        Verdict::Drop(reason) => Some(SendError::Esp(reason)),
+        _ => Some(SendError::Lost(Loss::NotFramed)),
     }
 }
 
@@ -464,8 +659,13 @@ struct Route {
 impl Route {
     /// Whether a frame goes to a function of this adapter, or to a group.
     #[inline]
-    fn is_local<B: Buffer>(&mut self, config: &Config<B>, frame: &Frame<B>) -> bool {
-        let to = (frame.link.destination, frame.vlan);
+    fn is_local<B: Buffer>(
+        &mut self,
+        config: &Config<B>,
+        destination: MacAddress,
+        vlan: Option<VlanId>,
+    ) -> bool {
+        let to = (destination, vlan);
         if self.to != Some(to) {
             let queue = config.filters.classify(to.0, to.1);
             self.to = Some(to);

@@ -1,6 +1,8 @@
 """Network namespaces, vesperd in them, and a sniffer on their links."""
+import ctypes
 import json
 import os
+import re
 import signal
 import struct
 import subprocess
@@ -26,6 +28,18 @@ def run(*words, check=True, timeout=60, **more):
     return done.stdout
 
 
+def die_with_parent():
+    """For a child, before its program begins: no program outlives a run that was killed."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+
+
+def sweep():
+    """Removes the namespaces of runs that were killed."""
+    for name, process in re.findall(r'^(vesper-(\d+)-\d+)', run('ip', 'netns', 'list'), re.MULTILINE):
+        if not os.path.exists(f'/proc/{process}'):
+            run('ip', 'netns', 'del', name, check=False)
+
+
 class Namespace:
     """A network namespace of this run, gone with it."""
 
@@ -47,7 +61,16 @@ class Namespace:
         return run(*self.prefix, 'ip', '-batch', '-', input=text)
 
     def start(self, *words, **more):
-        return subprocess.Popen(self.prefix + [str(word) for word in words], **more)
+        return subprocess.Popen(self.prefix + [str(word) for word in words], preexec_fn=die_with_parent, **more)
+
+    def ping(self, to, *more, count=3):
+        """How many of so many pings are answered.
+
+        One after the other: of several, `ping` waits for the last one but twice as long as for
+        those before, which an emulated peer on a busy machine does not keep.
+        """
+        ping = ['ping', '-n', '-q', '-c', '1', '-W', '10', *more, to]
+        return sum(' 1 received' in self(*ping, check=False) for _ in range(count))
 
     def close(self):
         run('ip', 'netns', 'del', self.name, check=False)
@@ -71,7 +94,7 @@ class Vesperd:
         prefix = namespace.prefix if namespace else []
         prefix = prefix + (['taskset', '-c', cpu] if cpu else [])
         self.process = subprocess.Popen([*prefix, vesperd_path(), '--config', str(path), '--quiet'],
-                                        stdout=self.log, stderr=subprocess.STDOUT)
+                                        stdout=self.log, stderr=subprocess.STDOUT, preexec_fn=die_with_parent)
         end = time.time() + 20
         while ready and not ready():
             if self.process.poll() is not None or time.time() > end:
@@ -119,7 +142,7 @@ class Sniffer:
             os.close(handle)
             self.captures.append(path)
             self.processes.append(namespace.start(
-                'tcpdump', '-i', interface, '-Q', 'in', '-U', '-w', path, '-B', '16384', '-Z', 'root',
+                'tcpdump', '-i', interface, '-Q', 'in', '-U', '--immediate-mode', '-w', path, '-B', '16384', '-Z', 'root',
                 stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
         end = time.time() + 10
         while any(os.path.getsize(path) < 24 for path in self.captures):
