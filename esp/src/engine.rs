@@ -220,7 +220,8 @@ impl Engine {
         if total.measured as usize == run.len()
             && let Some(first) = sa.reserve_run(now, total.measured, total.text_bytes)
         {
-            for (entry, sequence) in run.iter_mut().zip(first..) {
+            // Inclusive: the last number has none after it.
+            for (entry, sequence) in run.iter_mut().zip(first..=u64::MAX) {
                 entry.verdict = Verdict::Sealed { sequence };
             }
             self.counters.sealed_packets += u64::from(total.measured);
@@ -241,7 +242,7 @@ impl Engine {
         let sa = run[0].sa;
         let lengths = measured.iter().flatten().map(Measured::text_len);
         let reservation = sa.reserve(now, lengths);
-        let mut numbers = (0..reservation.count).zip(reservation.first..);
+        let mut numbers = (0..reservation.count).zip(reservation.first..=u64::MAX);
         for (entry, place) in run.iter_mut().zip(measured) {
             let Some(measured) = place else { continue };
             if let Some((_, sequence)) = numbers.next() {

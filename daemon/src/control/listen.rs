@@ -25,6 +25,9 @@ use crate::plane::{Plane, Scope};
 /// that there is something to do.
 const SYNC: Duration = Duration::from_secs(5);
 
+/// How far the threads of the control interface stand back behind those of the packets.
+const CONTROL_NICE: i32 = 10;
+
 /// Connections of one machine at a time.
 const VM_CONNECTIONS: usize = 8;
 
@@ -56,6 +59,10 @@ impl Control {
             .worker_threads(1)
             .max_blocking_threads(16)
             .thread_name("control")
+            // Packets go first: on Linux this concerns the thread alone.
+            .on_thread_start(|| {
+                let _ = rustix::process::setpriority_process(None, CONTROL_NICE);
+            })
             .enable_all()
             .build()
             .map_err(|error| ControlError::Path(settings.socket.clone(), error))?;
