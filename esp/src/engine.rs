@@ -198,8 +198,10 @@ impl Engine {
             self.counters.sealed_packets += u64::from(total.measured);
             self.counters.sealed_bytes += total.packet_bytes;
             let (cipher, esn) = (sa.context().cipher(), sa.esn());
+            // Inclusive: the last number has none after it.
+            let numbers = first..=u64::MAX;
             for ((entry, measured), sequence) in
-                run.iter_mut().zip(measured.iter().flatten()).zip(first..)
+                run.iter_mut().zip(measured.iter().flatten()).zip(numbers)
             {
                 entry.verdict = Verdict::Sealed { sequence };
                 jobs.push(Job {
@@ -256,7 +258,7 @@ impl Engine {
         let sa = run[0].sa;
         let lengths = measured.iter().flatten().map(Measured::text_len);
         let reservation = sa.reserve(now, lengths);
-        let mut numbers = (0..reservation.count).zip(reservation.first..);
+        let mut numbers = (0..reservation.count).zip(reservation.first..=u64::MAX);
         for (entry, place) in run.iter_mut().zip(measured) {
             let Some(measured) = place else { continue };
             if let Some((_, sequence)) = numbers.next() {

@@ -125,7 +125,7 @@ pub struct HostConfig {
     /// Limits of the software switch.
     #[serde(default)]
     pub switch: SwitchConfig,
-    /// Packet buffers.
+    /// Packet buffers, beside those that are posted for each machine.
     #[serde(default = "buffers")]
     pub buffers: Located<u32>,
     /// The longest frame in bytes that a buffer takes.
