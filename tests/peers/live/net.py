@@ -14,6 +14,8 @@ ROOT = Path(__file__).resolve().parents[3]
 TARGET = Path(os.environ.get('CARGO_TARGET_DIR', ROOT / 'target'))
 HOST_MAC = '02:00:00:00:0a:00'
 PEER_HOST_MAC = '02:00:00:00:0b:00'
+# Bytes of a frame that the sniffer keeps: its headers tell what it is.
+SEEN = 128
 
 
 def vesperd_path():
@@ -142,7 +144,8 @@ class Sniffer:
             os.close(handle)
             self.captures.append(path)
             self.processes.append(namespace.start(
-                'tcpdump', '-i', interface, '-Q', 'in', '-U', '--immediate-mode', '-w', path, '-B', '16384', '-Z', 'root',
+                'tcpdump', '-i', interface, '-Q', 'in', '-U', '--immediate-mode', '-s', str(SEEN), '-w', path,
+                '-B', '16384', '-Z', 'root',
                 stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
         end = time.time() + 10
         while any(os.path.getsize(path) < 24 for path in self.captures):

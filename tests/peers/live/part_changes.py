@@ -93,7 +93,7 @@ route add {INNER[1 - side]}/32 dev {name} src {INNER[side]}
         return self.sides[0].start('ping', '-n', '-q', '-i', '0.005', '-W', '1', INNER[1], stdout=-1, text=True)
 
 
-def watched(report, bed, title, change, least=100):
+def watched(report, bed, title, change, least=20):
     """Runs `change` under a flow, with both daemons; nothing in clear text is seen meanwhile."""
     sniffer = Sniffer(*((ns, 'wire') for ns in bed.sides))
     flow = bed.flow()
@@ -146,7 +146,7 @@ def expiry(report, bed):
             good, out = bed.ping()
             report.check(good, f'{title}, with new associations: {out}\n{a.output()}')
             watched(report, bed, f'deletion after {title}', lambda: (time.sleep(0.5), bed.vesper(0, 'sa', 'flush'),
-                                                                   time.sleep(0.5)), least=50)
+                                                                   time.sleep(0.5)))
 
 
 def spis(text):
