@@ -25,5 +25,6 @@ pub mod ops;
 pub mod pair;
 pub mod plane;
 pub mod port;
+mod secret_file;
 pub mod store;
 pub mod vesperd;

@@ -4,6 +4,7 @@
 
 mod front_end;
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use front_end::{
@@ -510,6 +511,54 @@ fn memory_may_go_at_any_time() {
     };
     guest.protocol.set_mem_table(&[elsewhere]).unwrap();
     assert!(receive(&mut port, &mut pool).is_empty());
+}
+
+#[test]
+fn memory_may_go_while_the_rings_are_polled() {
+    let directory = Directory::new("flight");
+    let socket = directory.0.join("vm");
+    let (mut port, mut pool) = (open(&socket, 1), pool());
+    let mut guest = FrontEnd::connect(&socket, feature::USUAL);
+    let stop = AtomicBool::new(false);
+    let mut sent = 0;
+    let received = std::thread::scope(|scope| {
+        let worker = scope.spawn(|| {
+            let (mut frames, mut answers) = (Vec::new(), Vec::new());
+            let mut received = 0;
+            while !stop.load(Ordering::Relaxed) {
+                received += port.receive(NOW, &mut pool, 64, &mut frames);
+                for incoming in frames.drain(..) {
+                    assert_eq!(incoming.frame.data(), frame(60));
+                    pool.give(incoming.frame);
+                }
+                answers.extend(pool.copy(&frame(3000)));
+                port.send(NOW, &mut pool, &mut answers);
+                answers.drain(..).for_each(|frame| pool.give(frame));
+                port.prepare_sleep(true);
+            }
+            received
+        });
+        for turn in 0..500 {
+            while guest.outstanding(1) < SIZE / 2 {
+                guest.transmit(&[0; 12], &frame(60));
+                sent += 1;
+            }
+            while guest.outstanding(0) < SIZE / 2 {
+                guest.post(2048);
+            }
+            if turn % 2 == 0 {
+                guest.protocol.remove_mem_region(&guest.region).unwrap();
+                guest.protocol.add_mem_region(&guest.region).unwrap();
+            } else {
+                guest.protocol.set_mem_table(&[guest.region]).unwrap();
+            }
+        }
+        eventually("all is taken in the end", || guest.outstanding(1) == 0);
+        stop.store(true, Ordering::Relaxed);
+        worker.join().unwrap()
+    });
+    assert_eq!((received, port.status().malformed), (sent, 0));
+    assert_eq!(pool.free(), 512);
 }
 
 #[test]

@@ -52,14 +52,18 @@ pub(crate) struct Framing {
     front_len: u8,
     iv_len: u8,
     icv_len: u8,
-    alignment: u8,
-    is_plain_in: bool,
+    /// Bytes around a packet in a tunnel, without its padding.
+    around: u8,
+    /// Bits that are not set in the length of a text.
+    misaligned: u8,
     /// Bits of the inner traffic class that the outer one repeats.
     class_kept: u8,
     /// Bits of the outer traffic class that are always the same.
     class_set: u8,
-    df: Df,
-    plain_out: PlainOut,
+    /// Bits of the flags in an inner IPv4 header that the outer one repeats and, one bit to the
+    /// right, those that it always has.
+    flags: u8,
+    plain: Plain,
 }
 
 /// Whether packets go out in a tunnel over IPv4, with the sequence number as their IV of 8
@@ -73,6 +77,10 @@ pub(crate) enum PlainOut {
     /// They do, in UDP.
     Udp,
 }
+
+/// Which packets go the short way: outbound as [`PlainOut`] says, inbound in the lowest bit.
+#[derive(Clone, Copy, Debug)]
+struct Plain(u8);
 
 /// Makes an association ready for the engine.
 ///
@@ -132,7 +140,7 @@ impl EspContext {
             Mode::Transport => header,
         };
         let fixed = header + self.framing.front_len() + self.framing.icv_len();
-        let text = mtu.checked_sub(fixed)? & !(self.framing.alignment() - 1);
+        let text = mtu.checked_sub(fixed)? & !self.framing.misaligned();
         Some(header + text.checked_sub(2)?)
     }
 
@@ -141,6 +149,14 @@ impl EspContext {
     pub(crate) fn prefetch_key(&self) {
         for line in 1..9 {
             aead::prefetch(self, 64 * line);
+        }
+    }
+
+    /// Asks for all of it, for a little later.
+    #[inline]
+    pub(crate) fn prefetch_soon(&self) {
+        for line in 0..9 {
+            aead::prefetch_soon(self, 64 * line);
         }
     }
 
@@ -221,6 +237,7 @@ impl Framing {
             class_kept |= 3;
         }
         let is_tunnel = params.mode == Mode::Tunnel;
+        let front_len = if is_tunnel { spi_at } else { spi_at - ip_len } + 8 + suite.iv_len;
         let is_plain = is_tunnel
             && version == IpVersion::V4
             && suite.iv_len == 8
@@ -232,34 +249,42 @@ impl Framing {
             bytes,
             sum: !Checksum::new().bytes(&bytes[8..20]).finish(),
             spi_at: spi_at as u8,
-            front_len: (if is_tunnel { spi_at } else { spi_at - ip_len } + 8 + suite.iv_len) as u8,
-            // The table of suites has no length beyond 255.
+            // The table of suites has no length beyond 32.
+            front_len: front_len as u8,
             iv_len: suite.iv_len as u8,
             icv_len: suite.icv_len as u8,
-            alignment: suite.alignment as u8,
+            around: (front_len + 2 + suite.icv_len) as u8,
+            // Every alignment is a power of two.
+            misaligned: suite.alignment as u8 - 1,
             class_kept,
             class_set,
-            df: tunnel.df,
-            plain_out: match params.encapsulation {
-                _ if !is_plain => PlainOut::No,
-                None => PlainOut::Ip,
-                Some(_) => PlainOut::Udp,
+            flags: match tunnel.df {
+                Df::Copy => DONT_FRAGMENT,
+                Df::Set => DONT_FRAGMENT >> 1,
+                Df::Clear => 0,
             },
-            is_plain_in: is_tunnel && params.selectors.is_empty() && tunnel.ecn != Ecn::Off,
+            plain: Plain::new(
+                match params.encapsulation {
+                    _ if !is_plain => PlainOut::No,
+                    None => PlainOut::Ip,
+                    Some(_) => PlainOut::Udp,
+                },
+                is_tunnel && params.selectors.is_empty() && tunnel.ecn != Ecn::Off,
+            ),
         })
     }
 
     /// See [`PlainOut`].
     #[inline]
     pub(crate) const fn plain_out(&self) -> PlainOut {
-        self.plain_out
+        self.plain.out()
     }
 
     /// Whether packets come in through a tunnel that takes every inner packet and passes
     /// congestion marks on.
     #[inline]
     pub(crate) const fn is_plain_in(&self) -> bool {
-        self.is_plain_in
+        self.plain.is_in()
     }
 
     #[inline]
@@ -299,9 +324,16 @@ impl Framing {
         usize::from(self.icv_len)
     }
 
+    /// Bytes of an ESP packet without text.
     #[inline]
-    pub(crate) fn alignment(&self) -> usize {
-        usize::from(self.alignment)
+    pub(crate) fn esp_around(&self) -> u32 {
+        8 + u32::from(self.iv_len) + u32::from(self.icv_len)
+    }
+
+    /// Bits that are not set in the length of a text.
+    #[inline]
+    pub(crate) fn misaligned(&self) -> usize {
+        usize::from(self.misaligned)
     }
 
     /// Bytes of padding behind a payload.
@@ -311,8 +343,7 @@ impl Framing {
     //# ensure that the resulting ciphertext terminates on a 4-byte boundary.
     #[inline]
     pub(crate) fn padding(&self, payload: usize) -> usize {
-        // Every alignment is a power of two.
-        (payload + 2).wrapping_neg() & (self.alignment() - 1)
+        (payload + 2).wrapping_neg() & self.misaligned()
     }
 
     /// IP header, UDP header and SPI.
@@ -337,22 +368,23 @@ impl Framing {
         &self.bytes[self.ip_len()..usize::from(self.spi_at) + 4]
     }
 
-    /// The bits of DSCP and ECN that an outer header repeats of the inner one, and those that
-    /// are always set (RFC 4301 section 5.1.2.1, RFC 6040 section 4.1).
+    /// DSCP and ECN of the outer header of a packet with these (RFC 4301 section 5.1.2.1,
+    /// RFC 6040 section 4.1).
     #[inline]
-    pub(crate) const fn outer_class(&self) -> (u8, u8) {
-        (self.class_kept, self.class_set)
+    pub(crate) const fn outer_class(&self, inner: u8) -> u8 {
+        inner & self.class_kept | self.class_set
     }
 
-    /// The bits of the flags in an outer IPv4 header that repeat those of the inner one, and
-    /// those that are always set.
+    /// The flags of the outer IPv4 header of a packet with these.
     #[inline]
-    pub(crate) const fn outer_flags(&self) -> (u8, u8) {
-        match self.df {
-            Df::Copy => (DONT_FRAGMENT, 0),
-            Df::Set => (0, DONT_FRAGMENT),
-            Df::Clear => (0, 0),
-        }
+    pub(crate) const fn outer_flags(&self, inner: u8) -> u8 {
+        (inner & self.flags | self.flags << 1) & DONT_FRAGMENT
+    }
+
+    /// Bytes around a packet in a tunnel, without its padding.
+    #[inline]
+    pub(crate) fn around(&self) -> usize {
+        usize::from(self.around)
     }
 
     /// The checksum of an outer IPv4 header with these first four words.
@@ -364,6 +396,26 @@ impl Framing {
         // Five words carry at most once into the folded sum.
         let sum = (sum & 0xffff) + (sum >> 16);
         !((sum & 0xffff) + (sum >> 16)) as u16
+    }
+}
+
+impl Plain {
+    const fn new(out: PlainOut, is_in: bool) -> Self {
+        Self((out as u8) << 1 | is_in as u8)
+    }
+
+    #[inline]
+    const fn out(self) -> PlainOut {
+        match self.0 >> 1 {
+            0 => PlainOut::No,
+            1 => PlainOut::Ip,
+            _ => PlainOut::Udp,
+        }
+    }
+
+    #[inline]
+    const fn is_in(self) -> bool {
+        self.0 & 1 != 0
     }
 }
 

@@ -5,7 +5,7 @@ use core::ptr;
 use arrayvec::ArrayVec;
 use vesper_sa::{Event, Events, Mode, Timestamp};
 
-use crate::aead::{Job, open_batch, seal_batch};
+use crate::aead::{self, Job, open_batch, seal_batch};
 use crate::association::EspSa;
 use crate::buffer::Buffer;
 use crate::fate::{Counters, DropReason, Opened, Verdict};
@@ -16,13 +16,16 @@ use crate::wire::EncapsulationPorts;
 /// How many packets are in flight between the passes. Longer batches are cut.
 pub const CHUNK: usize = 64;
 
+/// How many runs of packets of one association are. Associations and keys of more would drive
+/// each other, and the packets, out of the first cache.
+pub(crate) const RUNS: usize = 32;
+
 /// How many events are kept for collection; more are counted as lost.
 const EVENTS: usize = 256;
 
-/// Packets of one association that stand together, and what of them has been measured.
+/// What has been measured of packets of one association that stand together.
 #[derive(Default)]
 struct Run {
-    len: usize,
     measured: u32,
     /// Bytes that the cipher will be applied to.
     text_bytes: u64,
@@ -93,9 +96,7 @@ impl Engine {
     /// A refused packet keeps its content; see [`Verdict`]. A sequence number that was
     /// reserved is never given back.
     pub fn encapsulate<B: Buffer>(&mut self, now: Timestamp, batch: &mut [Outbound<'_, B>]) {
-        for chunk in batch.chunks_mut(CHUNK) {
-            self.encapsulate_chunk::<B, false>(now, chunk);
-        }
+        self.encapsulate_all::<B, false>(now, batch);
     }
 
     /// Encapsulates as [`encapsulate`](Self::encapsulate) does, but leaves the cryptography to
@@ -104,9 +105,7 @@ impl Engine {
     ///
     /// The UDP checksum that ESP in UDP over IPv6 needs is not computed either.
     pub fn frame<B: Buffer>(&mut self, now: Timestamp, batch: &mut [Outbound<'_, B>]) {
-        for chunk in batch.chunks_mut(CHUNK) {
-            self.encapsulate_chunk::<B, true>(now, chunk);
-        }
+        self.encapsulate_all::<B, true>(now, batch);
     }
 
     /// Decapsulates packets that an adapter has authenticated and decrypted already: replay
@@ -116,9 +115,7 @@ impl Engine {
     /// the adapter has used; if that is not the number that the window infers, the adapter was
     /// behind, the packet may be an old one, and it is dropped as a replay.
     pub fn accept<B: Buffer>(&mut self, now: Timestamp, batch: &mut [Inbound<'_, B>]) {
-        for chunk in batch.chunks_mut(CHUNK) {
-            self.decapsulate_chunk::<B, true>(now, &|_, _| None, chunk);
-        }
+        self.decapsulate_all::<B, true>(now, &|_, _| None, batch);
     }
 
     /// Decapsulates every packet of `batch` in place, with the associations that `sas` finds.
@@ -128,41 +125,44 @@ impl Engine {
         sas: &impl InboundSas<'a>,
         batch: &mut [Inbound<'a, B>],
     ) {
-        for chunk in batch.chunks_mut(CHUNK) {
-            self.decapsulate_chunk::<B, false>(now, sas, chunk);
-        }
+        self.decapsulate_all::<B, false>(now, sas, batch);
     }
 
     /// `ADAPTER`: somebody else does the cryptography.
+    #[inline(always)]
+    fn encapsulate_all<B: Buffer, const ADAPTER: bool>(
+        &mut self,
+        now: Timestamp,
+        batch: &mut [Outbound<'_, B>],
+    ) {
+        let mut rest = batch;
+        while !rest.is_empty() {
+            let chunk;
+            (chunk, rest) = rest.split_at_mut(outbound::prefetch(rest));
+            self.encapsulate_chunk::<B, ADAPTER>(now, chunk, rest);
+        }
+    }
+
+    /// As [`encapsulate_all`](Self::encapsulate_all), as many as are in flight at once; `next`
+    /// are those that follow.
     fn encapsulate_chunk<B: Buffer, const ADAPTER: bool>(
         &mut self,
         now: Timestamp,
         chunk: &mut [Outbound<'_, B>],
+        next: &[Outbound<'_, B>],
     ) {
-        outbound::prefetch(chunk);
-        // Packets of the same association that stand together are a run.
-        let mut runs: ArrayVec<Run, CHUNK> = ArrayVec::new();
-        // `None`: refused.
-        let mut measured: ArrayVec<Option<Measured>, CHUNK> = ArrayVec::new();
-        for run in chunk.chunk_by_mut(|a, b| ptr::eq(a.sa, b.sa)) {
-            runs.push(self.measure(run, &mut measured));
-        }
-        let (mut rest, mut rest_measured) = (&mut *chunk, &mut measured[..]);
-        for total in &runs {
-            let (run, measured);
-            (run, rest) = rest.split_at_mut(total.len);
-            (measured, rest_measured) = rest_measured.split_at_mut(total.len);
-            self.number(now, total, run, measured);
-        }
-        let mut jobs: ArrayVec<Job<'_>, CHUNK> = ArrayVec::new();
+        let len = chunk.len();
         let mut with_checksum = false;
-        let (mut rest, mut rest_measured) = (&mut *chunk, &measured[..]);
-        for total in runs {
-            let (run, measured);
-            (run, rest) = rest.split_at_mut(total.len);
-            (measured, rest_measured) = rest_measured.split_at(total.len);
-            with_checksum |= run[0].sa.context().has_udp_checksum();
-            write(run, measured, &mut jobs);
+        let mut jobs: ArrayVec<Job<'_>, CHUNK> = ArrayVec::new();
+        // Packets of the same association that stand together are a run.
+        for run in chunk.chunk_by_mut(|a, b| ptr::eq(a.sa, b.sa)) {
+            let context = run[0].sa.context();
+            context.prefetch_key();
+            with_checksum |= context.has_udp_checksum();
+            self.frame_run(now, run, &mut jobs);
+        }
+        if chunk_is_cut(len) {
+            prefetch_soon(next.iter().map(|entry| Some(entry.sa)));
         }
         if !ADAPTER {
             seal_batch(&mut jobs);
@@ -178,6 +178,46 @@ impl Engine {
         }
     }
 
+    /// Writes all but ciphertext and ICV of the packets of a run.
+    #[inline(always)]
+    fn frame_run<'a, 'c, B: Buffer>(
+        &mut self,
+        now: Timestamp,
+        run: &'c mut [Outbound<'a, B>],
+        jobs: &mut ArrayVec<Job<'c>, CHUNK>,
+    ) where
+        'a: 'c,
+    {
+        let sa = run[0].sa;
+        // `None`: refused.
+        let mut measured: ArrayVec<Option<Measured>, CHUNK> = ArrayVec::new();
+        let total = self.measure(run, &mut measured);
+        if total.measured as usize == run.len()
+            && let Some(first) = sa.reserve_run(now, total.measured, total.text_bytes)
+        {
+            self.counters.sealed_packets += u64::from(total.measured);
+            self.counters.sealed_bytes += total.packet_bytes;
+            let (cipher, esn) = (sa.context().cipher(), sa.esn());
+            // Inclusive: the last number has none after it.
+            let numbers = first..=u64::MAX;
+            for ((entry, measured), sequence) in
+                run.iter_mut().zip(measured.iter().flatten()).zip(numbers)
+            {
+                entry.verdict = Verdict::Sealed { sequence };
+                jobs.push(Job {
+                    cipher,
+                    sequence,
+                    esn,
+                    esp: outbound::write(sa, entry.packet.data_mut(), measured, sequence),
+                    authentic: false,
+                });
+            }
+            return;
+        }
+        self.number_one_by_one(now, run, &mut measured);
+        write(run, &measured, jobs);
+    }
+
     /// Makes room for what the packets of a run will become.
     #[inline(always)]
     fn measure<B: Buffer>(
@@ -186,10 +226,7 @@ impl Engine {
         measured: &mut ArrayVec<Option<Measured>, CHUNK>,
     ) -> Run {
         let path = Path::of(run[0].sa);
-        let mut total = Run {
-            len: run.len(),
-            ..Run::default()
-        };
+        let mut total = Run::default();
         for entry in run {
             if let Some(plain) = path.measure_plain(entry.content, &mut entry.packet) {
                 total.add(&plain);
@@ -210,31 +247,7 @@ impl Engine {
     }
 
     /// Reserves sequence numbers for the packets of a run that have been measured, and leaves
-    /// them in their verdicts.
-    #[inline(always)]
-    fn number<B: Buffer>(
-        &mut self,
-        now: Timestamp,
-        total: &Run,
-        run: &mut [Outbound<'_, B>],
-        measured: &mut [Option<Measured>],
-    ) {
-        let sa = run[0].sa;
-        if total.measured as usize == total.len
-            && let Some((first, events)) = sa.reserve_run(now, total.measured, total.text_bytes)
-        {
-            for (entry, sequence) in run.iter_mut().zip(first..) {
-                entry.verdict = Verdict::Sealed { sequence };
-            }
-            self.counters.sealed_packets += u64::from(total.measured);
-            self.counters.sealed_bytes += total.packet_bytes;
-            self.emit(sa, events);
-            return;
-        }
-        self.number_one_by_one(now, run, measured);
-    }
-
-    /// As [`number`](Self::number), where not all packets may get one.
+    /// them in their verdicts; not all may get one.
     #[inline(never)]
     fn number_one_by_one<B: Buffer>(
         &mut self,
@@ -245,7 +258,7 @@ impl Engine {
         let sa = run[0].sa;
         let lengths = measured.iter().flatten().map(Measured::text_len);
         let reservation = sa.reserve(now, lengths);
-        let mut numbers = (0..reservation.count).zip(reservation.first..);
+        let mut numbers = (0..reservation.count).zip(reservation.first..=u64::MAX);
         for (entry, place) in run.iter_mut().zip(measured) {
             let Some(measured) = place else { continue };
             if let Some((_, sequence)) = numbers.next() {
@@ -267,13 +280,32 @@ impl Engine {
     }
 
     /// `ADAPTER`: somebody else has done the cryptography.
+    #[inline(always)]
+    fn decapsulate_all<'a, B: Buffer, const ADAPTER: bool>(
+        &mut self,
+        now: Timestamp,
+        sas: &impl InboundSas<'a>,
+        batch: &mut [Inbound<'a, B>],
+    ) {
+        let mut rest = batch;
+        while !rest.is_empty() {
+            let len = inbound::prefetch(rest, sas);
+            let chunk;
+            (chunk, rest) = rest.split_at_mut(len);
+            self.decapsulate_chunk::<B, ADAPTER>(now, sas, chunk, rest);
+        }
+    }
+
+    /// As [`decapsulate_all`](Self::decapsulate_all), as many as are in flight at once; `next`
+    /// are those that follow.
     fn decapsulate_chunk<'a, B: Buffer, const ADAPTER: bool>(
         &mut self,
         now: Timestamp,
         sas: &impl InboundSas<'a>,
         chunk: &mut [Inbound<'a, B>],
+        next: &[Inbound<'a, B>],
     ) {
-        inbound::prefetch(chunk, sas);
+        let len = chunk.len();
         let mut candidates: ArrayVec<Candidate<'a>, CHUNK> = ArrayVec::new();
         let mut jobs: ArrayVec<Job<'_>, CHUNK> = ArrayVec::new();
         let mut first = 0;
@@ -282,20 +314,21 @@ impl Engine {
             self.admit::<B, ADAPTER>(sas, run, first, &mut candidates, &mut jobs);
             first += len;
         }
+        if chunk_is_cut(len) {
+            prefetch_soon(next.iter().map(|entry| entry.sa));
+        }
         if !ADAPTER {
             open_batch(&mut jobs);
         }
-        for (candidate, job) in candidates.iter_mut().zip(&jobs) {
-            if !ADAPTER && !job.authentic {
-                candidate.refusal = Some(DropReason::Icv);
-            }
-        }
+        let authentic = if ADAPTER { u64::MAX } else { authentic(&jobs) };
         drop(jobs);
 
+        let mut first = 0;
         for run in candidates.chunk_by_mut(|a, b| ptr::eq(a.sa, b.sa)) {
-            self.commit(now, run);
+            self.commit(now, run, authentic >> first);
+            self.open(run, chunk);
+            first += run.len();
         }
-        self.open(&candidates, chunk);
     }
 
     /// Admits the packets of a run, all with the same association or all without one, to the
@@ -343,15 +376,31 @@ impl Engine {
         }
     }
 
-    /// Decides about the authentic packets of a run. The association's lock is held meanwhile,
-    /// and for nothing else.
+    /// Decides about the packets of a run, of which a bit says whether each is authentic.
     #[inline(always)]
-    fn commit(&mut self, now: Timestamp, run: &mut [Candidate<'_>]) {
+    fn commit(&mut self, now: Timestamp, run: &mut [Candidate<'_>], authentic: u64) {
+        let sa = run[0].sa;
+        let around = sa.context().framing().esp_around();
+        let all = run.len().min(authentic.trailing_ones() as usize);
+        let packets = run[..all]
+            .iter()
+            .map(|candidate| (candidate.sequence, candidate.esp_len - around));
+        let accepted = sa.accept_run(now, packets);
+        if accepted < run.len() {
+            self.commit_closely(now, &mut run[accepted..], authentic >> accepted);
+        }
+    }
+
+    /// As [`commit`](Self::commit), where not all may be accepted. The association's lock is
+    /// held meanwhile, and for nothing else.
+    #[inline(never)]
+    fn commit_closely(&mut self, now: Timestamp, run: &mut [Candidate<'_>], authentic: u64) {
         let sa = run[0].sa;
         let mut forged = 0;
         let mut commit = sa.commit(now);
-        for candidate in run {
-            if candidate.refusal.is_some() {
+        for (index, candidate) in run.iter_mut().enumerate() {
+            if authentic >> index & 1 == 0 {
+                candidate.refusal = Some(DropReason::Icv);
                 forged += 1;
             } else if let Err(refusal) = commit.accept(candidate.sequence, candidate.text_len()) {
                 candidate.refusal = Some(inbound::refused(refusal));
@@ -411,7 +460,7 @@ impl Engine {
 }
 
 /// Writes all but ciphertext and ICV of the packets of a run that have numbers.
-#[inline(always)]
+#[inline(never)]
 fn write<'a, 'c, B: Buffer>(
     run: &'c mut [Outbound<'a, B>],
     measured: &[Option<Measured>],
@@ -419,22 +468,44 @@ fn write<'a, 'c, B: Buffer>(
 ) where
     'a: 'c,
 {
-    let sa = run[0].sa;
-    sa.context().prefetch_key();
-    let path = Path::of(sa);
-    let (cipher, esn) = (sa.context().cipher(), sa.esn());
     for (entry, measured) in run.iter_mut().zip(measured) {
         let (Verdict::Sealed { sequence }, Some(measured)) = (entry.verdict, measured) else {
             continue;
         };
+        let sa = entry.sa;
         jobs.push(Job {
-            cipher,
+            cipher: sa.context().cipher(),
             sequence,
-            esn,
-            esp: path.write(entry.packet.data_mut(), measured, sequence),
+            esn: sa.esn(),
+            esp: outbound::write(sa, entry.packet.data_mut(), measured, sequence),
             authentic: false,
         });
     }
+}
+
+/// Whether a chunk of `len` packets is of so many associations that it was cut for them: then
+/// they are likely not to be in the caches.
+#[inline]
+const fn chunk_is_cut(len: usize) -> bool {
+    len == RUNS
+}
+
+/// Asks for the associations of the packets that follow, while those before them are with the
+/// cipher.
+#[inline(always)]
+fn prefetch_soon<'a>(sas: impl Iterator<Item = Option<&'a EspSa>>) {
+    for sa in sas.take(RUNS).flatten() {
+        aead::prefetch_soon(sa, 0);
+        aead::prefetch_soon(sa, 64);
+        sa.context().prefetch_soon();
+    }
+}
+
+/// A bit for each, in their order: the ICV was right.
+#[inline]
+fn authentic(jobs: &[Job<'_>]) -> u64 {
+    let bits = jobs.iter().zip(0..);
+    bits.fold(0, |bits, (job, at)| bits | u64::from(job.authentic) << at)
 }
 
 /// Whether both are the same association, or none.

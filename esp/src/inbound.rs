@@ -12,6 +12,7 @@ use vesper_sa::Spi;
 use crate::aead;
 use crate::association::EspSa;
 use crate::buffer::Buffer;
+use crate::engine::{CHUNK, RUNS};
 use crate::fate::{DropReason, Verdict};
 use crate::wire::{
     EncapsulationPorts, IpVersion, Located, PlainLocation, locate, locate_plain, plain_key,
@@ -76,7 +77,7 @@ pub(crate) struct Candidate<'a> {
     protocol_at: u16,
     version: IpVersion,
     udp: bool,
-    esp_len: u32,
+    pub(crate) esp_len: u32,
     traffic_class: u8,
     /// Its place in the chunk.
     pub(crate) index: u8,
@@ -85,12 +86,18 @@ pub(crate) struct Candidate<'a> {
 }
 
 /// Asks for the memory of packets and associations that [`find`] will look at, and looks up
-/// the associations of plain packets that brought none along.
+/// the associations of plain packets that brought none along; how many packets that was: at
+/// most [`CHUNK`] in [`RUNS`] runs.
 #[inline]
-pub(crate) fn prefetch<'a, B: Buffer>(batch: &mut [Inbound<'a, B>], sas: &impl InboundSas<'a>) {
+pub(crate) fn prefetch<'a, B: Buffer>(
+    batch: &mut [Inbound<'a, B>],
+    sas: &impl InboundSas<'a>,
+) -> usize {
     let mut latest = Latest::NONE;
     let mut last: *const EspSa = ptr::null();
-    for entry in batch {
+    let mut runs = 0;
+    let most = batch.len().min(CHUNK);
+    for (index, entry) in batch[..most].iter_mut().enumerate() {
         let packet = entry.packet.data();
         aead::prefetch(packet, 0);
         if entry.sa.is_none() {
@@ -99,14 +106,19 @@ pub(crate) fn prefetch<'a, B: Buffer>(batch: &mut [Inbound<'a, B>], sas: &impl I
         if let Some(sa) = entry.sa
             && !ptr::eq(last, sa)
         {
+            if runs == RUNS {
+                return index;
+            }
+            runs += 1;
             last = sa;
-            // Sequence number, lifetime and window, then how it is framed.
+            // Sequence number and limits, window, then how it is framed.
             for offset in [0, 64, 128] {
                 aead::prefetch(sa, offset);
             }
             aead::prefetch(sa.context().framing(), 0);
         }
     }
+    most
 }
 
 /// The association that the latest packet was for: most come in runs.
@@ -280,8 +292,7 @@ impl<'a> Candidate<'a> {
     /// Bytes that the cipher is applied to.
     #[inline]
     pub(crate) fn text_len(&self) -> u32 {
-        let framing = self.sa.context().framing();
-        self.esp_len - (8 + framing.iv_len() + framing.icv_len()) as u32
+        self.esp_len - self.sa.context().framing().esp_around()
     }
 
     /// The ESP packet within the IP packet.

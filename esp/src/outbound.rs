@@ -10,6 +10,7 @@ use vesper_sa::{Mode, OutboundRefusal};
 use crate::aead;
 use crate::association::{EspContext, EspSa, Framing, PlainOut};
 use crate::buffer::Buffer;
+use crate::engine::{CHUNK, RUNS};
 use crate::fate::{DropReason, Verdict};
 use crate::wire::{Brief, Checksum, DONT_FRAGMENT, IpHeader, IpVersion, protocol};
 use write::{write_any, write_plain};
@@ -113,21 +114,28 @@ impl Measured {
     }
 }
 
-/// Asks for the memory of the packets that [`measure`] and [`write`] will look at, and for that
-/// of their associations.
+/// Asks for the memory of the packets that [`Path::measure`] and [`write`] will look at,
+/// and for that of their associations; how many packets that was: at most [`CHUNK`] in [`RUNS`]
+/// runs.
 #[inline]
-pub(crate) fn prefetch<B: Buffer>(batch: &[Outbound<'_, B>]) {
+pub(crate) fn prefetch<B: Buffer>(batch: &[Outbound<'_, B>]) -> usize {
     let mut last: *const EspSa = ptr::null();
-    for entry in batch {
-        aead::prefetch(entry.packet.data(), 0);
+    let mut runs = 0;
+    for (index, entry) in batch.iter().take(CHUNK).enumerate() {
         if !ptr::eq(last, entry.sa) {
+            if runs == RUNS {
+                return index;
+            }
+            runs += 1;
             last = entry.sa;
-            // Sequence number and lifetime, then how it is framed.
+            // Sequence number and limits, then how it is framed.
             aead::prefetch(entry.sa, 0);
             aead::prefetch(entry.sa, 64);
             aead::prefetch(entry.sa.context().framing(), 0);
         }
+        aead::prefetch(entry.packet.data(), 0);
     }
+    batch.len().min(CHUNK)
 }
 
 /// What the packets of a run have in common.
@@ -139,11 +147,6 @@ pub(crate) struct Path<'a> {
     mtu: Option<u32>,
     /// Bytes of the longest packet with ESP.
     longest: usize,
-    /// Bytes around a packet, without its padding.
-    around: usize,
-    /// Bits of the inner header that the outer one repeats, and those that it always has.
-    class: (u8, u8),
-    flags: (u8, u8),
 }
 
 impl<'a> Path<'a> {
@@ -158,9 +161,6 @@ impl<'a> Path<'a> {
             framing,
             mtu,
             longest: mtu.map_or(longest, |mtu| longest.min(mtu as usize)),
-            around: framing.front_len() + 2 + framing.icv_len(),
-            class: framing.outer_class(),
-            flags: framing.outer_flags(),
         }
     }
 
@@ -192,11 +192,12 @@ impl<'a> Path<'a> {
             _ => return None,
         };
         let padding = framing.padding(len);
-        if len + padding + self.around > self.longest {
+        let around = framing.around() + padding;
+        if len + around > self.longest {
             return None;
         }
         let front = framing.front_len();
-        let back = self.around - front + padding;
+        let back = around - front;
         if !packet.grow_back(back) {
             return None;
         }
@@ -208,26 +209,14 @@ impl<'a> Path<'a> {
             packet_len: len as u32,
             padding: padding as u8,
             next_header: version.protocol(),
-            traffic_class: self.outer_class(class),
-            flags: self.outer_flags(flags),
+            traffic_class: framing.outer_class(class),
+            flags: framing.outer_flags(flags),
             tfc: 0,
             header_len: 0,
             protocol_at: 0,
             dummy_header: 0,
             decrement: false,
         })
-    }
-
-    #[inline]
-    fn outer_class(&self, inner: u8) -> u8 {
-        let (kept, set) = self.class;
-        inner & kept | set
-    }
-
-    #[inline]
-    fn outer_flags(&self, inner: u8) -> u8 {
-        let (kept, set) = self.flags;
-        inner & kept | set
     }
 
     /// Checks the packet, computes its lengths and makes room for everything around it.
@@ -284,22 +273,6 @@ impl<'a> Path<'a> {
         packet.trim_back(measured.back(self.framing));
     }
 
-    /// Writes everything but ciphertext and ICV, and returns the ESP packet within `packet`.
-    #[inline(always)]
-    pub(crate) fn write<'p>(
-        &self,
-        packet: &'p mut [u8],
-        measured: &Measured,
-        sequence: u64,
-    ) -> &'p mut [u8] {
-        let framing = self.framing;
-        match framing.plain_out() {
-            PlainOut::Ip => write_plain::<36>(framing, packet, measured, sequence),
-            PlainOut::Udp => write_plain::<44>(framing, packet, measured, sequence),
-            PlainOut::No => write_any(self.sa, packet, measured, sequence),
-        }
-    }
-
     fn measure_tunnel<B: Buffer>(&self, packet: &mut B) -> Result<Measured, Verdict> {
         let ip = Brief::parse(packet.data()).map_err(|_| MALFORMED)?;
         let decrement = self.sa.params().tunnel.decrement_hop_limit;
@@ -312,8 +285,10 @@ impl<'a> Path<'a> {
             packet_len: ip.total_len as u32,
             padding: 0,
             next_header: ip.version.protocol(),
-            traffic_class: self.outer_class(ip.traffic_class),
-            flags: self.outer_flags(u8::from(ip.dont_fragment) * DONT_FRAGMENT),
+            traffic_class: self.framing.outer_class(ip.traffic_class),
+            flags: self
+                .framing
+                .outer_flags(u8::from(ip.dont_fragment) * DONT_FRAGMENT),
             tfc: 0,
             header_len: 0,
             protocol_at: 0,
@@ -331,8 +306,8 @@ impl<'a> Path<'a> {
             packet_len: len as u32,
             padding: 0,
             next_header: protocol::NONE,
-            traffic_class: self.outer_class(0),
-            flags: self.outer_flags(DONT_FRAGMENT),
+            traffic_class: self.framing.outer_class(0),
+            flags: self.framing.outer_flags(DONT_FRAGMENT),
             tfc: 0,
             header_len: 0,
             protocol_at: 0,
@@ -342,6 +317,23 @@ impl<'a> Path<'a> {
             },
             decrement: false,
         })
+    }
+}
+
+/// Writes everything but ciphertext and ICV of a packet that was [measured](Path::measure), and
+/// returns the ESP packet within `packet`.
+#[inline(always)]
+pub(crate) fn write<'p>(
+    sa: &EspSa,
+    packet: &'p mut [u8],
+    measured: &Measured,
+    sequence: u64,
+) -> &'p mut [u8] {
+    let framing = sa.context().framing();
+    match framing.plain_out() {
+        PlainOut::Ip => write_plain::<36>(framing, packet, measured, sequence),
+        PlainOut::Udp => write_plain::<44>(framing, packet, measured, sequence),
+        PlainOut::No => write_any(sa, packet, measured, sequence),
     }
 }
 

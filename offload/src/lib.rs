@@ -87,8 +87,8 @@ pub use host::{
     OutstandingCounters, Placement, SoftwareReason,
 };
 pub use nic::{
-    BATCH, Nic, NicEvent, NicUsage, Posted, QueueError, QueueStatus, RemoveVmError, SendRefusal,
-    VmUsage, Work,
+    BATCH, Nic, NicEvent, NicUsage, Paused, Posted, QueueError, QueueStatus, RemoveVmError,
+    SendRefusal, VmUsage, Work,
 };
 pub use profile::Profile;
 pub use queue::{QueueEvent, QueueId, QueueState, WrongState};

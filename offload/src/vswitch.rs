@@ -244,18 +244,34 @@ impl VirtualSwitch {
                 None => Forward::Drop(Loss::NoDestination),
             };
         }
-        if !self.may_flood(from, now) {
-            return Forward::Drop(Loss::Flood);
+        let group = link.destination.is_group();
+        let mut exits = self.exits(from, isolated, vlan, group);
+        match (exits.next(), exits.next()) {
+            (None, _) => return Forward::Drop(Loss::NoDestination),
+            (Some((to, tag)), None) => return Forward::To(to, tag),
+            _ => {}
         }
-        let exits: Vec<_> = self
-            .ports
-            .keys()
-            .filter_map(|&to| Some((to, self.exit(from, isolated, to, vlan)?)))
-            .collect();
-        match exits.is_empty() {
-            true => Forward::Drop(Loss::NoDestination),
-            false => Forward::Flood(exits),
+        drop(exits);
+        match self.may_flood(from, now) {
+            true => Forward::Flood(self.exits(from, isolated, vlan, group).collect()),
+            false => Forward::Drop(Loss::Flood),
         }
+    }
+
+    /// Where a frame goes that is for a group, or for an address that nobody has heard of. The
+    /// latter is never behind a guarded port, which has but its own: mostly the uplink alone is
+    /// left, and there is nothing to flood.
+    fn exits(
+        &self,
+        from: PortId,
+        isolated: bool,
+        vlan: Option<VlanId>,
+        group: bool,
+    ) -> impl Iterator<Item = (PortId, Option<VlanId>)> {
+        self.ports
+            .iter()
+            .filter(move |(_, port)| group || port.guard.is_none())
+            .filter_map(move |(&to, _)| Some((to, self.exit(from, isolated, to, vlan)?)))
     }
 
     /// The tag with which a frame leaves at `to`; `None` if it may not.
@@ -396,6 +412,40 @@ mod tests {
     }
 
     #[test]
+    fn what_nobody_has_heard_of_is_not_behind_a_guarded_port() {
+        let limits = SwitchLimits {
+            floods: 1,
+            ..SwitchLimits::default()
+        };
+        let mut switch = VirtualSwitch::new(limits);
+        for id in [1, 2] {
+            let guarded = SwitchPort {
+                guard: Some(mac(id as u8)),
+                ..access(None)
+            };
+            switch.set_port(PortId(id), guarded);
+            switch.set_address(mac(id as u8), None, PortId(id));
+        }
+        // Only the uplink is left, however many there are.
+        for _ in 0..5 {
+            let outcome = switch.forward(PortId(1), &link(1, 9), None, NOW);
+            assert_eq!(outcome, Forward::To(PortId::HOST, None));
+        }
+        let inwards = switch.forward(PortId::HOST, &link(8, 9), None, NOW);
+        assert_eq!(inwards, Forward::Drop(Loss::NoDestination));
+        // What is for everybody goes to everybody, within the limit.
+        let everybody = Link {
+            destination: MacAddress([0xff; 6]),
+            ..link(1, 9)
+        };
+        let outcome = switch.forward(PortId(1), &everybody, None, NOW);
+        let exits = vec![(PortId(0), None), (PortId(2), None)];
+        assert_eq!(outcome, Forward::Flood(exits));
+        let outcome = switch.forward(PortId(1), &everybody, None, NOW);
+        assert_eq!(outcome, Forward::Drop(Loss::Flood));
+    }
+
+    #[test]
     fn isolated_ports_see_the_uplink_only() {
         let mut switch = VirtualSwitch::new(SwitchLimits::default());
         for id in [1, 2] {
@@ -408,8 +458,8 @@ mod tests {
         }
         let direct = switch.forward(PortId(1), &link(1, 2), None, NOW);
         assert_eq!(direct, Forward::Drop(Loss::NoDestination));
-        let flood = switch.forward(PortId(1), &link(1, 9), None, NOW);
-        assert_eq!(flood, Forward::Flood(vec![(PortId(0), None)]));
+        let out = switch.forward(PortId(1), &link(1, 9), None, NOW);
+        assert_eq!(out, Forward::To(PortId(0), None));
         let from_uplink = switch.forward(PortId(0), &link(9, 2), None, NOW);
         assert_eq!(from_uplink, Forward::To(PortId(2), None));
     }

@@ -295,10 +295,10 @@ impl<C> Sa<C> {
     }
 
     /// Outbound: as [`reserve`](Self::reserve) for most runs, those that end far from every
-    /// bound: the number of the first of `count` packets with that many bytes in all. `None`,
-    /// and nothing has happened, asks for that one.
+    /// bound: the number of the first of `count` packets with that many bytes in all, and no
+    /// event. `None`, and nothing has happened, asks for that one.
     #[inline]
-    pub fn reserve_run(&self, now: Timestamp, count: u32, bytes: u64) -> Option<(u64, Events)> {
+    pub fn reserve_run(&self, now: Timestamp, count: u32, bytes: u64) -> Option<u64> {
         self.state.reserve_run(now, count, bytes)
     }
 
@@ -317,6 +317,15 @@ impl<C> Sa<C> {
     #[inline]
     pub fn precheck(&self) -> Precheck<'_> {
         self.state.precheck()
+    }
+
+    /// Inbound, after authentication: as [`commit`](Self::commit) for most runs, which come in
+    /// order and end far from every bound. Accepts `packets`, each given by its full sequence
+    /// number and the bytes that the cipher was applied to, from the first on, and returns how
+    /// many; the one after those, and all later ones, want a [`Commit`]. There are no events.
+    #[inline]
+    pub fn accept_run(&self, now: Timestamp, packets: impl Iterator<Item = (u64, u32)>) -> usize {
+        self.state.accept_run(now, packets)
     }
 
     /// Inbound, after authentication: takes the lock for a run of packets.

@@ -7,9 +7,9 @@ use core::time::Duration;
 use crate::event::Events;
 use crate::ident::Timestamp;
 use crate::lease::LeaseError;
-use crate::lifetime::{Budget, Usage};
+use crate::lifetime::Usage;
 use crate::lock::Held;
-use crate::replay::{ReplayRefusal, ReplayWindow, Ring};
+use crate::replay::{ReplayRefusal, ReplayWindow};
 use crate::sequence::end_of_space;
 use crate::state::{Flags, PacketState, PerDirection};
 
@@ -72,8 +72,10 @@ impl<'a> Precheck<'a> {
             base: top & !u64::from(u32::MAX),
             ahead: (top as u32).wrapping_add(1),
             span: match state.window() {
-                None => 0,
-                Some(window) => window.ahead(top, state.esn),
+                Some(window) if !state.is_resync_due() && state.is_far() => {
+                    window.ahead(top, state.esn)
+                }
+                _ => 0,
             },
         }
     }
@@ -87,8 +89,9 @@ impl<'a> Precheck<'a> {
         }
     }
 
-    /// As [`check`](Self::check) for most packets, which come in order; `None` asks for that
-    /// one.
+    /// As [`check`](Self::check) for most packets, which come in order to an association that
+    /// is far from its limits and has not lost its sender; `None` asks for that one, and for a
+    /// look at the association's state.
     #[inline]
     pub fn check_ahead(&self, sequence_low: u32) -> Option<u64> {
         (sequence_low.wrapping_sub(self.ahead) < self.span)
@@ -125,14 +128,6 @@ impl<'a> Precheck<'a> {
 pub struct Commit<'a> {
     state: &'a PacketState,
     now: Timestamp,
-    /// `None`: nothing is accepted any more, for the reason in `refusal`.
-    window: Option<&'a ReplayWindow>,
-    refusal: InboundRefusal,
-    /// The bits of the window.
-    ring: Option<Ring<'a>>,
-    /// The last number that may be accepted before asking for the next stop.
-    stop: u64,
-    budget: Budget,
     /// The highest number received.
     top: u64,
     usage: Usage,
@@ -152,24 +147,7 @@ impl Commit<'_> {
     //= https://www.rfc-editor.org/rfc/rfc4303#section-3.4.3
     //# The receive window is updated only if the integrity verification
     //# succeeds.
-    #[inline]
     pub fn accept(&mut self, sequence: u64, bytes: u32) -> Result<(), InboundRefusal> {
-        // Most packets come in order and far from any limit.
-        if let (Some(ring), Some(charged)) = (self.ring, self.budget.charge(self.usage, bytes))
-            && sequence == self.top.wrapping_add(1)
-            && sequence <= self.stop
-        {
-            ring.mark(sequence);
-            self.usage = charged;
-            self.top = sequence;
-            self.accepted = true;
-            return Ok(());
-        }
-        self.accept_closely(sequence, bytes)
-    }
-
-    #[inline(never)]
-    fn accept_closely(&mut self, sequence: u64, bytes: u32) -> Result<(), InboundRefusal> {
         let outcome = self.decide(sequence, bytes);
         if let Err(refusal) = outcome {
             self.count(refusal);
@@ -187,17 +165,24 @@ impl Commit<'_> {
     }
 
     fn decide(&mut self, sequence: u64, bytes: u32) -> Result<(), InboundRefusal> {
-        let window = self.window.ok_or(self.refusal)?;
-        if sequence > self.stop {
+        let flags = self.state.flags();
+        if flags.contains(Flags::DELETED) {
+            return Err(InboundRefusal::Deleted);
+        }
+        if flags.contains(Flags::DEAD) {
+            return Err(InboundRefusal::Expired);
+        }
+        let outbound = InboundRefusal::Replay(ReplayRefusal::Outbound);
+        let window = self.state.window().ok_or(outbound)?;
+        if sequence > self.state.stop.load(Ordering::Relaxed).min(self.end()) {
             self.pass_stop(sequence)?;
         }
         window
             .judge(self.top, sequence)
             .map_err(InboundRefusal::Replay)?;
-        let Some(charged) = self.budget.charge(self.usage, bytes) else {
+        let budget = self.state.lifetime.hard.budget();
+        let Some(charged) = budget.charge(self.usage, bytes) else {
             self.events |= self.state.raise(Flags::DEAD, Events::HARD_EXPIRE);
-            (self.window, self.ring) = (None, None);
-            self.refusal = InboundRefusal::Expired;
             return Err(InboundRefusal::Expired);
         };
         self.usage = charged;
@@ -206,15 +191,19 @@ impl Commit<'_> {
         Ok(())
     }
 
+    /// The last number of the association's space.
+    fn end(&self) -> u64 {
+        end_of_space(self.state.esn)
+    }
+
     /// Whether a number beyond the last stop may be accepted, and up to where the next ones
     /// may without asking.
     #[cold]
     fn pass_stop(&mut self, sequence: u64) -> Result<(), InboundRefusal> {
-        let end = end_of_space(self.state.esn);
         let PerDirection::Inbound(_, marks) = &self.state.per_direction else {
             return Err(InboundRefusal::Replay(ReplayRefusal::Outbound));
         };
-        if sequence > end {
+        if sequence > self.end() {
             return Err(InboundRefusal::Replay(ReplayRefusal::Beyond));
         }
         let stop = marks.stop_after(sequence);
@@ -223,7 +212,6 @@ impl Commit<'_> {
         }
         let stop = stop.ok_or(InboundRefusal::AboveMark)?;
         self.state.stop.store(stop, Ordering::Relaxed);
-        self.stop = stop.min(end);
         Ok(())
     }
 
@@ -242,11 +230,9 @@ impl Drop for Commit<'_> {
     #[inline]
     fn drop(&mut self) {
         if self.accepted {
-            // Whoever sees the new top sees the positions cleared for it.
-            self.state.sequence.store(self.top, Ordering::Release);
-            self.state.use_up(self.usage, self.now);
-            self.state.failures_in_a_row.store(0, Ordering::Relaxed);
+            self.state.receive(self.top, self.usage, self.now);
         }
+        self.state.look_ahead();
     }
 }
 
@@ -271,6 +257,12 @@ impl PacketState {
         Precheck::new(self)
     }
 
+    /// Whether packets may pass without a closer look.
+    #[inline]
+    fn is_far(&self) -> bool {
+        self.horizon.sequence.load(Ordering::Relaxed) != 0
+    }
+
     #[inline]
     fn window(&self) -> Option<&ReplayWindow> {
         match &self.per_direction {
@@ -285,34 +277,63 @@ impl PacketState {
         self.replays.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// Accepts packets, given by number and bytes, as long as each follows the one before, up
+    /// to the horizon; how many.
     #[inline]
+    pub(crate) fn accept_run(
+        &self,
+        now: Timestamp,
+        packets: impl Iterator<Item = (u64, u32)>,
+    ) -> usize {
+        let _held = self.lock.acquire();
+        let horizon = &self.horizon;
+        let Some(ring) = self.window().and_then(ReplayWindow::ring) else {
+            return 0;
+        };
+        if now.as_nanos() >= horizon.time.load(Ordering::Relaxed) {
+            return 0;
+        }
+        let last = horizon.sequence.load(Ordering::Relaxed);
+        let too_many = horizon.bytes.load(Ordering::Relaxed);
+        let before = self.sequence.load(Ordering::Relaxed);
+        let Usage {
+            mut bytes,
+            packets: packets_before,
+        } = self.usage();
+        let mut top = before;
+        for (sequence, length) in packets {
+            let charged = bytes.saturating_add(length.into());
+            if sequence != top.wrapping_add(1) || sequence > last || charged >= too_many {
+                break;
+            }
+            (top, bytes) = (sequence, charged);
+        }
+        let accepted = top - before;
+        if accepted > 0 {
+            ring.mark_after(before, accepted);
+            let packets = packets_before.wrapping_add(accepted);
+            self.receive(top, Usage { bytes, packets }, now);
+        }
+        accepted as usize
+    }
+
+    /// Whoever sees the new top sees the positions cleared for it.
+    #[inline]
+    fn receive(&self, top: u64, usage: Usage, now: Timestamp) {
+        self.sequence.store(top, Ordering::Release);
+        self.use_up(usage, now);
+        self.failures_in_a_row.store(0, Ordering::Relaxed);
+    }
+
     pub(crate) fn commit(&self, now: Timestamp) -> Commit<'_> {
         let held = self.lock.acquire();
-        let events = self.expire_held(now);
-        let flags = self.flags();
-        let (window, refusal) = if flags.contains(Flags::DELETED) {
-            (None, InboundRefusal::Deleted)
-        } else if flags.contains(Flags::DEAD) {
-            (None, InboundRefusal::Expired)
-        } else {
-            let outbound = InboundRefusal::Replay(ReplayRefusal::Outbound);
-            (self.window(), outbound)
-        };
         Commit {
             state: self,
             now,
-            window,
-            refusal,
-            ring: window.and_then(ReplayWindow::ring),
-            stop: self
-                .stop
-                .load(Ordering::Relaxed)
-                .min(end_of_space(self.esn)),
-            budget: self.lifetime.hard.budget(),
             top: self.sequence.load(Ordering::Relaxed),
             usage: self.usage(),
             accepted: false,
-            events,
+            events: self.expire_held(now),
             _held: held,
         }
     }
@@ -324,7 +345,7 @@ impl PacketState {
         };
         let _held = self.lock.acquire();
         let mark = marks.set(mark, self.sequence.load(Ordering::Relaxed));
-        self.stop.store(0, Ordering::Relaxed);
+        self.ask_again();
         self.clear(Flags::LEASE_LOW);
         Ok(mark)
     }

@@ -51,15 +51,6 @@ impl Budget {
             && usage.bytes < limit.bytes)
             .then_some(charged)
     }
-
-    /// Usage with a run of packets, each of which [`charge`](Self::charge) would admit; `None`
-    /// if that takes a closer look.
-    #[inline]
-    pub(crate) fn charge_run(self, usage: Usage, packets: u32, bytes: u64) -> Option<Usage> {
-        let charged = usage.plus(packets.into(), bytes)?;
-        let Self(limit) = self;
-        (charged.packets <= limit.packets && charged.bytes < limit.bytes).then_some(charged)
-    }
 }
 
 impl Usage {
@@ -107,7 +98,44 @@ impl LiveLifetime {
     }
 }
 
+/// The nearest of the limits that are still ahead; `u64::MAX` is none.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Nearest {
+    /// The first limit reached is at this many packets, or this many bytes.
+    pub(crate) usage: Usage,
+    /// The first is reached at this moment at the earliest, in nanoseconds.
+    pub(crate) time: u64,
+}
+
+impl LiveLifetime {
+    /// The nearest of the limits; the soft ones count only if they are not `passed`.
+    pub(crate) fn nearest(&self, passed: bool, used: Timestamp) -> Nearest {
+        let hard = self.hard.ahead(used);
+        if passed {
+            return hard;
+        }
+        let soft = self.soft.ahead(used);
+        Nearest {
+            usage: Usage {
+                bytes: soft.usage.bytes.min(hard.usage.bytes),
+                packets: soft.usage.packets.min(hard.usage.packets),
+            },
+            time: soft.time.min(hard.time),
+        }
+    }
+}
+
 impl LiveLimits {
+    fn ahead(&self, used: Timestamp) -> Nearest {
+        let Budget(usage) = self.budget();
+        let idle = self.idle.load(Ordering::Relaxed);
+        let idle_at = used.as_nanos().saturating_add(idle);
+        Nearest {
+            usage,
+            time: self.deadline.load(Ordering::Relaxed).min(idle_at),
+        }
+    }
+
     fn set(&self, limits: &Limits, born: Birth) {
         let store = |word: &AtomicU64, value| word.store(value, Ordering::Relaxed);
         store(&self.bytes, limits.bytes.unwrap_or(u64::MAX));

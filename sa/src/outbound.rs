@@ -6,6 +6,7 @@ use core::sync::atomic::Ordering;
 use crate::event::Events;
 use crate::ident::Timestamp;
 use crate::lease::{Lease, LeaseError};
+use crate::lifetime::Usage;
 use crate::state::{Flags, PacketState, PerDirection};
 
 /// What [`Sa::reserve`](crate::Sa::reserve) granted.
@@ -53,30 +54,27 @@ impl fmt::Display for OutboundRefusal {
 impl core::error::Error for OutboundRefusal {}
 
 impl PacketState {
-    /// As [`reserve`](Self::reserve), far from every bound.
+    /// As [`reserve`](Self::reserve), up to the horizon.
     #[inline]
-    pub(crate) fn reserve_run(
-        &self,
-        now: Timestamp,
-        count: u32,
-        bytes: u64,
-    ) -> Option<(u64, Events)> {
+    pub(crate) fn reserve_run(&self, now: Timestamp, count: u32, bytes: u64) -> Option<u64> {
         let _held = self.lock.acquire();
         let before = self.sequence.load(Ordering::Relaxed);
-        let last = before.checked_add(u64::from(count))?;
-        let budget = self.lifetime.hard.budget();
-        let usage = budget.charge_run(self.usage(), count, bytes)?;
-        if last > self.stop.load(Ordering::Relaxed) || self.lifetime.hard.is_over(now, self.used())
+        let last = before.saturating_add(count.into());
+        let before_usage = self.usage();
+        let usage = Usage {
+            bytes: before_usage.bytes.saturating_add(bytes),
+            packets: before_usage.packets.wrapping_add(count.into()),
+        };
+        let horizon = &self.horizon;
+        if last > horizon.sequence.load(Ordering::Relaxed)
+            || usage.bytes >= horizon.bytes.load(Ordering::Relaxed)
+            || now.as_nanos() >= horizon.time.load(Ordering::Relaxed)
         {
             return None;
         }
-        let mut events = Events::NONE;
-        if self.lifetime.soft.is_over(now, self.used()) {
-            events |= self.raise(Flags::DYING, Events::SOFT_EXPIRE);
-        }
         self.sequence.store(last, Ordering::Relaxed);
         self.use_up(usage, now);
-        Some((before + 1, events | self.settle(usage)))
+        Some(before + 1)
     }
 
     pub(crate) fn reserve(
@@ -119,6 +117,7 @@ impl PacketState {
             self.use_up(usage, now);
             events |= self.settle(usage);
         }
+        self.look_ahead();
         if refused.is_some() {
             self.count_refused(1 + lengths.count() as u64);
         }
@@ -139,7 +138,7 @@ impl PacketState {
         let used = self.sequence.load(Ordering::Relaxed);
         let last = bounds.set_lease(lease, used)?;
         self.sequence.store(last, Ordering::Relaxed);
-        self.stop.store(0, Ordering::Relaxed);
+        self.ask_again();
         self.clear(Flags::LEASE_LOW);
         Ok(())
     }

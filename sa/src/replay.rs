@@ -41,12 +41,13 @@ impl core::error::Error for ReplayRefusal {}
 /// and shifts nothing. Writers must exclude each other; a reader beside a writer may see
 /// a stale answer, never an inconsistent one.
 #[derive(Debug)]
+#[repr(C)]
 pub(crate) struct ReplayWindow {
-    words: Words,
     /// W; 0 is no anti-replay service.
     size: u32,
     /// Positions of the ring less one; the number of positions is a power of two.
     mask: u32,
+    words: Words,
 }
 
 /// Windows of up to 1,024 packets lie within the association.
@@ -66,13 +67,20 @@ pub(crate) struct Ring<'a> {
 }
 
 impl Ring<'_> {
-    /// Marks the number after top.
+    /// Marks the `count` numbers after `top`.
     #[inline]
-    pub(crate) fn mark(self, sequence: u64) {
-        let position = sequence as u32 & self.mask;
-        let word = &self.words[(position / u64::BITS) as usize];
-        let bit = 1 << (position % u64::BITS);
-        word.store(word.load(Ordering::Relaxed) | bit, Ordering::Relaxed);
+    pub(crate) fn mark_after(self, top: u64, count: u64) {
+        let (mut next, mut left) = (top.wrapping_add(1) as u32, count);
+        while left > 0 {
+            let position = next & self.mask;
+            let word = &self.words[(position / u64::BITS) as usize];
+            let offset = position % u64::BITS;
+            let here = left.min((u64::BITS - offset).into());
+            let bits = u64::MAX >> (u64::from(u64::BITS) - here) << offset;
+            word.store(word.load(Ordering::Relaxed) | bits, Ordering::Relaxed);
+            next = next.wrapping_add(here as u32);
+            left -= here;
+        }
     }
 }
 

@@ -11,11 +11,11 @@ use crate::lock::SpinLock;
 use crate::mark::Marks;
 use crate::params::{Lifetime, Mode, SaParams};
 use crate::replay::ReplayWindow;
-use crate::sequence::SequenceBounds;
+use crate::sequence::{SequenceBounds, end_of_space};
 
 /// Everything that the packet path reads or writes, ordered so that a run of packets touches
-/// as few cache lines as possible: the first line always, the second for limits, the third
-/// and fourth for the window or at the edges of a lease, the last one on refusals.
+/// as few cache lines as possible: the first two, inbound one more for the window; what lies
+/// behind is for packets at the edge of a lease or a limit, and for refusals.
 ///
 /// All words are written under `lock` only, except the counters of refusals.
 #[derive(Debug)]
@@ -25,13 +25,12 @@ pub(crate) struct PacketState {
     flags: AtomicU32,
     /// Outbound the last number used, inbound the highest one received.
     pub(crate) sequence: AtomicU64,
-    /// The last number that may be used or accepted before asking for the next stop; 0 once
-    /// nothing more may be.
-    pub(crate) stop: AtomicU64,
+    pub(crate) horizon: Horizon,
     packets: AtomicU64,
     bytes: AtomicU64,
     /// The moment of the latest packet, or of the addition.
     used: AtomicU64,
+
     pub(crate) spi: Spi,
     pub(crate) owner: VmId,
     /// 0 is unknown.
@@ -41,18 +40,32 @@ pub(crate) struct PacketState {
     pub(crate) esn: bool,
     /// An attempt at resynchronisation is due.
     pub(crate) resync_due: AtomicBool,
-
-    pub(crate) lifetime: LiveLifetime,
-
-    pub(crate) per_direction: PerDirection,
-
-    born: Birth,
     /// Authentication failures since the last accepted packet or the last report.
     pub(crate) failures_in_a_row: AtomicU8,
+    /// The last number that may be used or accepted before asking for the next stop; 0 once
+    /// nothing more may be.
+    pub(crate) stop: AtomicU64,
+    pub(crate) per_direction: PerDirection,
+
+    pub(crate) lifetime: LiveLifetime,
+    born: Birth,
     pub(crate) authentication_failures: AtomicU64,
     pub(crate) failures_reported: AtomicU64,
     pub(crate) replays: AtomicU64,
     refused: AtomicU64,
+}
+
+/// How far packets pass without a closer look at limits, lease and mark: derived from all of
+/// them by [`PacketState::look_ahead`], never farther than they allow, and forgotten when one of
+/// them changes.
+#[derive(Debug)]
+pub(crate) struct Horizon {
+    /// The last number; 0 asks for the closer look. Packet limits are in it.
+    pub(crate) sequence: AtomicU64,
+    /// So many bytes in all are too many.
+    pub(crate) bytes: AtomicU64,
+    /// From this moment on, in nanoseconds, it takes a closer look.
+    pub(crate) time: AtomicU64,
 }
 
 /// The part of the state that only one direction has.
@@ -100,7 +113,11 @@ impl PacketState {
             lock: SpinLock::default(),
             flags: AtomicU32::new(0),
             sequence: AtomicU64::new(params.sequence),
-            stop: AtomicU64::new(0),
+            horizon: Horizon {
+                sequence: AtomicU64::new(0),
+                bytes: AtomicU64::new(0),
+                time: AtomicU64::new(0),
+            },
             packets: AtomicU64::new(0),
             bytes: AtomicU64::new(0),
             used: AtomicU64::new(now.as_nanos()),
@@ -111,15 +128,16 @@ impl PacketState {
             mode: params.mode,
             esn: params.esn,
             resync_due: AtomicBool::new(false),
-            lifetime,
+            failures_in_a_row: AtomicU8::new(0),
+            stop: AtomicU64::new(0),
             per_direction: match params.direction {
                 Direction::Inbound => {
                     PerDirection::Inbound(ReplayWindow::new(params.replay), Marks::unmarked())
                 }
                 Direction::Outbound => PerDirection::Outbound(SequenceBounds::unleased(params.esn)),
             },
+            lifetime,
             born,
-            failures_in_a_row: AtomicU8::new(0),
             authentication_failures: AtomicU64::new(0),
             failures_reported: AtomicU64::new(0),
             replays: AtomicU64::new(0),
@@ -140,9 +158,36 @@ impl PacketState {
         }
         self.flags.store((before | flags).0, Ordering::Relaxed);
         if flags.0 & (Flags::DEAD | Flags::DELETED).0 != 0 {
-            self.stop.store(0, Ordering::Relaxed);
+            self.ask_again();
         }
         event
+    }
+
+    /// Asks for the next stop before another packet passes. Needs the lock.
+    pub(crate) fn ask_again(&self) {
+        self.stop.store(0, Ordering::Relaxed);
+        self.horizon.sequence.store(0, Ordering::Relaxed);
+    }
+
+    /// Derives the horizon anew, after packets have passed by a closer look. Needs the lock.
+    pub(crate) fn look_ahead(&self) {
+        let dying = self.flags().contains(Flags::DYING);
+        let nearest = self.lifetime.nearest(dying, self.used());
+        let usage = self.usage();
+        // A packet may use one number only, so that a limit in packets is one in numbers.
+        let left = nearest
+            .usage
+            .packets
+            .saturating_sub(usage.packets.saturating_add(1));
+        let sequence = self.sequence.load(Ordering::Relaxed).saturating_add(left);
+        let stop = self.stop.load(Ordering::Relaxed);
+        let horizon = &self.horizon;
+        horizon.sequence.store(
+            sequence.min(stop).min(end_of_space(self.esn)),
+            Ordering::Relaxed,
+        );
+        horizon.bytes.store(nearest.usage.bytes, Ordering::Relaxed);
+        horizon.time.store(nearest.time, Ordering::Relaxed);
     }
 
     /// Leaves a condition. Needs the lock.
@@ -183,12 +228,14 @@ impl PacketState {
         self.packets.store(usage.packets, Ordering::Relaxed);
         self.used.store(used.as_nanos(), Ordering::Relaxed);
         self.refused.store(refused, Ordering::Relaxed);
+        self.horizon.sequence.store(0, Ordering::Relaxed);
     }
 
     /// Replaces the limits. A soft limit that was reached is armed again. Needs the lock.
     pub(crate) fn set_lifetime(&self, lifetime: &Lifetime) {
         self.lifetime.set(lifetime, self.born);
         self.clear(Flags::DYING);
+        self.horizon.sequence.store(0, Ordering::Relaxed);
     }
 
     pub(crate) fn close(&self) {
@@ -261,10 +308,8 @@ mod tests {
 
     #[test]
     fn hot_words_share_cache_lines() {
-        assert!(offset_of!(PacketState, resync_due) < LINE);
-        assert_eq!(offset_of!(PacketState, lifetime), LINE);
-        assert_eq!(size_of::<LiveLifetime>(), LINE);
-        assert_eq!(offset_of!(PacketState, per_direction), 2 * LINE);
+        assert_eq!(offset_of!(PacketState, spi), LINE);
+        assert!(offset_of!(PacketState, stop) < 2 * LINE);
         let size = size_of::<PacketState>();
         println!("per-packet state of an association with a window up to 1,024: {size} bytes");
         assert!(size <= 384, "{size} bytes");

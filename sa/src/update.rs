@@ -99,7 +99,7 @@ impl PacketState {
                 if !bounds.covers(sequence) {
                     return Err(UpdateError::OutsideLease { requested: high });
                 }
-                self.stop.store(0, Ordering::Relaxed);
+                self.ask_again();
             }
         }
         // Whoever sees the new top sees the positions cleared for it.

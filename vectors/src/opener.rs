@@ -1,23 +1,24 @@
 //! Opens packets with the associations of a file, on every implementation that has the suite.
 
+mod receiver;
+
 use core::fmt;
+use core::ops::Range;
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 
-use vesper_esp::aead::{Implementation, Job, open_batch};
-use vesper_esp::wire::{EncapsulationPorts, EspLocation, IpHeader, Located, locate, protocol};
-use vesper_esp::{
-    AssociationError, Buffer, DropReason, Engine, EspSa, Inbound, PacketBuf, Verdict, association,
-};
-use vesper_sa::{
-    Direction, Ecn, Mode, NAT_TRAVERSAL_PORT, NatChecksum, ReplayProtection, SaParams, Spi,
-    Timestamp,
-};
+use rayon::prelude::*;
+use vesper_esp::aead::Implementation;
+use vesper_esp::wire::{EncapsulationPorts, EspLocation, IpHeader, Located, locate};
+use vesper_esp::{AssociationError, DropReason, Engine, EspSa, PacketBuf, Verdict};
+use vesper_sa::{NAT_TRAVERSAL_PORT, Spi, Timestamp};
 
-use crate::xfrm::{Entry, Row, State};
+use crate::xfrm::Entry;
+use receiver::Receiver;
 
-/// Room for any IP packet, reassembled ones included.
-const LONGEST_PACKET: usize = 65_535 + 128;
+/// From so many bytes on a batch is opened by several threads at once. Handing work to another
+/// thread costs some ten microseconds, in which the slowest implementation opens about 20 KiB.
+const PARALLEL: usize = 64 << 10;
 
 /// The name under which a dropped packet is counted: the seven of the JSON output, and for
 /// what can only come of an association's own limits the name of the reason.
@@ -31,35 +32,45 @@ pub fn count_name(reason: DropReason) -> &'static str {
 /// A receiver with the associations of a file.
 #[derive(Debug)]
 pub struct Opener {
-    associations: Vec<Association>,
-    /// Destination and SPI to the place in `associations`.
+    entries: Vec<Entry>,
+    /// For each association the implementations that have its suite, by their place in
+    /// `receivers`; the first one's verdict counts.
+    orders: Vec<Vec<usize>>,
+    receivers: Vec<Receiver>,
+    /// Destination and SPI to the place in `entries`.
     index: HashMap<(IpAddr, Spi), usize>,
     ports: EncapsulationPorts,
+    /// For packets of no association.
     engine: Engine,
     buffer: PacketBuf,
-    /// Where the other implementations open the same packet.
-    second: PacketBuf,
+    /// The batch of which the receivers keep the outcomes.
+    openings: Vec<Unclaimed>,
 }
 
-/// One line of the file, and what became of its packets.
-#[derive(Debug)]
-pub struct Association {
-    /// The line.
-    pub entry: Entry,
-    /// The same association on each implementation that has its suite, the fastest first.
-    pub lanes: Vec<Lane>,
+/// Packets to be opened together, in the order of their arrival.
+#[derive(Debug, Default)]
+pub struct Batch {
+    packets: Vec<(Timestamp, Range<usize>)>,
+    bytes: Vec<u8>,
 }
 
-/// An association on one implementation.
-#[derive(Debug)]
-pub struct Lane {
-    /// Who does the cryptography.
-    pub implementation: Implementation,
-    /// What became of the packets.
-    pub tally: Tally,
-    /// One for an `ip xfrm` line; for a Wireshark row one for each destination and SPI that it
-    /// has matched.
-    sas: HashMap<(IpAddr, Spi), EspSa>,
+/// The association of a packet.
+#[derive(Clone, Copy, Debug)]
+struct Found {
+    at: usize,
+    location: EspLocation,
+    key: (IpAddr, Spi),
+}
+
+/// What is known of a packet of the batch beside the outcomes of the receivers.
+#[derive(Clone, Copy, Debug)]
+struct Unclaimed {
+    /// Its association.
+    at: Option<usize>,
+    /// Where there is no association.
+    verdict: Verdict,
+    spi: Option<u32>,
+    sequence: u64,
 }
 
 /// What became of the packets of an association.
@@ -115,6 +126,41 @@ pub enum OpenerError {
     },
 }
 
+impl Batch {
+    /// Adds a whole IP packet that came at `now`.
+    pub fn push(&mut self, now: Timestamp, packet: &[u8]) {
+        let start = self.bytes.len();
+        self.bytes.extend_from_slice(packet);
+        self.packets.push((now, start..self.bytes.len()));
+    }
+
+    /// How many packets there are.
+    pub fn len(&self) -> usize {
+        self.packets.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.packets.is_empty()
+    }
+
+    /// How many bytes all packets have.
+    pub fn bytes(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// Forgets the packets.
+    pub fn clear(&mut self) {
+        self.packets.clear();
+        self.bytes.clear();
+    }
+
+    fn iter(&self) -> impl Iterator<Item = (Timestamp, &[u8])> {
+        let packets = self.packets.iter();
+        packets.map(|(now, range)| (*now, &self.bytes[range.clone()]))
+    }
+}
+
 impl Opener {
     /// A receiver; `implementations` are those to be tried, the fastest first.
     ///
@@ -125,23 +171,37 @@ impl Opener {
         implementations: &[Implementation],
     ) -> Result<Self, OpenerError> {
         let mut opener = Self {
-            associations: Vec::with_capacity(entries.len()),
+            entries: Vec::with_capacity(entries.len()),
+            orders: Vec::with_capacity(entries.len()),
+            receivers: implementations.iter().copied().map(Receiver::new).collect(),
             index: HashMap::new(),
             ports: EncapsulationPorts::default(),
-            engine: Engine::default().without_resynchronisation(),
-            buffer: PacketBuf::with_room(&[], 0, LONGEST_PACKET),
-            second: PacketBuf::with_room(&[], 0, LONGEST_PACKET),
+            engine: Engine::default(),
+            buffer: PacketBuf::default(),
+            openings: Vec::new(),
         };
         for entry in entries {
-            opener.add(entry, implementations)?;
+            opener.add(entry)?;
         }
         opener.engine = Engine::new(opener.ports.clone()).without_resynchronisation();
+        for receiver in &mut opener.receivers {
+            receiver.listen(&opener.ports);
+        }
         Ok(opener)
     }
 
-    /// The associations in the order of the file.
-    pub fn associations(&self) -> &[Association] {
-        &self.associations
+    /// The associations in the order of the file, each with what became of its packets on each
+    /// implementation that has its suite. The first implementation is the one that counts.
+    pub fn associations(
+        &self,
+    ) -> impl Iterator<Item = (&Entry, impl Iterator<Item = (Implementation, &Tally)>)> {
+        let associations = self.entries.iter().zip(&self.orders).enumerate();
+        associations.map(|(at, (entry, order))| {
+            let receivers = order.iter().map(|&place| &self.receivers[place]);
+            let tallies = receivers
+                .filter_map(move |receiver| Some((receiver.implementation, receiver.tally(at)?)));
+            (entry, tallies)
+        })
     }
 
     /// The UDP ports that carry ESP: 4500, and those of the file.
@@ -157,56 +217,42 @@ impl Opener {
         destination: IpAddr,
         spi: Spi,
     ) -> Option<&EspSa> {
-        let association = self
-            .associations
-            .get(*self.index.get(&(destination, spi))?)?;
-        let lane = association
-            .lanes
+        let key = (destination, spi);
+        let at = *self.index.get(&key)?;
+        let receiver = self
+            .receivers
             .iter()
-            .find(|lane| lane.implementation == implementation)?;
-        lane.sas.get(&(destination, spi))
+            .find(|receiver| receiver.implementation == implementation)?;
+        receiver.find(at, &key)
     }
 
-    fn add(&mut self, entry: Entry, implementations: &[Implementation]) -> Result<(), OpenerError> {
+    fn add(&mut self, entry: Entry) -> Result<(), OpenerError> {
         let line = entry.line();
         let suite = entry.keys().suite();
+        let failed = |error| OpenerError::Association { line, error };
         // The implementation that a data path would use decides; the others give their opinion.
         let chosen = entry
             .keys()
             .fastest_cipher()
-            .map_err(|error| OpenerError::Association {
-                line,
-                error: AssociationError::Cipher(error),
-            })?
+            .map_err(|error| failed(AssociationError::Cipher(error)))?
             .implementation();
-        let mut supporting: Vec<Implementation> = implementations
-            .iter()
-            .copied()
-            .filter(|implementation| implementation.supports(suite))
-            .collect();
-        supporting.sort_by_key(|&implementation| implementation != chosen);
-        let mut lanes = Vec::new();
-        for implementation in supporting {
-            let mut sas = HashMap::new();
-            if let Entry::State(state) = &entry {
-                let sa = inbound(state, implementation)
-                    .map_err(|error| OpenerError::Association { line, error })?;
-                sas.insert((state.destination, state.spi), sa);
+        let mut order = Vec::new();
+        for (place, receiver) in self.receivers.iter_mut().enumerate() {
+            let supported = receiver.implementation.supports(suite);
+            receiver.add(&entry, supported).map_err(failed)?;
+            if supported {
+                order.push(place);
             }
-            lanes.push(Lane {
-                implementation,
-                tally: Tally::default(),
-                sas,
-            });
         }
-        if lanes.is_empty() {
+        if order.is_empty() {
             return Err(OpenerError::Unsupported {
                 line,
                 suite: suite.name,
             });
         }
+        order.sort_by_key(|&place| self.receivers[place].implementation != chosen);
         if let Entry::State(state) = &entry {
-            let at = self.associations.len();
+            let at = self.entries.len();
             self.index.insert((state.destination, state.spi), at);
             if let Some(udp) = state.encapsulation {
                 let standard = NAT_TRAVERSAL_PORT.get();
@@ -216,84 +262,102 @@ impl Opener {
                 }
             }
         }
-        self.associations.push(Association { entry, lanes });
+        self.entries.push(entry);
+        self.orders.push(order);
         Ok(())
     }
 
     /// Opens one whole IP packet.
     ///
     /// # Errors
-    /// An association cannot be made of a Wireshark row: the system has no randomness.
+    /// See [`open_all`](Self::open_all).
     pub fn open(&mut self, now: Timestamp, packet: &[u8]) -> Result<Opening<'_>, OpenerError> {
-        let location = match locate(packet, &self.ports) {
-            Located::Esp(location) => Some(location),
-            _ => None,
-        };
-        let found = location.and_then(|location| {
-            let at = self.association_at(&location, packet)?;
-            let spi = Spi::new(location.spi)?;
-            Some((at, location, (location.destination, spi)))
-        });
-        let Some((at, location, key)) = found else {
-            let verdict = decapsulate(&mut self.engine, now, None, &mut self.buffer, packet).0;
-            return Ok(Opening {
+        let mut batch = Batch::default();
+        batch.push(now, packet);
+        self.open_all(&batch)?;
+        Ok(self.opening(0))
+    }
+
+    /// Opens the packets of a batch; [`opening`](Self::opening) tells what became of each.
+    ///
+    /// Each implementation takes the packets in their order, the implementations of a large
+    /// batch side by side.
+    ///
+    /// # Errors
+    /// An association cannot be made of a Wireshark row: the system has no randomness.
+    pub fn open_all(&mut self, batch: &Batch) -> Result<(), OpenerError> {
+        self.openings.clear();
+        let mut found = Vec::with_capacity(batch.len());
+        for (now, packet) in batch.iter() {
+            let location = match locate(packet, &self.ports) {
+                Located::Esp(location) => Some(location),
+                _ => None,
+            };
+            let association = location.and_then(|location| {
+                Some(Found {
+                    at: self.association_at(&location, packet)?,
+                    location,
+                    key: (location.destination, Spi::new(location.spi)?),
+                })
+            });
+            let verdict = match association {
+                Some(_) => Verdict::Pending,
+                None => {
+                    receiver::decapsulate(&mut self.engine, now, None, &mut self.buffer, packet).0
+                }
+            };
+            self.openings.push(Unclaimed {
+                at: association.map(|found| found.at),
                 verdict,
-                inner: &[],
                 spi: location.map(|location| location.spi),
                 sequence: location.map_or(0, |location| location.sequence.into()),
-                dissent: None,
             });
-        };
-        let Association { entry, lanes } = &mut self.associations[at];
-        let mut first: Option<(Verdict, u64)> = None;
-        let mut dissent = None;
-        for lane in lanes {
-            let buffer = match first {
-                None => &mut self.buffer,
-                Some(_) => &mut self.second,
-            };
-            let mut passing = None;
-            if let Entry::Row(row) = entry
-                && !lane.sas.contains_key(&key)
-            {
-                let (sa, authentic) = lane.complete(row, &location, packet).map_err(|error| {
-                    OpenerError::Association {
-                        line: row.line,
-                        error,
-                    }
-                })?;
-                if authentic {
-                    lane.sas.insert(key, sa);
-                } else {
-                    passing = Some(sa);
-                }
-            }
-            let sa = passing.as_ref().or_else(|| lane.sas.get(&key));
-            let (verdict, sequence) = decapsulate(&mut self.engine, now, sa, buffer, packet);
-            lane.tally.count(verdict, buffer.data().len());
-            match first {
-                None => first = Some((verdict, sequence)),
-                Some((other, _)) => {
-                    let differs = other != verdict
-                        || matches!(verdict, Verdict::Opened(_))
-                            && self.buffer.data() != self.second.data();
-                    if differs && dissent.is_none() {
-                        dissent = Some((lane.implementation, verdict));
-                    }
-                }
-            }
+            found.push(association);
         }
-        let (verdict, sequence) = first.unwrap_or((Verdict::Pending, 0));
-        Ok(Opening {
+        let open = |receiver: &mut Receiver| receiver.open(batch, &found, &self.entries);
+        if batch.bytes() < PARALLEL {
+            self.receivers.iter_mut().try_for_each(open)
+        } else {
+            self.receivers.par_iter_mut().try_for_each(open)
+        }
+    }
+
+    /// What became of a packet of the last batch.
+    ///
+    /// # Panics
+    /// If the batch had no such packet.
+    pub fn opening(&self, index: usize) -> Opening<'_> {
+        let Unclaimed {
+            at,
             verdict,
-            inner: match verdict {
-                Verdict::Opened(_) => self.buffer.data(),
-                _ => &[],
-            },
-            spi: Some(location.spi),
+            spi,
             sequence,
+        } = self.openings[index];
+        let order = at.map_or(&[][..], |at| &self.orders[at]);
+        let mut outcomes = order.iter().filter_map(|&place| {
+            let receiver = &self.receivers[place];
+            let outcome = receiver.outcome(index)?;
+            Some((receiver.implementation, outcome, receiver.inner(outcome)))
+        });
+        let Some((_, first, inner)) = outcomes.next() else {
+            return Opening {
+                verdict,
+                inner: &[],
+                spi,
+                sequence,
+                dissent: None,
+            };
+        };
+        let dissent = outcomes
+            .find(|(_, other, other_inner)| other.verdict != first.verdict || *other_inner != inner)
+            .map(|(implementation, other, _)| (implementation, other.verdict));
+        Opening {
+            verdict: first.verdict,
+            inner,
+            spi,
+            sequence: first.sequence,
             dissent,
-        })
+        }
     }
 
     /// The place of the association for a packet: the line with its destination and SPI, else
@@ -303,65 +367,11 @@ impl Opener {
         let exact = self.index.get(&(location.destination, spi)).copied();
         exact.or_else(|| {
             let source = IpHeader::base(packet).ok()?.source;
-            self.associations
-                .iter()
-                .position(|association| match &association.entry {
-                    Entry::Row(row) => row.matches(source, location.destination, location.spi),
-                    Entry::State(_) => false,
-                })
+            self.entries.iter().position(|entry| match entry {
+                Entry::Row(row) => row.matches(source, location.destination, location.spi),
+                Entry::State(_) => false,
+            })
         })
-    }
-}
-
-impl Lane {
-    /// Makes an association of a row and the first packet that it matches; `true` if that
-    /// packet is authentic and so has shown the mode.
-    fn complete(
-        &self,
-        row: &Row,
-        location: &EspLocation,
-        packet: &[u8],
-    ) -> Result<(EspSa, bool), AssociationError> {
-        let cipher = || {
-            row.keys
-                .cipher(self.implementation)
-                .map_err(AssociationError::Cipher)
-        };
-        let sequence =
-            u64::from(row.sequence_high.unwrap_or(0)) << 32 | u64::from(location.sequence);
-        let mut esp = packet[location.esp_at..location.esp_at + location.esp_len].to_vec();
-        let key = cipher()?;
-        let icv_len = key.suite().icv_len;
-        let mut jobs = [Job {
-            cipher: &key,
-            sequence,
-            esn: row.sequence_high.is_some(),
-            esp: &mut esp,
-            authentic: false,
-        }];
-        open_batch(&mut jobs);
-        let authentic = jobs[0].authentic;
-        let next_header = esp
-            .len()
-            .checked_sub(icv_len + 1)
-            .and_then(|at| esp.get(at));
-        let mode = match next_header {
-            Some(&(protocol::IPV4 | protocol::IPV6 | protocol::NONE)) => Mode::Tunnel,
-            _ if authentic => Mode::Transport,
-            _ => Mode::Tunnel,
-        };
-        // A dummy packet shows nothing about the mode: wait for the next.
-        let shown = authentic && next_header != Some(&protocol::NONE);
-        // The SPI of a located packet that a row matches is not reserved.
-        let spi = Spi::new(location.spi).unwrap_or(Spi::MIN);
-        // The source plays no part in opening; only its version has to fit.
-        let destination = location.destination;
-        let mut params = SaParams::new(spi, Direction::Inbound, mode, destination, destination);
-        params.replay = ReplayProtection::Off;
-        params.esn = row.sequence_high.is_some();
-        params.sequence = sequence.saturating_sub(1);
-        params.tunnel.ecn = Ecn::Off;
-        Ok((association(params, cipher()?, Timestamp::ZERO)?, shown))
     }
 }
 
@@ -377,36 +387,6 @@ impl Tally {
             _ => {}
         }
     }
-}
-
-/// The inbound association of a line, which changes nothing in the inner packets.
-fn inbound(state: &State, implementation: Implementation) -> Result<EspSa, AssociationError> {
-    let mut params = state.params(Direction::Inbound);
-    params.tunnel.ecn = Ecn::Off;
-    params.nat_checksum = NatChecksum::Keep;
-    let cipher = state
-        .keys
-        .cipher(implementation)
-        .map_err(AssociationError::Cipher)?;
-    association(params, cipher, Timestamp::ZERO)
-}
-
-/// Decapsulates `packet` in `buffer` with `sa`, or without any.
-fn decapsulate(
-    engine: &mut Engine,
-    now: Timestamp,
-    sa: Option<&EspSa>,
-    buffer: &mut PacketBuf,
-    packet: &[u8],
-) -> (Verdict, u64) {
-    if !buffer.refill(packet, 0) {
-        *buffer = PacketBuf::with_room(packet, 0, 0);
-    }
-    let mut batch = [Inbound::new(&mut *buffer)];
-    engine.decapsulate(now, &|_, _| sa, &mut batch);
-    let outcome = (batch[0].verdict, batch[0].sequence);
-    engine.drain_events().for_each(drop);
-    outcome
 }
 
 impl fmt::Display for OpenerError {

@@ -5,11 +5,13 @@ use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
 
 use serde::Serialize;
+use vesper_esp::aead::Implementation;
 use vesper_esp::{DropReason, Verdict};
+use vesper_sa::Timestamp;
 
-use crate::capture::{CaptureError, CaptureReader, CaptureWriter};
+use crate::capture::{CaptureError, CaptureReader, CaptureWriter, Record};
 use crate::ingress::{Arrival, Contradiction, Ingress};
-use crate::opener::{Association, Opener, OpenerError, count_name};
+use crate::opener::{Batch, Opener, OpenerError, Opening, Tally, count_name};
 use crate::xfrm::Entry;
 
 /// Names of the counts that are always there, also when they are 0.
@@ -26,6 +28,12 @@ const COUNTS: [DropReason; 7] = [
 /// The most failures that a summary lists; the others are counted only, so that a large
 /// capture takes no more memory than a small one.
 const FAILURES: usize = 10_000;
+
+/// Packets of so many bytes are opened together...
+const BATCH: usize = 256 << 10;
+
+/// ... or of so many frames.
+const ITEMS: usize = 1024;
 
 /// What became of the packets of a capture.
 #[derive(Clone, Debug, Serialize)]
@@ -126,76 +134,105 @@ pub fn unseal<R: Read, W: Write>(
 ) -> Result<Summary, UnsealError> {
     let mut summary = Summary::new();
     let mut ingress = Ingress::default();
+    let mut arrived = Arrived::default();
     loop {
-        if summary.frames.is_multiple_of(256) {
+        if arrived.is_enough() {
+            arrived.open(opener, &mut summary, output.as_deref_mut(), &mut failed)?;
             progress(capture.position());
         }
-        let Some(record) = capture.next_record().map_err(UnsealError::Capture)? else {
-            break;
+        let record = match capture.next_record() {
+            Ok(Some(record)) => record,
+            // What came before an error is opened all the same.
+            end => {
+                let end = end.map(drop);
+                arrived.open(opener, &mut summary, output.as_deref_mut(), &mut failed)?;
+                end.map_err(UnsealError::Capture)?;
+                break;
+            }
         };
         summary.frames += 1;
         let (now, arrival) = ingress.frame(&record);
-        let packet = match arrival {
-            Arrival::Packet(packet) => packet,
-            Arrival::Fragment => continue,
-            Arrival::NotIp => {
-                summary.not_esp += 1;
-                continue;
-            }
-            Arrival::Malformed(contradiction) => {
-                let failure = Failure::malformed(record.number, &contradiction);
-                summary.fail(failure, &mut failed);
-                continue;
-            }
-        };
-        let opening = opener.open(now, &packet).map_err(UnsealError::Opener)?;
-        let failure = |count, reason| Failure {
-            frame: record.number,
-            spi: opening.spi.map(|spi| format!("0x{spi:08x}")),
-            sequence: opening.spi.map(|_| opening.sequence),
-            count,
-            reason,
-        };
-        match opening.verdict {
-            Verdict::Opened(_) => {
-                summary.packets += 1;
-                summary.accepted += 1;
-                if let Some(output) = &mut output {
-                    output
-                        .packet(record.timestamp, opening.inner)
-                        .map_err(UnsealError::Output)?;
-                }
-            }
-            Verdict::Drop(reason) if reason == DropReason::Dummy => {
-                summary.packets += 1;
-                *summary.dropped.entry(count_name(reason)).or_default() += 1;
-            }
-            Verdict::Drop(reason) => {
-                let failure = failure(count_name(reason), reason.to_string());
-                summary.fail(failure, &mut failed);
-            }
-            Verdict::NotEsp(_)
-            | Verdict::Pending
-            | Verdict::Sealed { .. }
-            | Verdict::TooBig { .. } => summary.not_esp += 1,
-        }
-        if let Some((implementation, verdict)) = opening.dissent {
-            summary.disagreements += 1;
-            let outcome = match verdict {
-                Verdict::Drop(reason) => format!("drops it: {reason}"),
-                Verdict::Opened(_) if matches!(opening.verdict, Verdict::Opened(_)) => {
-                    "opens it to another packet".to_owned()
-                }
-                _ => "accepts it".to_owned(),
-            };
-            let failure = failure("disagreement", format!("{implementation} {outcome}"));
-            summary.list(failure, &mut failed);
+        match arrival {
+            Arrival::Packet(packet) => arrived.push(&record, now, &packet),
+            Arrival::Fragment => {}
+            Arrival::NotIp => summary.not_esp += 1,
+            Arrival::Malformed(contradiction) => arrived.refuse(record.number, &contradiction),
         }
     }
     progress(capture.position());
     summary.incomplete_datagrams = ingress.incomplete();
-    summary.sas = opener.associations().iter().map(SaSummary::new).collect();
+    summary.sas = opener
+        .associations()
+        .map(|(entry, tallies)| SaSummary::new(entry, tallies))
+        .collect();
     Ok(summary)
+}
+
+/// What has arrived and is yet to be opened.
+#[derive(Default)]
+struct Arrived {
+    items: Vec<Item>,
+    batch: Batch,
+}
+
+/// A packet, or a frame that holds none.
+enum Item {
+    /// The next packet of the batch.
+    Packet {
+        /// Number of its frame.
+        frame: u64,
+        /// Of its capture, in nanoseconds.
+        timestamp: u64,
+    },
+    Malformed(Failure),
+}
+
+impl Arrived {
+    /// Whether it is time to open what is there.
+    fn is_enough(&self) -> bool {
+        self.batch.bytes() >= BATCH || self.items.len() >= ITEMS
+    }
+
+    fn push(&mut self, record: &Record<'_>, now: Timestamp, packet: &[u8]) {
+        self.batch.push(now, packet);
+        self.items.push(Item::Packet {
+            frame: record.number,
+            timestamp: record.timestamp,
+        });
+    }
+
+    fn refuse(&mut self, frame: u64, contradiction: &Contradiction) {
+        let failure = Failure::malformed(frame, contradiction);
+        self.items.push(Item::Malformed(failure));
+    }
+
+    /// Opens the packets, and says of all in their order what became of them.
+    fn open<W: Write>(
+        &mut self,
+        opener: &mut Opener,
+        summary: &mut Summary,
+        mut output: Option<&mut CaptureWriter<W>>,
+        failed: &mut impl FnMut(&Failure),
+    ) -> Result<(), UnsealError> {
+        opener.open_all(&self.batch).map_err(UnsealError::Opener)?;
+        let mut index = 0;
+        for item in self.items.drain(..) {
+            match item {
+                Item::Packet { frame, timestamp } => {
+                    let opening = opener.opening(index);
+                    if let (Verdict::Opened(_), Some(output)) = (opening.verdict, &mut output) {
+                        let written = output.packet(timestamp, opening.inner);
+                        written.map_err(UnsealError::Output)?;
+                    }
+                    summary.count(frame, &opening, failed);
+                    index += 1;
+                }
+                Item::Malformed(failure) => summary.fail(failure, failed),
+            }
+        }
+        self.batch.clear();
+        Ok(())
+    }
 }
 
 impl Summary {
@@ -222,13 +259,53 @@ impl Summary {
         self.accepted > 0 && self.failures.is_empty()
     }
 
-    fn fail(&mut self, failure: Failure, failed: impl FnMut(&Failure)) {
+    /// Counts a packet.
+    fn count(&mut self, frame: u64, opening: &Opening<'_>, failed: &mut impl FnMut(&Failure)) {
+        let failure = |count, reason| Failure {
+            frame,
+            spi: opening.spi.map(|spi| format!("0x{spi:08x}")),
+            sequence: opening.spi.map(|_| opening.sequence),
+            count,
+            reason,
+        };
+        match opening.verdict {
+            Verdict::Opened(_) => {
+                self.packets += 1;
+                self.accepted += 1;
+            }
+            Verdict::Drop(reason) if reason == DropReason::Dummy => {
+                self.packets += 1;
+                *self.dropped.entry(count_name(reason)).or_default() += 1;
+            }
+            Verdict::Drop(reason) => {
+                self.fail(failure(count_name(reason), reason.to_string()), failed);
+            }
+            Verdict::NotEsp(_)
+            | Verdict::Pending
+            | Verdict::Sealed { .. }
+            | Verdict::TooBig { .. } => self.not_esp += 1,
+        }
+        if let Some((implementation, verdict)) = opening.dissent {
+            self.disagreements += 1;
+            let outcome = match verdict {
+                Verdict::Drop(reason) => format!("drops it: {reason}"),
+                Verdict::Opened(_) if matches!(opening.verdict, Verdict::Opened(_)) => {
+                    "opens it to another packet".to_owned()
+                }
+                _ => "accepts it".to_owned(),
+            };
+            let reason = format!("{implementation} {outcome}");
+            self.list(failure("disagreement", reason), failed);
+        }
+    }
+
+    fn fail(&mut self, failure: Failure, failed: &mut impl FnMut(&Failure)) {
         self.packets += 1;
         *self.dropped.entry(failure.count).or_default() += 1;
         self.list(failure, failed);
     }
 
-    fn list(&mut self, failure: Failure, mut failed: impl FnMut(&Failure)) {
+    fn list(&mut self, failure: Failure, failed: &mut impl FnMut(&Failure)) {
         failed(&failure);
         if self.failures.len() < FAILURES {
             self.failures.push(failure);
@@ -251,8 +328,8 @@ impl Failure {
 }
 
 impl SaSummary {
-    fn new(association: &Association) -> Self {
-        let (spi, source, destination, mode) = match &association.entry {
+    fn new<'a>(entry: &Entry, tallies: impl Iterator<Item = (Implementation, &'a Tally)>) -> Self {
+        let (spi, source, destination, mode) = match entry {
             Entry::State(state) => (
                 state.spi.to_string(),
                 state.source.to_string(),
@@ -269,20 +346,20 @@ impl SaSummary {
                 None,
             ),
         };
-        let lanes = association.lanes.iter().map(|lane| LaneSummary {
-            implementation: lane.implementation.name(),
-            accepted: lane.tally.accepted,
-            bytes: lane.tally.bytes,
-            highest_sequence: lane.tally.highest,
-            dropped: lane.tally.dropped.clone(),
+        let lanes = tallies.map(|(implementation, tally)| LaneSummary {
+            implementation: implementation.name(),
+            accepted: tally.accepted,
+            bytes: tally.bytes,
+            highest_sequence: tally.highest,
+            dropped: tally.dropped.clone(),
         });
         Self {
-            line: association.entry.line(),
+            line: entry.line(),
             spi,
             source,
             destination,
             mode,
-            suite: association.entry.keys().suite().name,
+            suite: entry.keys().suite().name,
             implementations: lanes.collect(),
         }
     }

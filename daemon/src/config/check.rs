@@ -2,12 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use nix::unistd::Group;
 use vesper_esp::Suite;
 use vesper_offload::Profile;
 use vesper_sa::WindowSize;
 
 use super::error::{Problem, nearest};
-use super::model::{Config, HostConfig, PortConfig, Sizes, VmConfig};
+use super::model::{Config, HostConfig, PortConfig, Sizes, UserConfig, VmConfig};
 use super::value::Located;
 use crate::port::MOST_TAP_QUEUES;
 use crate::port::vhost_user::MOST_QUEUE_PAIRS;
@@ -20,12 +21,36 @@ pub(super) fn check(config: &Config) -> Vec<Problem> {
         "host",
         &mut problems,
     );
+    check_daemon(config, &mut problems);
     for host in &config.hosts {
         check_host(host, &mut problems);
     }
     check_cables(config, &mut problems);
     check_pairs(config, &mut problems);
     problems
+}
+
+fn check_daemon(config: &Config, problems: &mut Vec<Problem>) {
+    let control = &config.control;
+    let groups = [&control.group, &control.vm_group];
+    for group in groups.into_iter().flatten() {
+        if !matches!(Group::from_name(group), Ok(Some(_))) {
+            let message = format!("group `{group}` does not exist; create it, or name another");
+            problem(problems, group.at(), message);
+        }
+    }
+    for user in control.users.iter().chain(&control.vm_users) {
+        if let UserConfig::Name(name) = &**user
+            && user.uid().is_none()
+        {
+            let message = format!("user `{name}` does not exist; create it, or name another");
+            problem(problems, user.at(), message);
+        }
+    }
+    if let (Some(tcp), None) = (&control.tcp, &config.daemon.control) {
+        let message = "tcp without a control socket; add `control` to [daemon]".to_owned();
+        problem(problems, tcp.at(), message);
+    }
 }
 
 fn check_host(host: &HostConfig, problems: &mut Vec<Problem>) {

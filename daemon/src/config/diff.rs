@@ -16,6 +16,8 @@ pub struct Diff {
 pub enum Change {
     /// A field of `[daemon]`.
     Daemon(&'static str),
+    /// `[control]`.
+    Control,
     /// A host that is new.
     HostAdded(String),
     /// A host that is not there any more.
@@ -50,11 +52,15 @@ impl Diff {
             Change::Daemon,
             state,
             key,
+            anchor,
             control,
             status,
             log,
             log_format
         );
+        if old.control != new.control {
+            changes.push(Change::Control);
+        }
         for host in &new.hosts {
             let name = || host.name.to_string();
             let Some(before) = find(&old.hosts, |other| other.name == host.name) else {
@@ -123,6 +129,7 @@ impl Change {
     pub fn needs_restart(&self) -> bool {
         match self {
             Self::Daemon(_)
+            | Self::Control
             | Self::HostAdded(_)
             | Self::HostRemoved(_)
             | Self::Host(..)
@@ -149,6 +156,7 @@ impl fmt::Display for Change {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Daemon(field) => write!(f, "~ daemon: {field}"),
+            Self::Control => f.write_str("~ control"),
             Self::HostAdded(host) => write!(f, "+ host {host}"),
             Self::HostRemoved(host) => write!(f, "- host {host}"),
             Self::Host(host, field) => write!(f, "~ host {host}: {field}"),

@@ -15,9 +15,10 @@ use zeroize::Zeroizing;
 pub use diff::{Change, Diff};
 pub use error::{ConfigError, Problem};
 pub use model::{
-    AfPacketConfig, CableConfig, Config, DaemonConfig, EdgeConfig, GeneratorConfig, HostConfig,
-    LogFormat, NicSwitchConfig, OffloadModeConfig, PairConfig, PcapConfig, PortConfig, Sizes,
-    SwitchConfig, TapConfig, TunnelConfig, VhostUserConfig, VhostUserMode, VmConfig,
+    AfPacketConfig, CableConfig, Config, ControlConfig, DaemonConfig, EdgeConfig, GeneratorConfig,
+    HostConfig, LogFormat, NicSwitchConfig, OffloadModeConfig, PairConfig, PcapConfig, PortConfig,
+    Sizes, SwitchConfig, TapConfig, TcpConfig, TunnelConfig, UserConfig, VhostUserConfig,
+    VhostUserMode, VmConfig,
 };
 pub use value::{Located, Mac, Period, Secret, Vlan};
 

@@ -18,6 +18,9 @@ pub struct Config {
     /// `[daemon]`: what concerns the process.
     #[serde(default)]
     pub daemon: DaemonConfig,
+    /// `[control]`: who may use the control interface, and where it is beside its socket.
+    #[serde(default)]
+    pub control: ControlConfig,
     /// `[[host]]`: adapters with their machines.
     #[serde(default, rename = "host")]
     pub hosts: Vec<HostConfig>,
@@ -35,6 +38,8 @@ pub struct DaemonConfig {
     /// The file of the key that wraps the keys in `state`; by default one beside them, which is
     /// made if there is none.
     pub key: Option<PathBuf>,
+    /// The file that tells whether `state` is the latest; by default one in that directory.
+    pub anchor: Option<PathBuf>,
     /// The control socket; without it there is none.
     pub control: Option<PathBuf>,
     /// Where metrics and status page are served; without it they are not.
@@ -43,6 +48,47 @@ pub struct DaemonConfig {
     pub log: Option<String>,
     /// How it is written.
     pub log_format: LogFormat,
+}
+
+/// Who may use the control interface, beside root and the user of the daemon.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ControlConfig {
+    /// The group of the control socket.
+    pub group: Option<Located<String>>,
+    /// Users of the control socket.
+    pub users: Vec<Located<UserConfig>>,
+    /// The group of the sockets of machines.
+    pub vm_group: Option<Located<String>>,
+    /// Users of the sockets of machines.
+    pub vm_users: Vec<Located<UserConfig>>,
+    /// A TCP address for holders of certificates.
+    pub tcp: Option<Located<TcpConfig>>,
+}
+
+/// A user of the system.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(untagged, expecting = "the name or number of a user")]
+pub enum UserConfig {
+    /// By number.
+    Number(u32),
+    /// By name.
+    Name(String),
+}
+
+/// A TCP address for holders of certificates.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TcpConfig {
+    /// Where to listen.
+    pub address: SocketAddr,
+    /// The certificate of the daemon with its chain, PEM.
+    pub certificate: PathBuf,
+    /// Its private key, PEM, closed to others; `$CREDENTIALS_DIRECTORY/NAME` is a credential of
+    /// systemd.
+    pub key: PathBuf,
+    /// The authorities of which a client needs a certificate, PEM.
+    pub client_authorities: PathBuf,
 }
 
 /// How log lines are written.
@@ -79,7 +125,7 @@ pub struct HostConfig {
     /// Limits of the software switch.
     #[serde(default)]
     pub switch: SwitchConfig,
-    /// Packet buffers.
+    /// Packet buffers, beside those that are posted for each machine.
     #[serde(default = "buffers")]
     pub buffers: Located<u32>,
     /// The longest frame in bytes that a buffer takes.
@@ -415,6 +461,19 @@ impl From<OffloadModeConfig> for OffloadMode {
         match mode {
             OffloadModeConfig::Packet => Self::Packet,
             OffloadModeConfig::Crypto => Self::Crypto,
+        }
+    }
+}
+
+impl UserConfig {
+    /// The number of the user; `None` if the system knows nobody of this name.
+    pub fn uid(&self) -> Option<u32> {
+        match self {
+            Self::Number(uid) => Some(*uid),
+            Self::Name(name) => {
+                let user = nix::unistd::User::from_name(name).ok().flatten();
+                user.map(|user| user.uid.as_raw())
+            }
         }
     }
 }

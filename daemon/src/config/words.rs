@@ -2,16 +2,14 @@
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use vesper_verify::xfrm::{Line, PolicyLine, SaFileError, State, parse_lines, parse_policies};
 use zeroize::Zeroizing;
 
 use super::error::Problem;
 use super::model::{HostConfig, VmConfig};
-
-/// Stands for the directory in which systemd puts the credentials of a service.
-const CREDENTIALS: &str = "$CREDENTIALS_DIRECTORY/";
+use crate::secret_file;
 
 impl VmConfig {
     /// The associations of the machine: those in the configuration, then those in its file.
@@ -29,7 +27,7 @@ impl VmConfig {
         }
         if let Some(path) = &self.sa_file {
             let name = path.display().to_string();
-            match secret_file(path) {
+            match read_secret(path) {
                 Err(message) => problems.push(Problem {
                     at: path.at(),
                     message: format!("sa_file {name}: {message}"),
@@ -101,11 +99,11 @@ impl VmConfig {
 }
 
 /// Reads a file of secrets, which nobody but its owner may be able to read.
-pub(super) fn secret_file(path: &Path) -> Result<Zeroizing<String>, String> {
-    let path = resolve(path)?;
+pub(super) fn read_secret(path: &Path) -> Result<Zeroizing<String>, String> {
+    let path = secret_file::resolve(path)?;
     let metadata = fs::metadata(&path).map_err(|error| error.to_string())?;
     let mode = metadata.mode() & 0o777;
-    if mode & 0o077 != 0 {
+    if secret_file::is_open_to_others(&path, &metadata) {
         return Err(format!(
             "mode {mode:04o} lets others read keys; chmod 0600 it"
         ));
@@ -120,23 +118,6 @@ pub(super) fn secret_file(path: &Path) -> Result<Zeroizing<String>, String> {
     fs::read_to_string(&path)
         .map(Zeroizing::new)
         .map_err(|error| error.to_string())
-}
-
-fn resolve(path: &Path) -> Result<PathBuf, String> {
-    let Some(name) = path
-        .to_str()
-        .and_then(|path| path.strip_prefix(CREDENTIALS))
-    else {
-        return Ok(path.to_owned());
-    };
-    match std::env::var_os("CREDENTIALS_DIRECTORY") {
-        Some(directory) => Ok(Path::new(&directory).join(name)),
-        None => Err(
-            "CREDENTIALS_DIRECTORY is not set: this process is no service of systemd, or \
-                     it has no LoadCredential="
-                .to_owned(),
-        ),
-    }
 }
 
 /// What is wrong with words that stand in the configuration itself.

@@ -17,13 +17,16 @@ use vesper_sa::VmId;
 
 use super::connection::{self, Caller};
 use super::peer::Allowed;
-use super::slots::Slots;
+use super::slots::{Peer, Slots};
 use super::{ControlError, ControlLimits, ControlSettings, Service, api, tls};
 use crate::plane::{Plane, Scope};
 
 /// How often the sockets of machines are brought in line with the machines, if no event said
 /// that there is something to do.
 const SYNC: Duration = Duration::from_secs(5);
+
+/// How far the threads of the control interface stand back behind those of the packets.
+const CONTROL_NICE: i32 = 10;
 
 /// Connections of one machine at a time.
 const VM_CONNECTIONS: usize = 8;
@@ -56,6 +59,10 @@ impl Control {
             .worker_threads(1)
             .max_blocking_threads(16)
             .thread_name("control")
+            // Packets go first: on Linux this concerns the thread alone.
+            .on_thread_start(|| {
+                let _ = rustix::process::setpriority_process(None, CONTROL_NICE);
+            })
             .enable_all()
             .build()
             .map_err(|error| ControlError::Path(settings.socket.clone(), error))?;
@@ -132,7 +139,9 @@ impl Front {
             };
             let caller = caller(&stream, &allowed, scope);
             // If all places are taken by requests in work, who comes now has to come again.
-            if let Some(slot) = self.slots.take() {
+            let process = stream.peer_cred().ok().and_then(|peer| peer.pid());
+            let peer = Peer::Process(process.unwrap_or(0));
+            if let Some(slot) = self.slots.take(peer) {
                 let router = self.router.clone();
                 tokio::spawn(connection::serve(stream, slot, caller, router, self.limits));
             }
@@ -141,10 +150,10 @@ impl Front {
 
     async fn serve_tls(self, listener: TcpListener, acceptor: tokio_rustls::TlsAcceptor) {
         loop {
-            let Some((stream, _)) = accepted(listener.accept().await).await else {
+            let Some((stream, address)) = accepted(listener.accept().await).await else {
                 continue;
             };
-            let Some(slot) = self.slots.take() else {
+            let Some(slot) = self.slots.take(Peer::Address(address.ip())) else {
                 continue;
             };
             let (front, acceptor) = (self.clone(), acceptor.clone());

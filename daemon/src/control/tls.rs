@@ -10,6 +10,7 @@ use rustls::{RootCertStore, ServerConfig};
 use tokio_rustls::TlsAcceptor;
 
 use super::ControlError;
+use crate::secret_file;
 
 /// A TCP address for holders of certificates.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,8 +39,9 @@ pub(super) fn acceptor(settings: &TcpSettings) -> Result<TlsAcceptor, ControlErr
             .collect::<Result<Vec<_>, _>>()
             .map_err(|error| fault(path, &error))
     };
-    check_mode(&settings.key)?;
-    let pem = zeroize::Zeroizing::new(read(&settings.key)?);
+    let key = secret_file::resolve(&settings.key).map_err(|error| fault(&settings.key, &error))?;
+    check_mode(&key)?;
+    let pem = zeroize::Zeroizing::new(read(&key)?);
     let key = rustls_pemfile::private_key(&mut pem.as_slice())
         .map_err(|error| fault(&settings.key, &error))?
         .ok_or_else(|| fault(&settings.key, &"holds no private key in PEM"))?;
@@ -67,7 +69,7 @@ fn check_mode(path: &Path) -> Result<(), ControlError> {
     use std::os::unix::fs::MetadataExt;
     let metadata =
         fs::metadata(path).map_err(|error| ControlError::Path(path.to_owned(), error))?;
-    if metadata.mode() & 0o077 != 0 {
+    if secret_file::is_open_to_others(path, &metadata) {
         return Err(ControlError::Tls(
             path.to_owned(),
             format!(

@@ -14,7 +14,7 @@ use vesper_esp::{Buffer, PacketBuf, fragments, too_big};
 use vesper_offload::{HEADROOM, MacAddress};
 use vesper_sa::Timestamp;
 
-use super::message::{Message, answer, read};
+use super::message::{Message, answer, may_be_message, read};
 use crate::port::{Incoming, Pool, Port, PortStatus};
 
 /// Answers, of either kind, in a tenth of a second.
@@ -152,6 +152,13 @@ impl Edge {
         pool.give(incoming.frame);
     }
 
+    /// Whether something may have to be done to a frame of the machine.
+    fn concerns(&self, frame: &[u8]) -> bool {
+        let too_long = |mtu: u16| self.options.clamp || frame.len() > usize::from(mtu);
+        (self.options.answers && may_be_message(frame))
+            || self.options.tunnel_mtu.is_some_and(too_long)
+    }
+
     fn is_idle(&self) -> bool {
         !self.options.answers && self.options.tunnel_mtu.is_none()
     }
@@ -168,19 +175,30 @@ impl Port for Edge {
         if self.is_idle() {
             return self.inner.receive(now, pool, most, into);
         }
-        let room = most.saturating_sub(self.waiting.len());
-        let mut taken = std::mem::take(&mut self.taken);
-        self.inner.receive(now, pool, room, &mut taken);
-        for incoming in taken.drain(..) {
-            self.take(incoming, now, pool);
+        let before = into.len();
+        let waiting = self.waiting.len().min(most);
+        into.extend(self.waiting.drain(..waiting));
+        let start = into.len();
+        if waiting < most {
+            self.inner.receive(now, pool, most - waiting, into);
         }
-        self.taken = taken;
+        // Mostly nothing has to be done to any of them, and they stay where they are.
+        let concerns = |incoming: &Incoming| self.concerns(incoming.frame.data());
+        if let Some(first) = into[start..].iter().position(concerns) {
+            let mut taken = std::mem::take(&mut self.taken);
+            taken.extend(into.drain(start + first..));
+            for incoming in taken.drain(..) {
+                self.take(incoming, now, pool);
+            }
+            self.taken = taken;
+            let room = most.saturating_sub(into.len() - before);
+            let count = self.waiting.len().min(room);
+            into.extend(self.waiting.drain(..count));
+        }
         if !self.ready.is_empty() {
             self.inner.send(now, pool, &mut self.ready);
         }
-        let count = self.waiting.len().min(most);
-        into.extend(self.waiting.drain(..count));
-        count
+        into.len() - before
     }
 
     fn send(&mut self, now: Timestamp, pool: &mut Pool, frames: &mut Vec<PacketBuf>) {

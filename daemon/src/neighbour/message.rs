@@ -46,6 +46,19 @@ const TARGET_OPTION: u8 = 2;
 /// Room for the longest message with an Ethernet header and a tag.
 pub const LONGEST: usize = 14 + 4 + 40 + 32;
 
+/// ARP, and ICMPv6 of neighbours, by a look at two bytes.
+pub(super) fn may_be_message(frame: &[u8]) -> bool {
+    let at = match frame.get(12..14) {
+        Some([0x81, 0]) => 16,
+        _ => 12,
+    };
+    match frame.get(at..at + 2) {
+        Some([8, 6]) => true,
+        Some([0x86, 0xdd]) => frame.get(at + 8) == Some(&58),
+        _ => false,
+    }
+}
+
 /// Reads a frame; `None` if it is something else, or not as the RFCs demand.
 pub fn read(frame: &[u8]) -> Option<Heard> {
     let mut at = 12;

@@ -9,7 +9,7 @@ use vesper_offload::{MacAddress, VlanId, ethertype};
 use vesper_sa::Timestamp;
 
 use super::cache::{Cache, CacheLimits, Hop, Question, Resolution};
-use super::message::{Message, answer, question, read};
+use super::message::{Message, answer, may_be_message, question, read};
 use crate::port::{Incoming, Pool, Port, PortStatus};
 
 /// Frames that wait for an answer, all hops together.
@@ -178,7 +178,7 @@ impl Port for Uplink {
         let mut index = before;
         while index < into.len() {
             // Mostly they are not, and stay where they are.
-            if may_be_ours(into[index].frame.data()) {
+            if may_be_message(into[index].frame.data()) {
                 let incoming = into.remove(index);
                 if self.hear(incoming.frame.data(), now, pool) {
                     pool.give(incoming.frame);
@@ -243,19 +243,6 @@ impl Port for Uplink {
 fn address(frame: &mut PacketBuf, mac: MacAddress) {
     if let Some(place) = frame.data_mut().first_chunk_mut() {
         *place = mac.0;
-    }
-}
-
-/// ARP, and ICMPv6 of neighbours, by a look at two bytes.
-fn may_be_ours(frame: &[u8]) -> bool {
-    let at = match frame.get(12..14) {
-        Some([0x81, 0]) => 16,
-        _ => 12,
-    };
-    match frame.get(at..at + 2) {
-        Some([8, 6]) => true,
-        Some([0x86, 0xdd]) => frame.get(at + 8) == Some(&58),
-        _ => false,
     }
 }
 

@@ -9,7 +9,7 @@ use vesper_offload::{Admission, Fallback, Host, Nic};
 use vesper_sa::{Timestamp, VmId};
 
 use super::handle::HostCommands;
-use super::machine::{Attach, AttachError, Machine};
+use super::machine::{Attach, AttachError, Machine, POSTED};
 use super::statistics::{Board, MachineStatistics, NodeStatistics, PathKind};
 use super::waker::Waker;
 use crate::port::{Incoming, Pool, Port, PortStatus};
@@ -34,6 +34,8 @@ pub(super) struct Driver {
     /// Machines whose queue the adapter has not let go of.
     leaving: Vec<VmId>,
     pool: Pool,
+    /// Machines for which there are buffers to be posted.
+    equipped: usize,
     /// Processors of the adapter that this worker runs.
     processors: Vec<usize>,
     /// Workers that run the others.
@@ -70,6 +72,7 @@ impl Driver {
             machines: Vec::new(),
             leaving: Vec::new(),
             pool,
+            equipped: 0,
             processors: Vec::new(),
             others: Vec::new(),
             arrived: Vec::with_capacity(WIRE_BURST),
@@ -155,6 +158,12 @@ impl Driver {
         let vm = attach.vm;
         let mut admission = self.host.add_machine(vm, attach.address, attach.settings)?;
         self.host.set_policies(vm, attach.policies.take());
+        // What is posted for machines must not be all that there is: then nothing could be
+        // taken from the wire, or from machines, any more.
+        if self.machines.len() == self.equipped {
+            self.pool.grow(POSTED);
+            self.equipped += 1;
+        }
         let mut machine = Machine::new(attach);
         if machine.settings.iov_weight > 0
             && admission.fallbacks.contains(&Fallback::NoGuestDriver)

@@ -15,8 +15,10 @@ use crate::port::{Incoming, Pool, Port, PortStatus};
 /// Frames that are taken from a machine at a time.
 const BURST: usize = 64;
 
-/// Buffers that are posted for a machine to receive into.
-const POSTED: usize = 256;
+/// Buffers that are posted for a machine to receive into. The host keeps 128 of them for copies
+/// where there is a queue, and up to a batch is missing before new ones are posted: the rest has
+/// to take all that comes from the wire at a time.
+pub(super) const POSTED: usize = 384;
 
 /// What is needed to add a machine.
 #[derive(Debug)]

@@ -5,16 +5,17 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use vesper_esp::EspSa;
-use vesper_offload::{OffloadWish, Placement, SoftwareReason};
+use vesper_esp::{EspSa, PacketBuf};
+use vesper_offload::{Host, Nic, OffloadWish, Placement, SettingsError, SoftwareReason};
 use vesper_sa::{Action, AddError, Lifetime, Mode, Policy, Protection, SaHandle, Spd, VmId};
 use vesper_verify::xfrm::{PolicyAction, Template};
 use zeroize::Zeroizing;
 
 use super::persistence::{Change, Secret};
-use super::record::{Origin, PolicyRecord, SaId, SaRecord};
+use super::record::{Origin, PolicyRecord, SaId, SaRecord, VmRecord};
 use super::registry::{Registry, SaName};
-use super::{Plane, Refusal};
+use super::spec::MachineSpec;
+use super::{Plane, Refusal, kept};
 
 /// What a set of changes has changed: a line for each thing, in words.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -34,6 +35,16 @@ pub(super) struct Draft {
     pub(super) remove: Vec<Arc<SaRecord>>,
     /// The policies that these machines are to have, all of them in their order.
     pub(super) policies: BTreeMap<VmId, NewPolicies>,
+    /// Machines that get other limits.
+    pub(super) machines: Vec<NewMachine>,
+}
+
+/// Other limits of a machine.
+pub(super) struct NewMachine {
+    pub(super) record: Arc<VmRecord>,
+    pub(super) spec: MachineSpec,
+    /// Another processor of the adapter.
+    pub(super) processor: Option<usize>,
 }
 
 /// An association that is made, but not in force.
@@ -73,9 +84,18 @@ struct NodeChange {
     add: Vec<(Arc<EspSa>, OffloadWish, bool)>,
     policies: Vec<(VmId, Option<Spd>)>,
     remove: Vec<(VmId, SaHandle)>,
-    /// The limits of the owners that get associations, which are lifted while both the new
-    /// and the old ones are there.
-    limits: HashMap<VmId, u32>,
+    /// The limits of the owners that get associations or other limits, before and after. They
+    /// are lifted while both the new and the old associations are there.
+    limits: HashMap<VmId, [u32; 2]>,
+    machines: Vec<MachineLimits>,
+}
+
+/// What the adapter is told of a machine that is there.
+struct MachineLimits {
+    vm: VmId,
+    offload_before: u32,
+    offload: u32,
+    processor: Option<usize>,
 }
 
 type Added = std::vec::IntoIter<(SaHandle, Placement)>;
@@ -84,6 +104,7 @@ type Added = std::vec::IntoIter<(SaHandle, Placement)>;
 enum NodeRefusal {
     Add(usize, AddError),
     Packet(SoftwareReason),
+    Machine(VmId, SettingsError),
 }
 
 impl Plane {
@@ -140,6 +161,9 @@ impl Plane {
                         add_refused(here.nth(place).map(|new| &*new.sa), &error)
                     }
                     NodeRefusal::Packet(reason) => packet_refused(&reason.to_string()),
+                    NodeRefusal::Machine(vm, error) => {
+                        Refusal::conflict("vm", vm, error.to_string(), "change its settings")
+                    }
                 }
             })?;
             added.insert(index, here);
@@ -190,6 +214,13 @@ impl Plane {
             for (vm, policies) in draft.policies {
                 registry.policies.insert(vm, policies.list);
             }
+            for machine in draft.machines {
+                let changed = VmRecord {
+                    spec: machine.spec,
+                    ..(*machine.record).clone()
+                };
+                registry.vms.insert(changed.id, Arc::new(changed));
+            }
         }
         // One of the same name has taken the place of those that were replaced.
         ended.retain(|name| !begun.contains(name));
@@ -220,6 +251,8 @@ impl Plane {
             let before = registry.policies.get(vm).cloned().unwrap_or_default();
             undo.push(Undo::Policies(&policies.host, &policies.vm, before));
         }
+        let machines = draft.machines.iter().filter(|machine| machine.is_kept());
+        undo.extend(machines.map(|machine| Undo::Machine(&machine.record)));
         Ok(undo)
     }
 }
@@ -229,6 +262,7 @@ enum Undo<'a> {
     Delete(&'a str, &'a Arc<EspSa>),
     Put(Arc<SaRecord>, Zeroizing<String>),
     Policies(&'a str, &'a str, Vec<Arc<PolicyRecord>>),
+    Machine(&'a VmRecord),
 }
 
 impl Undo<'_> {
@@ -245,6 +279,7 @@ impl Undo<'_> {
                 configured: record.origin == Origin::Configured,
             },
             Self::Policies(host, vm, list) => set_policies(host, vm, list),
+            Self::Machine(record) => put_vm(record, &record.spec),
         }
     }
 }
@@ -268,7 +303,24 @@ fn changes_of(draft: &Draft) -> Vec<Change<'_>> {
         .policies
         .values()
         .map(|policies| set_policies(&policies.host, &policies.vm, &policies.list));
-    removed.chain(added).chain(policies).collect()
+    let machines = draft.machines.iter().filter(|machine| machine.is_kept());
+    let machines = machines.map(|machine| put_vm(&machine.record, &machine.spec));
+    (removed.chain(added).chain(policies).chain(machines)).collect()
+}
+
+fn put_vm<'a>(record: &'a VmRecord, spec: &MachineSpec) -> Change<'a> {
+    Change::PutVm {
+        host: &record.spec.host,
+        vm: &record.spec.name,
+        settings: kept::settings(spec, record.port.as_deref()),
+    }
+}
+
+impl NewMachine {
+    /// Those of the configuration come from there at every start.
+    fn is_kept(&self) -> bool {
+        self.record.origin == Origin::Requested
+    }
 }
 
 fn set_policies<'a>(host: &'a str, vm: &'a str, list: &[Arc<PolicyRecord>]) -> Change<'a> {
@@ -283,13 +335,16 @@ fn set_policies<'a>(host: &'a str, vm: &'a str, list: &[Arc<PolicyRecord>]) -> C
 
 /// Checks names and quotas as the databases of the nodes will; which of those that go are
 /// replaced by one of the same name.
-fn check(registry: &Registry, draft: &Draft) -> Result<HashSet<SaId>, Refusal> {
+pub(super) fn check(registry: &Registry, draft: &Draft) -> Result<HashSet<SaId>, Refusal> {
     let mut going: HashMap<SaName, SaId> = HashMap::new();
     let mut counts: HashMap<(usize, VmId), i64> = HashMap::new();
     for record in &draft.remove {
         going.insert(SaName::of(record.node, &record.sa), record.id);
         *counts.entry((record.node, record.sa.owner())).or_default() -= 1;
     }
+    let limits: HashMap<VmId, u32> = (draft.machines.iter())
+        .map(|machine| (machine.record.id, machine.spec.sa_limit))
+        .collect();
     let mut replaced = HashSet::new();
     let mut coming = HashSet::new();
     for new in &draft.add {
@@ -308,8 +363,9 @@ fn check(registry: &Registry, draft: &Draft) -> Result<HashSet<SaId>, Refusal> {
         let owner = (new.node, new.sa.owner());
         let count = counts.entry(owner).or_default();
         *count += 1;
-        if i64::from(registry.owned(owner.0, owner.1)) + *count > i64::from(new.limit) {
-            return Err(quota_exceeded(new.vm.as_deref(), new.limit));
+        let limit = limits.get(&owner.1).copied().unwrap_or(new.limit);
+        if i64::from(registry.owned(owner.0, owner.1)) + *count > i64::from(limit) {
+            return Err(quota_exceeded(new.vm.as_deref(), limit));
         }
     }
     Ok(replaced)
@@ -327,7 +383,7 @@ fn nodes_of(draft: &Draft, replaced: &HashSet<SaId>) -> BTreeMap<usize, NodeChan
     }
     for new in &draft.add {
         let node = nodes.entry(new.node).or_default();
-        node.limits.insert(new.sa.owner(), new.limit);
+        node.limits.insert(new.sa.owner(), [new.limit; 2]);
         node.add
             .push((Arc::clone(&new.sa), new.wish.clone(), new.packet_only));
     }
@@ -336,14 +392,39 @@ fn nodes_of(draft: &Draft, replaced: &HashSet<SaId>) -> BTreeMap<usize, NodeChan
         let node = nodes.entry(policies.node).or_default();
         node.policies.push((*vm, table));
     }
+    for NewMachine {
+        record,
+        spec,
+        processor,
+    } in &draft.machines
+    {
+        let node = nodes.entry(record.node).or_default();
+        let limits = [record.spec.sa_limit, spec.sa_limit];
+        node.limits.insert(record.id, limits);
+        node.machines.push(MachineLimits {
+            vm: record.id,
+            offload_before: record.spec.settings.ipsec_offload_limit,
+            offload: spec.settings.ipsec_offload_limit,
+            processor: *processor,
+        });
+    }
     nodes
 }
 
-/// Runs on the worker, between two batches.
-fn put_in_force(
-    host: &mut vesper_offload::Host<vesper_esp::PacketBuf>,
-    change: NodeChange,
-) -> Result<Added, NodeRefusal> {
+/// Runs on the worker, between two batches of the host and of all processors of the adapter: no
+/// packet sees a part of the change.
+fn put_in_force(host: &mut Host<PacketBuf>, change: NodeChange) -> Result<Added, NodeRefusal> {
+    let nic = Arc::clone(host.nic());
+    let _paused = nic.pause();
+    for (place, machine) in change.machines.iter().enumerate() {
+        if let Err(error) = machine.put_in_force(&nic) {
+            for undone in change.machines.iter().take(place) {
+                // It was there a moment ago.
+                let _ = nic.set_ipsec_offload_limit(undone.vm, undone.offload_before);
+            }
+            return Err(NodeRefusal::Machine(machine.vm, error));
+        }
+    }
     for owner in change.limits.keys() {
         host.set_sa_limit(*owner, u32::MAX);
     }
@@ -375,6 +456,9 @@ fn put_in_force(
         for (owner, handle, _) in &added {
             let _ = host.delete_sa(*owner, *handle);
         }
+        for undone in &change.machines {
+            let _ = nic.set_ipsec_offload_limit(undone.vm, undone.offload_before);
+        }
     } else {
         for (vm, policies) in change.policies {
             host.set_policies(vm, policies);
@@ -382,8 +466,21 @@ fn put_in_force(
         for (owner, handle) in change.remove {
             let _ = host.delete_sa(owner, handle);
         }
+        // There is room now that was not there while both were.
+        for (owner, handle, placement) in &mut added {
+            if host.offload(*owner, *handle)
+                && let Some(now) = host.placement(*owner, *handle)
+            {
+                *placement = now.clone();
+            }
+        }
+        if !change.machines.is_empty() {
+            // A higher limit may let in what was refused before.
+            host.restore();
+        }
     }
-    for (owner, limit) in change.limits {
+    for (owner, [before, after]) in change.limits {
+        let limit = if refusal.is_some() { before } else { after };
         host.set_sa_limit(owner, limit);
     }
     match refusal {
@@ -393,6 +490,16 @@ fn put_in_force(
             .map(|(_, handle, placement)| (handle, placement))
             .collect::<Vec<_>>()
             .into_iter()),
+    }
+}
+
+impl MachineLimits {
+    fn put_in_force(&self, nic: &Nic<PacketBuf>) -> Result<(), SettingsError> {
+        nic.set_ipsec_offload_limit(self.vm, self.offload)?;
+        match self.processor {
+            Some(processor) => nic.set_processor(self.vm, processor),
+            None => Ok(()),
+        }
     }
 }
 

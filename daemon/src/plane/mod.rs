@@ -17,6 +17,7 @@ mod change;
 mod doctor;
 mod event;
 mod filter;
+mod kept;
 mod persistence;
 mod policy;
 mod record;

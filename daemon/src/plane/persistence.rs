@@ -6,6 +6,7 @@ use std::hash::{BuildHasher, RandomState};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use vesper_esp::EspSa;
+use vesper_offload::NicSwitchParams;
 use vesper_sa::{Direction, Event, Past, SaIdentity, VmId};
 use vesper_verify::xfrm::{Keys, Line, parse_lines};
 use zeroize::Zeroizing;
@@ -76,6 +77,29 @@ pub enum Change<'a> {
         host: &'a str,
         /// Its name.
         sa: SaIdentity,
+    },
+    /// A machine was added by request, or changed.
+    PutVm {
+        /// The host.
+        host: &'a str,
+        /// The machine.
+        vm: &'a str,
+        /// What describes it.
+        settings: String,
+    },
+    /// A machine was removed.
+    DeleteVm {
+        /// The host.
+        host: &'a str,
+        /// The machine.
+        vm: &'a str,
+    },
+    /// The NIC switch of an adapter was made by request.
+    PutSwitch {
+        /// The host.
+        host: &'a str,
+        /// What it has.
+        params: NicSwitchParams,
     },
     /// A machine, or the host itself, has these policies.
     SetPolicies {
@@ -208,7 +232,10 @@ impl Persistence for Volatile {
                     let name = ((*host).to_owned(), *sa);
                     known.note(&name);
                 }
-                Change::SetPolicies { .. } => {}
+                Change::PutVm { .. }
+                | Change::DeleteVm { .. }
+                | Change::PutSwitch { .. }
+                | Change::SetPolicies { .. } => {}
             }
         }
         Ok(())

@@ -69,6 +69,8 @@ pub struct VmRecord {
     pub fallbacks: Vec<String>,
     /// It has a port.
     pub(crate) has_port: bool,
+    /// The port, as a table of the configuration, if a request gave it.
+    pub(crate) port: Option<Arc<serde_json::Value>>,
 }
 
 /// A policy.

@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use vesper_verify::xfrm::State;
 
-use super::change::{Diff, Draft};
-use super::record::{Origin, SaId, VmRecord};
+use super::change::{Diff, Draft, NewMachine, check};
+use super::record::{Origin, SaId};
 use super::spec::{Desired, MachineSpec, SaSpec};
-use super::{Plane, Refusal, Scope, VmChange};
+use super::{Plane, Refusal, Scope};
 
 impl Plane {
     /// Makes what the configuration asks for so: adds, replaces and deletes associations and
@@ -20,19 +20,24 @@ impl Plane {
     /// The first thing that can not be done; then nothing is.
     pub fn reload(&self, desired: Desired, only_check: bool) -> Result<Diff, Refusal> {
         let mut diff = Diff::default();
-        let changes = self.machine_changes(&desired.machines, &mut diff)?;
-        {
-            let _changing = self.begin_change();
-            let mut draft = Draft::default();
-            self.draft_sas(&mut draft, &desired.sas, &mut diff)?;
-            self.draft_policies(&mut draft, &desired, &mut diff)?;
-            if only_check {
-                return Ok(diff);
-            }
-            self.apply(draft)?;
+        let _changing = self.begin_change();
+        let mut draft = Draft {
+            machines: self.machine_changes(&desired.machines, &mut diff)?,
+            ..Draft::default()
+        };
+        self.draft_sas(&mut draft, &desired.sas, &mut diff)?;
+        self.draft_policies(&mut draft, &desired, &mut diff)?;
+        if only_check {
+            check(&self.registry(), &draft)?;
+            return Ok(diff);
         }
-        for (vm, change) in changes {
-            self.change_vm(Some(&vm.spec.host), &vm.spec.name, &change)?;
+        let changed: Vec<_> = (draft.machines.iter())
+            .map(|machine| Arc::clone(&machine.record))
+            .collect();
+        self.apply(draft)?;
+        for vm in changed {
+            self.refresh_placements(&vm.spec.host);
+            self.tell_vm("vm-changed", &vm, "changed");
         }
         if !diff.is_empty() {
             let text = format!(
@@ -53,7 +58,7 @@ impl Plane {
         &self,
         machines: &[MachineSpec],
         diff: &mut Diff,
-    ) -> Result<Vec<(Arc<VmRecord>, VmChange)>, Refusal> {
+    ) -> Result<Vec<NewMachine>, Refusal> {
         let mut changes = Vec::new();
         let mut named = HashSet::new();
         for spec in machines {
@@ -76,14 +81,11 @@ impl Plane {
             }
             if *spec != vm.spec {
                 diff.changed.push(format!("vm {}/{}", spec.host, spec.name));
-                let change = VmChange {
-                    sa_limit: Some(spec.sa_limit),
-                    ipsec_offload_limit: Some(spec.settings.ipsec_offload_limit),
+                changes.push(NewMachine {
+                    record: vm,
+                    spec: spec.clone(),
                     processor: None,
-                    offload: Some(spec.offload.clone()),
-                    require_protection: Some(spec.require_protection),
-                };
-                changes.push((vm, change));
+                });
             }
         }
         let vms = self.vms();
@@ -179,12 +181,10 @@ impl Plane {
             policies
                 .list
                 .retain(|policy| policy.origin == Origin::Requested);
-            // The limits of the machine change afterwards; this must not be weaker meanwhile.
-            let machine = desired
-                .machines
-                .iter()
-                .find(|spec| spec.host == vm.spec.host && spec.name == vm.spec.name);
-            policies.require_protection |= machine.is_some_and(|spec| spec.require_protection);
+            let machine = (draft.machines.iter()).find(|machine| machine.record.id == vm.id);
+            if let Some(machine) = machine {
+                policies.require_protection = machine.spec.require_protection;
+            }
             draft.policies.insert(vm.id, policies);
         }
         for line in &desired.policies {

@@ -2,13 +2,15 @@
 
 use std::sync::Arc;
 
-use vesper_offload::{MachineError, OffloadMode, RemoveVmError, VmUsage};
+use serde_json::Value;
+use vesper_offload::{Admission, MachineError, OffloadMode, RemoveVmError, VmUsage};
+use vesper_sa::VmId;
 
-use super::change::{Draft, table};
+use super::change::{Draft, NewMachine, NewPolicies, table};
 use super::event::Subject;
 use super::record::{Origin, VmRecord};
 use super::spec::MachineSpec;
-use super::{Plane, Refusal, SaFilter, Scope};
+use super::{Change, Node, Plane, Refusal, SaFilter, Scope, kept};
 use crate::node::{Attach, AttachError};
 use crate::port::Port;
 
@@ -36,8 +38,58 @@ impl Plane {
         port: Option<Box<dyn Port>>,
         origin: Origin,
     ) -> Result<Arc<VmRecord>, Refusal> {
+        self.add_vm_behind(spec, port, None, origin)
+    }
+
+    /// The same; `table` describes the port as the configuration would, so that a machine that
+    /// was added by request comes again at the next start.
+    pub fn add_vm_behind(
+        &self,
+        spec: MachineSpec,
+        port: Option<Box<dyn Port>>,
+        table: Option<Value>,
+        origin: Origin,
+    ) -> Result<Arc<VmRecord>, Refusal> {
         let _changing = self.begin_change();
         let (node, id) = self.admit(&spec)?;
+        if origin == Origin::Requested {
+            let settings = kept::settings(&spec, table.as_ref());
+            let (host, vm) = (&spec.host, &spec.name);
+            self.persistence
+                .commit(&[Change::PutVm { host, vm, settings }])?;
+        }
+        let added = self.attach(&node, id, &spec, port);
+        let (admission, has_port) = match added {
+            Ok(added) => added,
+            Err(refusal) => {
+                if origin == Origin::Requested {
+                    let (host, vm) = (&spec.host, &spec.name);
+                    self.persistence.commit(&[Change::DeleteVm { host, vm }])?;
+                }
+                return Err(refusal);
+            }
+        };
+        let fallbacks = admission.fallbacks.iter().map(ToString::to_string);
+        let (index, _) = self.node_named(Some(&spec.host))?;
+        let record = VmRecord {
+            id,
+            origin,
+            node: index,
+            spec,
+            fallbacks: fallbacks.collect(),
+            has_port,
+            port: table.map(Arc::new),
+        };
+        Ok(self.register(record))
+    }
+
+    fn attach(
+        &self,
+        node: &Node,
+        id: VmId,
+        spec: &MachineSpec,
+        port: Option<Box<dyn Port>>,
+    ) -> Result<(Admission, bool), Refusal> {
         let has_port = port.is_some();
         let policies = table(&[], spec.require_protection);
         let (address, settings) = (spec.address, spec.settings);
@@ -52,7 +104,7 @@ impl Plane {
                     policies,
                     port,
                 })?
-                .map_err(|error| attach_refused(&spec, &error))?,
+                .map_err(|error| attach_refused(spec, &error))?,
             None => node
                 .handle
                 .call(move |host, _| {
@@ -60,62 +112,22 @@ impl Plane {
                     host.set_policies(id, policies);
                     Ok(admission)
                 })?
-                .map_err(|error| machine_refused(&spec, &error))?,
+                .map_err(|error| machine_refused(spec, &error))?,
         };
         let limit = spec.sa_limit;
         node.handle
             .call(move |host, _| host.set_sa_limit(id, limit))?;
-        let fallbacks = admission.fallbacks.iter().map(ToString::to_string);
-        let (index, _) = self.node_named(Some(&spec.host))?;
-        let record = VmRecord {
-            id,
-            origin,
-            node: index,
-            spec,
-            fallbacks: fallbacks.collect(),
-            has_port,
-        };
-        Ok(self.register(record))
+        Ok((admission, has_port))
     }
 
-    /// The number that a machine has, now and at every start.
-    pub fn vm_id(&self, host: &str, name: &str) -> Result<vesper_sa::VmId, Refusal> {
-        Ok(self.persistence.vm_id(host, name)?)
-    }
-
-    /// Takes on a machine that was attached with its port already, under the number of
-    /// [`vm_id`](Self::vm_id).
-    pub fn adopt_vm(
-        &self,
-        spec: MachineSpec,
-        fallbacks: Vec<String>,
-        origin: Origin,
-    ) -> Result<Arc<VmRecord>, Refusal> {
-        let _changing = self.begin_change();
-        let (node, id) = self.admit(&spec)?;
-        let (limit, require) = (spec.sa_limit, spec.require_protection);
-        node.handle.call(move |host, _| {
-            host.set_sa_limit(id, limit);
-            host.set_policies(id, table(&[], require));
-        })?;
-        let (index, _) = self.node_named(Some(&spec.host))?;
-        let record = VmRecord {
-            id,
-            origin,
-            node: index,
-            spec,
-            fallbacks,
-            has_port: true,
-        };
-        Ok(self.register(record))
-    }
-
-    /// Moves a machine behind another port; its associations, policies and counters stay.
+    /// Moves a machine behind another port, which `table` describes as the configuration would;
+    /// its associations, policies and counters stay.
     pub fn move_vm(
         &self,
         host: Option<&str>,
         name: &str,
         port: Box<dyn Port>,
+        table: &Value,
     ) -> Result<(), Refusal> {
         let _changing = self.begin_change();
         let vm = self.vm_named(host, name)?;
@@ -128,9 +140,24 @@ impl Plane {
             ));
         }
         let node = self.node(vm.node)?;
-        node.handle
-            .replace_port(vm.id, port)?
-            .map_err(|error| attach_refused(&vm.spec, &error))?;
+        let keep = |table: Option<&Value>| match vm.origin {
+            Origin::Configured => Ok(()),
+            Origin::Requested => self.persistence.commit(&[Change::PutVm {
+                host: &vm.spec.host,
+                vm: &vm.spec.name,
+                settings: kept::settings(&vm.spec, table),
+            }]),
+        };
+        keep(Some(table))?;
+        if let Err(error) = node.handle.replace_port(vm.id, port)? {
+            keep(vm.port.as_deref())?;
+            return Err(attach_refused(&vm.spec, &error));
+        }
+        let moved = Arc::new(VmRecord {
+            port: Some(Arc::new(table.clone())),
+            ..(*vm).clone()
+        });
+        self.registry_mut().vms.insert(vm.id, moved);
         self.tell_vm("vm-moved", &vm, "moved to another port");
         Ok(())
     }
@@ -155,7 +182,24 @@ impl Plane {
     ) -> Result<Arc<VmRecord>, Refusal> {
         let _changing = self.begin_change();
         let vm = self.vm_named(host, name)?;
-        let node = self.node(vm.node)?;
+        let machine = self.changed(&vm, change)?;
+        let mut draft = Draft::default();
+        draft.policies.insert(
+            vm.id,
+            NewPolicies {
+                require_protection: machine.spec.require_protection,
+                ..self.policies_of(&vm)
+            },
+        );
+        draft.machines.push(machine);
+        self.apply(draft)?;
+        self.refresh_placements(&vm.spec.host);
+        self.tell_vm("vm-changed", &vm, "changed");
+        self.vm_named(Some(&vm.spec.host), &vm.spec.name)
+    }
+
+    /// A machine with what is to change of it.
+    fn changed(&self, vm: &Arc<VmRecord>, change: &VmChange) -> Result<NewMachine, Refusal> {
         let mut spec = vm.spec.clone();
         if let Some(limit) = change.sa_limit {
             spec.sa_limit = limit;
@@ -169,9 +213,11 @@ impl Plane {
         if let Some(require) = change.require_protection {
             spec.require_protection = require;
         }
-        let processor = change.processor;
-        let processors = node.handle.nic().processors();
-        if let Some(processor) = processor.filter(|&processor| processor >= processors) {
+        let processors = self.node(vm.node)?.handle.nic().processors();
+        if let Some(processor) = change
+            .processor
+            .filter(|&processor| processor >= processors)
+        {
             return Err(Refusal::words(
                 "processor",
                 processor,
@@ -179,30 +225,11 @@ impl Plane {
                 "choose one of them",
             ));
         }
-        let id = vm.id;
-        let policies = table(&self.policies_of(&vm).list, spec.require_protection);
-        let asked = spec.clone();
-        let answer = node.handle.call(move |host, _| {
-            let nic = Arc::clone(host.nic());
-            nic.set_ipsec_offload_limit(id, asked.settings.ipsec_offload_limit)?;
-            if let Some(processor) = processor {
-                nic.set_processor(id, processor)?;
-            }
-            host.set_sa_limit(id, asked.sa_limit);
-            host.set_policies(id, policies);
-            // A higher limit may let in what was refused before.
-            host.restore();
-            Ok(())
-        })?;
-        answer.map_err(|error| machine_refused(&spec, &MachineError::Settings(error)))?;
-        let changed = Arc::new(VmRecord {
+        Ok(NewMachine {
+            record: Arc::clone(vm),
             spec,
-            ..(*vm).clone()
-        });
-        self.registry_mut().vms.insert(id, Arc::clone(&changed));
-        self.refresh_placements(&changed.spec.host);
-        self.tell_vm("vm-changed", &changed, "changed");
-        Ok(changed)
+            processor: change.processor,
+        })
     }
 
     /// Removes a machine with its port, policies and associations. A machine with a receive
@@ -237,6 +264,10 @@ impl Plane {
             let mut registry = self.registry_mut();
             registry.vms.remove(&id);
             registry.policies.remove(&id);
+        }
+        if vm.origin == Origin::Requested {
+            let (host, vm) = (&vm.spec.host, &vm.spec.name);
+            self.persistence.commit(&[Change::DeleteVm { host, vm }])?;
         }
         self.tell_vm("vm-removed", &vm, "removed");
         Ok(())
@@ -273,7 +304,7 @@ impl Plane {
     }
 
     /// The node of a machine that does not exist yet, and the number that it gets.
-    fn admit(&self, spec: &MachineSpec) -> Result<(super::Node, vesper_sa::VmId), Refusal> {
+    fn admit(&self, spec: &MachineSpec) -> Result<(Node, VmId), Refusal> {
         let is_plain = |letter: char| letter.is_ascii_alphanumeric() || "._-".contains(letter);
         if spec.name.is_empty() || spec.name.len() > 64 || !spec.name.chars().all(is_plain) {
             return Err(Refusal::words(
@@ -305,7 +336,7 @@ impl Plane {
         record
     }
 
-    fn tell_vm(&self, kind: &'static str, vm: &VmRecord, verb: &str) {
+    pub(super) fn tell_vm(&self, kind: &'static str, vm: &VmRecord, verb: &str) {
         let subject = Subject {
             owner: Some(vm.id),
             vm: Some(vm.spec.name.as_str().into()),

@@ -138,6 +138,13 @@ impl Pool {
         }
     }
 
+    /// Makes so many buffers more.
+    pub fn grow(&mut self, count: usize) {
+        self.capacity += count;
+        let free = self.free.len() + count;
+        self.free.resize_with(free, || Self::buffer(self.frame));
+    }
+
     /// The longest frame that a buffer takes, in bytes.
     pub const fn frame_capacity(&self) -> usize {
         self.frame

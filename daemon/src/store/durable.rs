@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 use vesper_esp::EspSa;
+use vesper_offload::NicSwitchParams;
 use vesper_sa::{Event, SaIdentity, Timestamp, VmId};
 use vesper_verify::xfrm::{Keys, Line, parse_lines};
 use zeroize::Zeroizing;
@@ -49,6 +50,9 @@ struct Known {
     passing_keys: HashSet<Fingerprint>,
     passing: HashMap<SaName, Zeroizing<String>>,
     policies: Vec<String>,
+    /// Machines that were added by request: host, name, what describes them.
+    machines: Vec<(String, String, String)>,
+    switches: Vec<(String, NicSwitchParams)>,
 }
 
 /// Why there is no store to be had.
@@ -63,6 +67,7 @@ pub enum OpenError {
 }
 
 const VM_NUMBER: &str = "vm number ";
+const SWITCH: &str = "nic switch ";
 
 impl Durable {
     /// Opens the store, or makes one, and starts the thread that renews leases. `alarm` is
@@ -87,7 +92,11 @@ impl Durable {
                 let name = (host.to_owned(), vm.to_owned());
                 known.vms.insert(name, VmId(number));
             }
+            if let Some(host) = name.strip_prefix(SWITCH) {
+                known.switches.extend(switch(host, &value));
+            }
         }
+        known.machines = found.vms;
         for (_, _, words) in found.policies {
             known.policies.extend(words);
         }
@@ -119,6 +128,17 @@ impl Durable {
         self.known().policies.clone()
     }
 
+    /// The machines that were added by request before this start: host, name, and what
+    /// [`Plane::restore_vm`](crate::plane::Plane::restore_vm) makes them of.
+    pub fn requested_vms(&self) -> Vec<(String, String, String)> {
+        self.known().machines.clone()
+    }
+
+    /// The NIC switches that were made by request before this start, by host.
+    pub fn requested_switches(&self) -> Vec<(String, NicSwitchParams)> {
+        self.known().switches.clone()
+    }
+
     /// Associations with these keys are not kept: the keys were made for this process.
     pub fn do_not_keep(&self, keys: &Keys) {
         let key = self.store.fingerprint(keys);
@@ -126,12 +146,17 @@ impl Durable {
     }
 
     /// Everything that was in use before and still is wanted has been added again: forgets the
-    /// rest, and from now on believes that keys in files are new.
-    pub fn started(&self) -> Result<(), StoreError> {
+    /// rest, and from now on believes that keys in files are new. What belongs to machines that
+    /// are `waiting`, because they could not be added this time, is kept for another start.
+    pub fn started(&self, waiting: &[VmId]) -> Result<(), StoreError> {
         self.starting.store(false, Ordering::Relaxed);
         let mut known = self.known();
         known.policies.clear();
-        let names: Vec<SaName> = known.recovered.keys().cloned().collect();
+        let names = known.recovered.keys();
+        let names: Vec<SaName> = names
+            .filter(|name| !waiting.contains(&name.sa.owner))
+            .cloned()
+            .collect();
         let unclaimed: Vec<Change> = names.into_iter().map(Change::DeleteSa).collect();
         self.store.apply(&unclaimed)?;
         known.recovered.clear();
@@ -209,6 +234,22 @@ impl Durable {
                 }
                 Change::DeleteSa(name)
             }
+            plane::Change::PutVm { host, vm, settings } => Change::PutVm {
+                node: (*host).to_owned(),
+                vm: (*vm).to_owned(),
+                settings: settings.clone(),
+            },
+            plane::Change::DeleteVm { host, vm } => Change::DeleteVm {
+                node: (*host).to_owned(),
+                vm: (*vm).to_owned(),
+            },
+            plane::Change::PutSwitch { host, params } => Change::PutSetting {
+                name: format!("{SWITCH}{host}"),
+                value: format!(
+                    "{} {}",
+                    params.virtual_functions, params.default_queue_pairs
+                ),
+            },
             plane::Change::SetPolicies { host, vm, policies } => Change::PutPolicies {
                 node: (*host).to_owned(),
                 vm: (*vm).to_owned(),
@@ -329,6 +370,16 @@ impl Persistence for Durable {
         }
         self.store.words(&name).map_err(|error| failed(&error))
     }
+}
+
+/// A NIC switch, from what was kept of it.
+fn switch(host: &str, value: &str) -> Option<(String, NicSwitchParams)> {
+    let (functions, pairs) = value.split_once(' ')?;
+    let params = NicSwitchParams {
+        virtual_functions: functions.parse().ok()?,
+        default_queue_pairs: pairs.parse().ok()?,
+    };
+    Some((host.to_owned(), params))
 }
 
 fn name(host: &str, sa: &SaIdentity) -> SaName {

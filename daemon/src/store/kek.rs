@@ -14,6 +14,8 @@ use sha2::Sha256;
 use vesper_verify::xfrm::Keys;
 use zeroize::{Zeroize, Zeroizing};
 
+use crate::secret_file;
+
 use super::{Fingerprint, StoreError};
 
 /// The key that all keys in the store are encrypted with: 256 bits from a file, which may be a
@@ -74,7 +76,7 @@ impl Kek {
         if !metadata.is_file() {
             return Err(KekError::NotAFile(path.to_owned()));
         }
-        if metadata.mode() & 0o077 != 0 {
+        if secret_file::is_open_to_others(path, &metadata) {
             return Err(KekError::Mode {
                 file: path.to_owned(),
                 mode: metadata.mode() & 0o7777,

@@ -402,11 +402,15 @@ impl Worker {
             let outcome = granted.and_then(|granted| state.put_in_force(granted));
             if let Err(error) = outcome {
                 state.refused = true;
-                let reason = error.to_string();
-                (self.alarm)(Alarm::NeedsRekey {
-                    name: name.clone(),
-                    reason,
-                });
+                // One that is being deleted is gone from the store first: it ends with what it
+                // has, and nobody has to do anything.
+                if !is_unknown(&error) {
+                    let reason = error.to_string();
+                    (self.alarm)(Alarm::NeedsRekey {
+                        name: name.clone(),
+                        reason,
+                    });
+                }
                 refused.push((name, error));
             }
         }
@@ -553,6 +557,17 @@ impl fmt::Debug for Order {
             Self::Low(_) => "Low",
             Self::Finish(..) => "Finish",
         })
+    }
+}
+
+/// Whether the store does not have the association.
+fn is_unknown(error: &LeaseError) -> bool {
+    match error {
+        LeaseError::Store(error) => matches!(
+            error.downcast_ref::<StoreError>(),
+            Some(StoreError::NotFound)
+        ),
+        _ => false,
     }
 }
 

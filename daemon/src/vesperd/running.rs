@@ -9,17 +9,19 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use vesper_sa::VmId;
 use vesper_verify::xfrm::{Line, PolicyLine, State, parse_lines, parse_policies};
 
 use super::desired;
 use super::reload::Reloader;
-use crate::config::Config;
-use crate::control::{Control, ControlSettings, Service};
+use crate::config::{Config, Located, UserConfig};
+use crate::control::{Control, ControlSettings, Peers, Service, TcpSettings};
 use crate::node::{NodeHandle, Nodes, Statistics};
 use crate::ops::{Operations, ServiceManager, Sources};
 use crate::pair;
-use crate::plane::{Origin, Persistence, Plane, SaSpec, Scope, Volatile};
+use crate::plane::{Change, Origin, Persistence, Plane, SaSpec, Scope, Volatile};
 use crate::port::Opener;
+use crate::secret_file;
 use crate::store::{Alarm, Durable, Files, RefillSettings, StorePaths};
 
 type Failure = Box<dyn std::error::Error>;
@@ -65,7 +67,8 @@ impl Running {
         let plane = Arc::new(Plane::new(persistence)?);
         let (nodes, mut opener) = Nodes::start(&config)?;
         let nodes = Arc::new(nodes);
-        let set_up = set_up(&config, &plane, &nodes, &mut opener).and_then(|()| {
+        let durable_ref = durable.as_deref();
+        let set_up = set_up(&config, &plane, &nodes, &mut opener, durable_ref).and_then(|()| {
             let durable = durable.as_deref();
             recover(&config, &plane, durable)?;
             pairs(&config, &plane, durable)
@@ -84,7 +87,7 @@ impl Running {
             paired,
         ));
         let control = match &config.daemon.control {
-            Some(socket) => Some(serve(socket, &plane, &nodes, &reloader)?),
+            Some(socket) => Some(serve(&config, socket, &plane, &nodes, &reloader)?),
             None => None,
         };
         let listener = Listener::start(&plane, &nodes)?;
@@ -186,13 +189,17 @@ fn open_store(config: &Config, state: &Path) -> Result<Durable, Failure> {
         .mode(0o700)
         .create(state)
         .map_err(|error| format!("{}: {error}", state.display()))?;
-    let paths = StorePaths {
-        files: Files::in_directory(state),
-        kek: match &config.daemon.key {
-            Some(key) => key.clone(),
-            None => state.join("key"),
-        },
+    let mut files = Files::in_directory(state);
+    if let Some(anchor) = &config.daemon.anchor {
+        files.anchor.clone_from(anchor);
+    }
+    let kek = match &config.daemon.key {
+        Some(key) => {
+            secret_file::resolve(key).map_err(|error| format!("{}: {error}", key.display()))?
+        }
+        None => state.join("key"),
     };
+    let paths = StorePaths { files, kek };
     let durable = Durable::open(&paths, RefillSettings::default(), |alarm| match alarm {
         Alarm::Failing { reason } => tracing::error!(reason, "nothing can be made durable"),
         Alarm::Mended => tracing::info!("the store works again"),
@@ -212,9 +219,18 @@ fn set_up(
     plane: &Plane,
     nodes: &Nodes,
     opener: &mut Opener,
+    durable: Option<&Durable>,
 ) -> Result<(), Failure> {
     for (host, handle) in config.hosts.iter().zip(nodes.handles()) {
         plane.add_node(handle.clone(), desired::node(host));
+    }
+    for (host, params) in durable.map(Durable::requested_switches).unwrap_or_default() {
+        let mut hosts = config.hosts.iter();
+        if hosts.any(|other| *other.name == host && other.nic_switch.is_none())
+            && let Err(refusal) = plane.make_switch(&host, params)
+        {
+            tracing::error!("the NIC switch of {host} is not there: {refusal}");
+        }
     }
     for host in &config.hosts {
         for vm in &host.vms {
@@ -238,6 +254,7 @@ fn recover(config: &Config, plane: &Plane, durable: Option<&Durable>) -> Result<
     let Some(durable) = durable else {
         return Ok(());
     };
+    let waiting = restore_vms(plane, durable)?;
     for words in durable.requested_sas() {
         let state = parse(&words)?;
         let (spi, destination) = (state.spi, state.destination);
@@ -252,8 +269,28 @@ fn recover(config: &Config, plane: &Plane, durable: Option<&Durable>) -> Result<
             tracing::error!("policy {words} is not in force: {refusal}");
         }
     }
-    durable.started()?;
+    durable.started(&waiting)?;
     Ok(())
+}
+
+/// Machines that were added by request before; those that can not be there this time.
+fn restore_vms(plane: &Plane, durable: &Durable) -> Result<Vec<VmId>, Failure> {
+    let mut waiting = Vec::new();
+    for (host, name, settings) in durable.requested_vms() {
+        // One of the configuration has taken its place.
+        if plane.vm_named(Some(&host), &name).is_ok() {
+            let (host, vm) = (&*host, &*name);
+            durable.commit(&[Change::DeleteVm { host, vm }])?;
+            continue;
+        }
+        if let Err(refusal) = plane.restore_vm(&host, &name, &settings) {
+            tracing::error!(
+                "vm {host}/{name} is not there, and is tried again at the next start: {refusal}"
+            );
+            waiting.push(durable.vm_id(&host, &name)?);
+        }
+    }
+    Ok(waiting)
 }
 
 /// The association that words describe.
@@ -291,6 +328,7 @@ fn pairs(config: &Config, plane: &Plane, durable: Option<&Durable>) -> Result<Pa
 }
 
 fn serve(
+    config: &Config,
     socket: &Path,
     plane: &Arc<Plane>,
     nodes: &Arc<Nodes>,
@@ -302,10 +340,24 @@ fn serve(
         statistics: Arc::new(move || nodes.statistics()),
         reload: Arc::new(move |only_check| reloader.reload(only_check)),
     };
-    Ok(Control::start(
-        &ControlSettings::at(socket.to_owned()),
-        service,
-    )?)
+    let peers = |group: &Option<Located<String>>, users: &[Located<UserConfig>]| Peers {
+        group: group.as_ref().map(ToString::to_string),
+        // The configuration was checked: they exist.
+        uids: users.iter().filter_map(|user| user.uid()).collect(),
+    };
+    let control = &config.control;
+    let settings = ControlSettings {
+        peers: peers(&control.group, &control.users),
+        vm_peers: peers(&control.vm_group, &control.vm_users),
+        tcp: control.tcp.as_deref().map(|tcp| TcpSettings {
+            address: tcp.address,
+            certificate: tcp.certificate.clone(),
+            key: tcp.key.clone(),
+            client_authorities: tcp.client_authorities.clone(),
+        }),
+        ..ControlSettings::at(socket.to_owned())
+    };
+    Ok(Control::start(&settings, service)?)
 }
 
 /// Waits until nothing is on its way any more, or for the longest time that it may take.

@@ -208,6 +208,11 @@ impl FrontEnd {
         u16::from_le_bytes(self.peek(ring as u64 * 0x1_0000 + 0x8002))
     }
 
+    /// Chains that were made available and have not come back.
+    pub fn outstanding(&self, ring: usize) -> u16 {
+        self.available[ring].wrapping_sub(self.used(ring))
+    }
+
     /// Head and length of an entry of the used ring.
     pub fn used_entry(&self, ring: usize, index: u16) -> (u32, u32) {
         let at = ring as u64 * 0x1_0000 + 0x8004 + 8 * u64::from(index % SIZE);

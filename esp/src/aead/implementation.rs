@@ -9,8 +9,8 @@ use super::format::EspKey;
 #[cfg(target_arch = "x86_64")]
 use super::kernel::{
     Kernel,
-    chacha20poly1305::{Avx512, ChaChaKey},
-    composed::{ComposedKey, Vaes},
+    chacha20poly1305::{self, ChaChaKey},
+    composed::{self, ComposedKey},
 };
 use super::{ring, rustcrypto};
 use crate::suite::{Encryption, Suite};
@@ -26,12 +26,16 @@ pub const FORCE: &str = "VESPER_KERNEL";
 #[non_exhaustive]
 pub enum Implementation {
     /// Kernels for CPUs with AVX-512, VAES and VPCLMULQDQ: AES-GCM and AES-GMAC; with IFMA also
-    /// ChaCha20-Poly1305 and its implicit-IV form; with SHA also AES-CBC, AES-CTR and NULL with
-    /// HMAC-SHA-1 and HMAC-SHA-256.
+    /// ChaCha20-Poly1305 and its implicit-IV form; AES-CBC, AES-CTR and NULL with an HMAC, of
+    /// which those of SHA-1 and SHA-256 need the instructions for them.
     Vaes512,
-    /// Kernels for CPUs with AVX2, VAES and VPCLMULQDQ: AES-GCM and AES-GMAC.
+    /// Kernels for CPUs with AVX2, VAES and VPCLMULQDQ: AES-GCM and AES-GMAC; all else as with
+    /// AES-NI.
     Vaes256,
-    /// Kernels for CPUs with AES-NI and PCLMULQDQ: AES-GCM and AES-GMAC.
+    /// Kernels for CPUs with AES-NI and PCLMULQDQ: AES-GCM and AES-GMAC; with AVX2 also
+    /// ChaCha20-Poly1305 and its implicit-IV form; AES-CBC, AES-CTR and
+    /// NULL with an HMAC, of which SHA-1 needs the instructions for it, SHA-256 these or AVX2, the
+    /// longer ones AVX2.
     AesNi,
     /// The crate `ring`: AES-128 and AES-256 GCM with an ICV of 16 bytes, AES-GMAC,
     /// ChaCha20-Poly1305, their implicit-IV forms, and NULL with an HMAC.
@@ -96,11 +100,27 @@ impl Implementation {
                     suite.encryption,
                     Encryption::AesGcm | Encryption::AesGmac | Encryption::AesGcmImplicitIv
                 );
-                gcm || self == Self::Vaes512 && wide_supports(suite)
+                gcm || self.has_kernel(suite)
             }
             Self::Ring => EspKey::<ring::Key>::supports(suite),
             Self::RustCrypto => EspKey::<rustcrypto::Key>::supports(suite),
         }
+    }
+
+    /// Whether it has a kernel for a suite without AES-GCM, and the CPU what this one needs.
+    #[cfg(target_arch = "x86_64")]
+    fn has_kernel(self, suite: &Suite) -> bool {
+        if ChaChaKey::supports(suite) {
+            chacha20poly1305::Token::available(self).is_some()
+        } else {
+            composed::Token::available(self)
+                .is_some_and(|token| ComposedKey::supports(token, suite))
+        }
+    }
+
+    #[cfg(not(target_arch = "x86_64"))]
+    fn has_kernel(self, _: &Suite) -> bool {
+        false
     }
 
     /// The fastest that this CPU has for the suite.
@@ -140,16 +160,6 @@ impl Implementation {
             _ => Self::RustCrypto,
         }
     }
-}
-
-/// Whether the suite has one of the kernels that there are with AVX-512 only, and the CPU what
-/// this one needs.
-fn wide_supports(suite: &Suite) -> bool {
-    #[cfg(target_arch = "x86_64")]
-    return (ChaChaKey::supports(suite) && Avx512::available().is_some())
-        || (ComposedKey::supports(suite) && Vaes::available().is_some());
-    #[cfg(not(target_arch = "x86_64"))]
-    return false;
 }
 
 impl fmt::Display for Implementation {

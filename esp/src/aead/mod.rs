@@ -23,11 +23,15 @@ use iv::IvSource;
 
 pub use implementation::{FORCE, Implementation};
 #[cfg(target_arch = "x86_64")]
-pub(crate) use kernel::prefetch;
+pub(crate) use kernel::{prefetch, prefetch_soon};
 
 /// Asks for memory before it is needed, where there is an instruction for it.
 #[cfg(not(target_arch = "x86_64"))]
 pub(crate) fn prefetch<T: ?Sized>(_value: &T, _offset: usize) {}
+
+/// As [`prefetch`], for a little later.
+#[cfg(not(target_arch = "x86_64"))]
+pub(crate) fn prefetch_soon<T: ?Sized>(_value: &T, _offset: usize) {}
 
 /// One ESP packet to be sealed or opened in place.
 pub struct Job<'a> {
@@ -215,10 +219,9 @@ fn kernel_key(
         Encryption::AesGcm => Form::Gcm,
         Encryption::AesGmac => Form::Gmac,
         Encryption::AesGcmImplicitIv => Form::ImplicitIv,
-        _ if implementation == Implementation::Vaes512 => {
-            return wide_key(suite, key, auth_key).ok_or(CipherError::Unsupported);
+        _ => {
+            return suite_key(suite, key, auth_key, implementation).ok_or(CipherError::Unsupported);
         }
-        _ => return Err(CipherError::Unsupported),
     };
     let kernel = Kernel::by_name(implementation.name()).ok_or(CipherError::Unsupported)?;
     let (key, salt) = key.split_last_chunk().ok_or(CipherError::Unsupported)?;
@@ -227,16 +230,23 @@ fn kernel_key(
         .ok_or(CipherError::Unsupported)
 }
 
-/// A key of the kernels that there are with AVX-512 only.
+/// A key of the kernels for whole suites.
 #[cfg(target_arch = "x86_64")]
-fn wide_key(suite: &Suite, key: &[u8], auth_key: &[u8]) -> Option<Inner> {
-    use kernel::chacha20poly1305::{Avx512, ChaChaKey};
-    use kernel::composed::{ComposedKey, Vaes};
+fn suite_key(
+    suite: &Suite,
+    key: &[u8],
+    auth_key: &[u8],
+    implementation: Implementation,
+) -> Option<Inner> {
+    use kernel::chacha20poly1305::{self, ChaChaKey};
+    use kernel::composed::{self, ComposedKey};
     if ChaChaKey::supports(suite) {
-        let key = ChaChaKey::new(Avx512::available()?, key, suite.iv_len)?;
+        let token = chacha20poly1305::Token::available(implementation)?;
+        let key = ChaChaKey::new(token, key, suite.iv_len)?;
         Some(Inner::ChaCha(Box::new(key)))
     } else {
-        let key = ComposedKey::new(Vaes::available()?, suite, key, auth_key)?;
+        let token = composed::Token::available(implementation)?;
+        let key = ComposedKey::new(token, suite, key, auth_key)?;
         Some(Inner::Composed(Box::new(key)))
     }
 }

@@ -10,8 +10,6 @@ use crate::fate::DropReason;
 /// What the packets of a run are checked against before authentication; changes nothing.
 pub(crate) struct Gate<'a> {
     pub(super) sa: &'a EspSa,
-    /// All packets of the association are dropped.
-    closed: Option<DropReason>,
     cipher: &'a Cipher,
     esn: bool,
     precheck: Precheck<'a>,
@@ -19,8 +17,6 @@ pub(crate) struct Gate<'a> {
     around: u32,
     /// Bits that are not set in the length of a text.
     misaligned: u32,
-    /// Bytes of the longest text that passes at a glance.
-    longest: u32,
 }
 
 impl<'a> Gate<'a> {
@@ -43,23 +39,13 @@ impl<'a> Gate<'a> {
     #[inline]
     pub(crate) fn of(sa: &'a EspSa) -> Self {
         let framing = sa.context().framing();
-        let closed = match (sa.direction(), sa.state()) {
-            (Direction::Outbound, _) => Some(DropReason::Direction),
-            (_, SaState::Mature | SaState::Dying) => None,
-            (_, SaState::Dead) => Some(DropReason::Expired),
-            (_, SaState::Deleted) => Some(DropReason::Deleted),
-        };
-        let is_open = closed.is_none() && !sa.is_resync_due();
         Self {
             sa,
-            closed,
-            longest: if is_open { u16::MAX.into() } else { 0 },
             cipher: sa.context().cipher(),
             esn: sa.esn(),
             precheck: sa.precheck(),
-            around: (8 + framing.iv_len() + framing.icv_len()) as u32,
-            // Every alignment is a power of two.
-            misaligned: framing.alignment() as u32 - 1,
+            around: framing.esp_around(),
+            misaligned: framing.misaligned() as u32,
         }
     }
 
@@ -67,7 +53,7 @@ impl<'a> Gate<'a> {
     #[inline(always)]
     pub(super) fn admit_plain(&self, esp_len: u32, sequence_low: u32) -> Option<u64> {
         let text_len = esp_len.wrapping_sub(self.around);
-        if text_len.wrapping_sub(2) >= self.longest || text_len & self.misaligned != 0 {
+        if text_len.wrapping_sub(2) >= u16::MAX.into() || text_len & self.misaligned != 0 {
             return None;
         }
         self.precheck.check_ahead(sequence_low)
@@ -80,7 +66,7 @@ impl<'a> Gate<'a> {
         packet: &[u8],
         scratch: &mut Option<Vec<u8>>,
     ) -> Result<u64, DropReason> {
-        self.admit_length(candidate.esp_len)?;
+        self.admit_at_all(candidate.esp_len)?;
         let low = candidate.sequence as u32;
         if self.sa.is_resync_due()
             && let Some(scratch) = scratch
@@ -98,15 +84,21 @@ impl<'a> Gate<'a> {
         candidate: &Candidate<'_>,
         authenticated: u64,
     ) -> Result<(), DropReason> {
-        self.admit_length(candidate.esp_len)?;
+        self.admit_at_all(candidate.esp_len)?;
         match self.precheck.check(candidate.sequence as u32) {
             Ok(sequence) if sequence == authenticated => Ok(()),
             _ => Err(DropReason::Replay),
         }
     }
 
-    fn admit_length(&self, esp_len: u32) -> Result<(), DropReason> {
-        if let Some(reason) = self.closed {
+    fn admit_at_all(&self, esp_len: u32) -> Result<(), DropReason> {
+        let reason = match (self.sa.direction(), self.sa.state()) {
+            (Direction::Outbound, _) => Some(DropReason::Direction),
+            (_, SaState::Mature | SaState::Dying) => None,
+            (_, SaState::Dead) => Some(DropReason::Expired),
+            (_, SaState::Deleted) => Some(DropReason::Deleted),
+        };
+        if let Some(reason) = reason {
             return Err(reason);
         }
         let text_len = esp_len.saturating_sub(self.around);

@@ -127,10 +127,11 @@ fn trailer(text: &[u8]) -> Option<(usize, u8)> {
 #[inline(always)]
 fn short_trailer(text: &[u8]) -> Option<(usize, u8)> {
     let last = u64::from_be_bytes(*text.last_chunk()?);
-    // Padding as it stands in front of both lengths, in the upper bytes.
-    const PADDING: [u64; 4] = [0, 1, 0x01_02, 0x01_02_03];
     let (padding_len, next_header) = ((last >> 8) as u8, last as u8);
-    let expected = *PADDING.get(usize::from(padding_len))?;
+    if padding_len > 3 {
+        return None;
+    }
+    let expected = 0x01_02_03 >> (24 - 8 * padding_len);
     let found = last >> 16 & ((1 << (8 * padding_len)) - 1);
     (found == expected).then_some((text.len() - 2 - usize::from(padding_len), next_header))
 }

@@ -183,7 +183,7 @@ fn move_transport_header(framing: &Framing, packet: &mut [u8], measured: &Measur
 mod tests {
     use super::*;
     use crate::aead::Cipher;
-    use crate::outbound::{Content, Path};
+    use crate::outbound::{Content, Path, write};
     use crate::{Buffer, PacketBuf, Suite, Verdict, association};
     use vesper_sa::{
         Df, Direction, Dscp, Ecn, Mode, SaParams, Spi, Timestamp, TunnelHeader, UdpEncapsulation,
@@ -242,7 +242,7 @@ mod tests {
                             assert!(matches!(refused, Err(Verdict::TooBig { .. })), "{len}");
                             continue;
                         };
-                        let esp = path.write(short.data_mut(), &measured, sequence);
+                        let esp = write(&sa, short.data_mut(), &measured, sequence);
                         let text = esp.len() - 16;
                         esp[text..].fill(0);
                         let esp = esp.to_vec();

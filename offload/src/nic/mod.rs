@@ -36,6 +36,7 @@ use crate::unit::{OffloadHandle, PortId, Unit};
 pub use control::{NicUsage, RemoveVmError, VmUsage};
 pub(crate) use large_send::fill_checksum;
 pub use queues::{QueueError, QueueStatus};
+pub use run::Paused;
 pub use send::{Posted, SendRefusal};
 pub(crate) use steering::peek;
 

@@ -3,12 +3,20 @@
 use core::sync::atomic::{AtomicI64, Ordering};
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
+use std::sync::MutexGuard;
 
 use vesper_esp::Buffer;
 use vesper_sa::{Timestamp, VmId};
 
 use super::{BATCH, Flow, Nic, Processor, Work};
 use crate::rings::{append, lock, quantum, weight_of};
+
+/// The processors of an adapter, which wait between two batches: see [`Nic::pause`].
+#[derive(Debug)]
+#[must_use = "they go on when it is dropped"]
+pub struct Paused<'a, B>(
+    #[allow(dead_code, reason = "held, not read")] Vec<MutexGuard<'a, Processor<B>>>,
+);
 
 /// What came of one turn.
 struct Turn {
@@ -74,6 +82,15 @@ impl<B: Buffer> Nic<B> {
             self.dma_stopped(queue);
         }
         done
+    }
+
+    /// Holds all processors between two batches until what is returned is dropped. Whatever
+    /// verbs are given meanwhile is one epoch: no packet sees a part of them.
+    ///
+    /// Only the thread that holds them may give verbs then, and it must not run a processor, or
+    /// ask what one has done.
+    pub fn pause(&self) -> Paused<'_, B> {
+        Paused(self.processors.iter().map(lock).collect())
     }
 
     /// One turn of one flow: batches until its share is used up or it has nothing more. What it

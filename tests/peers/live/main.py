@@ -2,6 +2,7 @@
 import argparse
 import importlib
 import os
+import signal
 import sys
 import time
 import traceback
@@ -9,7 +10,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-PARTS = ('linux', 'dpdk', 'qemu')
+from net import sweep
+
+PARTS = ('linux', 'dpdk', 'qemu', 'changes', 'strongswan', 'scapy', 'rates')
 
 
 class Report:
@@ -41,6 +44,10 @@ def main():
     if os.geteuid() != 0:
         print('tests/peers/live: needs root for network namespaces and TAP: everything is skipped')
         return 1
+    # An end from outside takes the same way out as any other, past everything that cleans up.
+    for kind in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(kind, lambda *_: sys.exit(1))
+    sweep()
     failed = False
     for part in arguments.parts or PARTS:
         report = Report(part)

@@ -1,6 +1,8 @@
 """Network namespaces, vesperd in them, and a sniffer on their links."""
+import ctypes
 import json
 import os
+import re
 import signal
 import struct
 import subprocess
@@ -12,6 +14,8 @@ ROOT = Path(__file__).resolve().parents[3]
 TARGET = Path(os.environ.get('CARGO_TARGET_DIR', ROOT / 'target'))
 HOST_MAC = '02:00:00:00:0a:00'
 PEER_HOST_MAC = '02:00:00:00:0b:00'
+# Bytes of a frame that the sniffer keeps: its headers tell what it is.
+SEEN = 128
 
 
 def vesperd_path():
@@ -24,6 +28,18 @@ def run(*words, check=True, timeout=60, **more):
     if check and done.returncode:
         raise RuntimeError(f'{" ".join(map(str, words))}: exit {done.returncode}\n{done.stdout}')
     return done.stdout
+
+
+def die_with_parent():
+    """For a child, before its program begins: no program outlives a run that was killed."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+
+
+def sweep():
+    """Removes the namespaces of runs that were killed."""
+    for name, process in re.findall(r'^(vesper-(\d+)-\d+)', run('ip', 'netns', 'list'), re.MULTILINE):
+        if not os.path.exists(f'/proc/{process}'):
+            run('ip', 'netns', 'del', name, check=False)
 
 
 class Namespace:
@@ -47,7 +63,16 @@ class Namespace:
         return run(*self.prefix, 'ip', '-batch', '-', input=text)
 
     def start(self, *words, **more):
-        return subprocess.Popen(self.prefix + [str(word) for word in words], **more)
+        return subprocess.Popen(self.prefix + [str(word) for word in words], preexec_fn=die_with_parent, **more)
+
+    def ping(self, to, *more, count=3):
+        """How many of so many pings are answered.
+
+        One after the other: of several, `ping` waits for the last one but twice as long as for
+        those before, which an emulated peer on a busy machine does not keep.
+        """
+        ping = ['ping', '-n', '-q', '-c', '1', '-W', '10', *more, to]
+        return sum(' 1 received' in self(*ping, check=False) for _ in range(count))
 
     def close(self):
         run('ip', 'netns', 'del', self.name, check=False)
@@ -71,7 +96,7 @@ class Vesperd:
         prefix = namespace.prefix if namespace else []
         prefix = prefix + (['taskset', '-c', cpu] if cpu else [])
         self.process = subprocess.Popen([*prefix, vesperd_path(), '--config', str(path), '--quiet'],
-                                        stdout=self.log, stderr=subprocess.STDOUT)
+                                        stdout=self.log, stderr=subprocess.STDOUT, preexec_fn=die_with_parent)
         end = time.time() + 20
         while ready and not ready():
             if self.process.poll() is not None or time.time() > end:
@@ -119,7 +144,8 @@ class Sniffer:
             os.close(handle)
             self.captures.append(path)
             self.processes.append(namespace.start(
-                'tcpdump', '-i', interface, '-Q', 'in', '-U', '-w', path, '-B', '16384', '-Z', 'root',
+                'tcpdump', '-i', interface, '-Q', 'in', '-U', '--immediate-mode', '-s', str(SEEN), '-w', path,
+                '-B', '16384', '-Z', 'root',
                 stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
         end = time.time() + 10
         while any(os.path.getsize(path) < 24 for path in self.captures):

@@ -6,26 +6,32 @@ import subprocess
 import tempfile
 import time
 
+from net import die_with_parent
+
 
 class Testpmd:
     """One process with one virtio-user port, and more ports if asked for. Driven over its console."""
 
-    def __init__(self, vdevs, queues=1, ip=None, peer=None, cpu='0', more=(), descriptors=1024):
+    def __init__(self, vdevs, queues=1, ip=None, peer=None, cpu='0', more=(), descriptors=1024,
+                 small=False):
         self.runtime = tempfile.TemporaryDirectory(prefix='dpdk-')
         words = ['stdbuf', '-oL', 'dpdk-testpmd', '--lcores', f'0@{cpu},1@{cpu}', '--no-huge', '-m', '512', '--no-pci',
                  '--file-prefix', f'v{os.getpid()}-{id(self)}', '--no-telemetry']
         for vdev in vdevs:
             words += ['--vdev', vdev]
-        words += ['--', '-i', '--total-num-mbufs=16384', '--mbuf-size=9728', '--max-pkt-len=9100',
+        words += ['--', '-i', '--total-num-mbufs=16384',
                   f'--txd={descriptors}', f'--rxd={descriptors}', f'--rxq={queues}', f'--txq={queues}',
                   '--no-lsc-interrupt', '--no-mlockall', '--no-flush-rx', *more]
+        # Buffers for the longest frames cost rate.
+        words += [] if small else ['--mbuf-size=9728', '--max-pkt-len=9100']
         if ip:
             words.append(f'--tx-ip={ip[0]},{ip[1]}')
         if peer:
             words.append(f'--eth-peer=0,{peer}')
         environment = dict(os.environ, XDG_RUNTIME_DIR=self.runtime.name, RUNTIME_DIRECTORY=self.runtime.name)
         self.process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                        stderr=subprocess.STDOUT, env=environment)
+                                        stderr=subprocess.STDOUT, env=environment,
+                                        preexec_fn=die_with_parent)
         os.set_blocking(self.process.stdout.fileno(), False)
         self.text = ''
         try:

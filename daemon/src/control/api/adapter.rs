@@ -4,7 +4,7 @@ use axum::Json;
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::StatusCode;
-use vesper_offload::{Capabilities, NicSwitchParams, SriovError};
+use vesper_offload::{Capabilities, NicSwitchParams};
 use vesper_verify::xfrm::Line;
 
 use super::answer::Refused;
@@ -87,27 +87,22 @@ pub(super) async fn make_switch(
 ) -> Result<(StatusCode, Json<types::Switch>), Refused> {
     let limits = api.0.limits;
     let new: types::NewSwitch = body::json(body, limits.body, limits.patience).await?;
-    let plane = &api.0.service.plane;
-    let host = plane.host_named(new.host.as_deref())?;
-    let nodes = plane.nodes();
-    let node = nodes
-        .iter()
-        .find(|node| node.name() == host)
-        .ok_or_else(|| Refusal::not_found("host", &host))?;
-    let params = NicSwitchParams {
-        virtual_functions: new.virtual_functions,
-        default_queue_pairs: new.queue_pairs,
-    };
-    node.nic().create_nic_switch(params).map_err(|error| {
-        let remedy = match error {
-            SriovError::AlreadyCreated(_) | SriovError::InUse => {
-                "write nic_switch into the configuration, and restart vesperd"
-            }
-            _ => "ask for less, or use another adapter profile",
-        };
-        Refusal::conflict("switch", host, error.to_string(), remedy)
-    })?;
-    Ok((StatusCode::CREATED, Json(switch(plane, node))))
+    let made = api
+        .run(move |service| {
+            let plane = &service.plane;
+            let host = plane.host_named(new.host.as_deref())?;
+            let params = NicSwitchParams {
+                virtual_functions: new.virtual_functions,
+                default_queue_pairs: new.queue_pairs,
+            };
+            plane.make_switch(&host, params)?;
+            let nodes = plane.nodes();
+            let node = nodes.iter().find(|node| node.name() == host);
+            let node = node.ok_or_else(|| Refusal::not_found("host", &host))?;
+            Ok(switch(plane, node))
+        })
+        .await?;
+    Ok((StatusCode::CREATED, Json(made)))
 }
 
 fn adapter(node: &NodeHandle) -> types::Adapter {

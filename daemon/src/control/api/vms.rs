@@ -5,14 +5,13 @@ use axum::body::Body;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use serde::de::DeserializeOwned;
-use vesper_offload::{MacAddress, VlanId, VmAddress};
+use vesper_offload::{VlanId, VmAddress};
 
 use super::answer::Refused;
 use super::{Api, body, view};
-use crate::config::{Mac, PortConfig};
+use crate::config::Mac;
 use crate::control::types;
 use crate::plane::{MachineSpec, Origin, Plane, Refusal, VmChange};
-use crate::port::{Opener, Place, Port};
 
 /// All machines.
 #[utoipa::path(
@@ -47,10 +46,10 @@ pub(super) async fn add(
             let plane = &service.plane;
             let spec = spec(plane, &new)?;
             let port = match &new.port {
-                Some(port) => Some(open(plane, &spec.host, spec.address.mac, port)?),
+                Some(port) => Some(plane.open_port(&spec.host, spec.address.mac, port)?),
                 None => None,
             };
-            let record = plane.add_vm(spec, port, Origin::Requested)?;
+            let record = plane.add_vm_behind(spec, port, new.port, Origin::Requested)?;
             Ok(view::vm(plane, &record))
         })
         .await?;
@@ -95,7 +94,7 @@ pub(super) async fn change(
             let plane = &service.plane;
             let vm = plane.vm_named(Some(&host), &name)?;
             let port = match &patch.port {
-                Some(port) => Some(open(plane, &host, vm.spec.address.mac, port)?),
+                Some(table) => Some((plane.open_port(&host, vm.spec.address.mac, table)?, table)),
                 None => None,
             };
             let change = VmChange {
@@ -105,10 +104,13 @@ pub(super) async fn change(
                 offload: None,
                 require_protection: patch.require_protection,
             };
-            let record = plane.change_vm(Some(&host), &name, &change)?;
-            if let Some(port) = port {
-                plane.move_vm(Some(&host), &name, port)?;
+            if change != VmChange::default() {
+                plane.change_vm(Some(&host), &name, &change)?;
             }
+            if let Some((port, table)) = port {
+                plane.move_vm(Some(&host), &name, port, table)?;
+            }
+            let record = plane.vm_named(Some(&host), &name)?;
             Ok(view::vm(plane, &record))
         })
         .await?;
@@ -164,33 +166,6 @@ fn spec(plane: &Plane, new: &types::NewVm) -> Result<MachineSpec, Refusal> {
         spec.require_protection = require;
     }
     Ok(spec)
-}
-
-/// Opens a port from a table of the configuration.
-fn open(
-    plane: &Plane,
-    host: &str,
-    mac: MacAddress,
-    port: &serde_json::Value,
-) -> Result<Box<dyn Port>, Refusal> {
-    let config: PortConfig = parse("port", port, "a port as in the configuration")?;
-    if matches!(config, PortConfig::Cable(_)) {
-        return Err(Refusal::words(
-            "port",
-            "cable",
-            "both ends of a cable have to be there from the start",
-            "write it into the configuration, and restart vesperd",
-        ));
-    }
-    let node = plane.node_spec(host)?;
-    let place = Place {
-        mac,
-        gateway: node.mac,
-        frame: node.frame,
-    };
-    Opener::new()
-        .open(&config, &place)
-        .map_err(|error| Refusal::conflict("port", "", error.to_string(), "choose another port"))
 }
 
 fn parse<T: DeserializeOwned>(

@@ -146,6 +146,16 @@ impl Memory {
         aligned.then(slice)?
     }
 
+    /// Reads a byte at a guest's address, so that it comes into the cache.
+    #[inline]
+    pub(super) fn touch(&self, guest: u64) {
+        if let Some(slice) = self.slice(guest, 1) {
+            let mut byte = [0];
+            slice.copy_to(&mut byte[..]);
+            std::hint::black_box(byte);
+        }
+    }
+
     /// Copies from a guest's address; `false` if not all of it is shared.
     #[must_use]
     pub(super) fn read(&self, mut guest: u64, mut into: &mut [u8]) -> bool {

@@ -125,6 +125,7 @@ impl Port for VhostUser {
         let before = into.len();
         let waiting = self.backlog.len().min(most);
         into.extend(self.backlog.drain(..waiting));
+        // From here on the backlog is empty, or there is no room.
         if waiting < most
             && let Some(mut device) = visit(&self.device)
         {
@@ -143,16 +144,16 @@ impl Port for VhostUser {
                     pool,
                     budget,
                     &mut self.parts,
-                    &mut self.backlog,
+                    into,
                     &mut self.status,
                 );
                 budget -= taken.min(budget);
             }
             self.turn = (self.turn + 1) % pairs.max(1);
         }
-        let room = most - (into.len() - before);
-        let now = self.backlog.len().min(room);
-        into.extend(self.backlog.drain(..now));
+        if into.len() - before > most {
+            self.backlog.extend(into.drain(before + most..));
+        }
         into.len() - before
     }
 
@@ -237,7 +238,7 @@ fn transmitted(
     pool: &mut Pool,
     most: usize,
     parts: &mut Parts,
-    into: &mut VecDeque<Incoming>,
+    into: &mut Vec<Incoming>,
     status: &mut PortStatus,
 ) -> usize {
     let (allowed, header_len) = (device.allowed(), device.header_len());
@@ -258,6 +259,7 @@ fn transmitted(
     let frames = into.len();
     while taken < most && into.len() - frames < most {
         let before = position;
+        position.touch(&view, memory);
         parts.clear(false);
         let head = match position.next(&view, memory, parts) {
             Next::Empty => break,
@@ -381,30 +383,28 @@ fn offer(
     let before = *position;
     let data = frame.data();
     let needed = header_len + data.len();
-    let mut chains = [(0, 0); MOST_CHAINS];
-    let mut count = 0;
     let mut room = 0;
+    position.touch(view, memory);
     parts.clear(true);
     let most = if merges { MOST_CHAINS } else { 1 };
     let mut whole = true;
-    while whole && room < needed && count < most {
+    while whole && room < needed && parts.chains().len() < most {
         match position.next(view, memory, parts) {
             Next::Empty => {
                 *position = before;
                 return Offered::Full;
             }
             Next::Chain(head) => {
-                chains[count] = (head, parts.bytes() - room);
+                parts.end_chain(head, parts.bytes() - room);
                 room = parts.bytes();
-                count += 1;
             }
             Next::Malformed(head) => {
-                chains[count] = (head, 0);
-                count += 1;
+                parts.end_chain(head, 0);
                 whole = false;
             }
         }
     }
+    let count = parts.chains().len();
     if whole && room < needed {
         *position = before;
         return Offered::TooLong;
@@ -414,7 +414,7 @@ fn offer(
     let header = &header[..header_len];
     whole = whole && put(memory, parts.as_slice(), header, data);
     let mut left = needed;
-    for (head, len) in &chains[..count] {
+    for (head, len) in parts.chains() {
         let written = if whole { left.min(*len) } else { 0 };
         position.complete(view, *head, written as u32);
         left -= written;

@@ -55,6 +55,8 @@ pub(super) struct Part {
 #[derive(Debug, Default)]
 pub(super) struct Parts {
     parts: Vec<Part>,
+    /// Heads of the chains and the bytes of each, for those that were ended.
+    chains: Vec<(u16, usize)>,
     writable: bool,
     bytes: usize,
 }
@@ -67,6 +69,7 @@ impl Parts {
     /// Begins with chains that the device writes to, or reads from.
     pub(super) fn clear(&mut self, writable: bool) {
         self.parts.clear();
+        self.chains.clear();
         self.bytes = 0;
         self.writable = writable;
     }
@@ -89,6 +92,16 @@ impl Parts {
 
     pub(super) fn as_slice(&self) -> &[Part] {
         &self.parts
+    }
+
+    /// Notes the head of a chain, and how many bytes its pieces have.
+    pub(super) fn end_chain(&mut self, head: u16, bytes: usize) {
+        self.chains.push((head, bytes));
+    }
+
+    /// The chains that were ended: heads and bytes.
+    pub(super) fn chains(&self) -> &[(u16, usize)] {
+        &self.chains
     }
 
     /// Bytes of all of them.

@@ -15,6 +15,9 @@ use super::ring::{Descriptor, Next, Parts};
 /// Bytes of one descriptor.
 const DESCRIPTOR: usize = 16;
 
+/// How many chains before its turn a buffer is touched.
+const AHEAD: u16 = 4;
+
 /// `VIRTQ_USED_F_NO_NOTIFY`
 const NO_NOTIFY: u16 = 1;
 
@@ -121,6 +124,22 @@ impl Split {
         match walk(view, memory, head, parts) {
             Some(()) => Next::Chain(head),
             None => Next::Malformed(head),
+        }
+    }
+
+    /// Brings what a later turn needs closer: the guest has written it on another processor, and
+    /// a copy that waits for it waits for nothing else meanwhile. What is read here counts for
+    /// nothing; when its turn comes, it is read and checked.
+    #[inline]
+    pub(super) fn touch(&self, view: &SplitView<'_>, memory: &Memory) {
+        if self.seen.wrapping_sub(self.next_avail) <= AHEAD {
+            return;
+        }
+        let ahead = self.next_avail.wrapping_add(AHEAD);
+        let at = 4 + 2 * usize::from(ahead % view.size);
+        let head = view.load(&view.available, at, Ordering::Relaxed);
+        if let Some(descriptor) = view.descriptor(head) {
+            memory.touch(descriptor.address);
         }
     }
 

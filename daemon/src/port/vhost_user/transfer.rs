@@ -1,8 +1,6 @@
 //! Frames out of a guest's memory into our own buffers, and back. Nothing is ever encrypted or
 //! decrypted in the guest's memory: it could change it, or watch.
 
-use std::collections::VecDeque;
-
 use vesper_esp::{Buffer, PacketBuf};
 use vesper_offload::HEADROOM;
 
@@ -32,7 +30,7 @@ pub(super) fn take(
     header_len: usize,
     allowed: Allowed,
     pool: &mut Pool,
-    into: &mut VecDeque<Incoming>,
+    into: &mut Vec<Incoming>,
 ) -> Taken {
     let Some(frame_len) = parts.bytes().checked_sub(header_len) else {
         return Taken::Malformed;
@@ -65,7 +63,7 @@ pub(super) fn take(
         pool.give(buffer);
         return Taken::Malformed;
     }
-    into.push_back(Incoming::new(buffer));
+    into.push(Incoming::new(buffer));
     Taken::Frames(frame_len)
 }
 
@@ -74,7 +72,7 @@ fn segment(
     header: &Header,
     frame_len: usize,
     pool: &mut Pool,
-    into: &mut VecDeque<Incoming>,
+    into: &mut Vec<Incoming>,
 ) -> Taken {
     let mut headers = [0; HEADERS];
     let head = &mut headers[..frame_len.min(HEADERS)];
@@ -112,12 +110,12 @@ fn segment(
         }
         plan.finish(index, buffer.data_mut());
         total += len;
-        into.push_back(Incoming::new(buffer));
+        into.push(Incoming::new(buffer));
     }
     Taken::Frames(total)
 }
 
-fn take_back(into: &mut VecDeque<Incoming>, keep: usize, pool: &mut Pool) {
+fn take_back(into: &mut Vec<Incoming>, keep: usize, pool: &mut Pool) {
     for incoming in into.drain(keep..) {
         pool.give(incoming.frame);
     }
@@ -134,6 +132,16 @@ fn room_for(buffer: &mut PacketBuf, len: usize) {
 /// part of them is not shared.
 #[must_use]
 pub(super) fn put(memory: &Memory, parts: &[Part], header: &[u8], frame: &[u8]) -> bool {
+    // Mostly the first part has room for all of it.
+    if let Some(part) = parts.first()
+        && part.len as usize >= header.len() + frame.len()
+        && let Some(slice) = memory.slice(part.guest, header.len() + frame.len())
+        && let Ok((first, second)) = slice.split_at(header.len())
+    {
+        first.copy_from(header);
+        second.copy_from(frame);
+        return true;
+    }
     let mut rest = [header, frame];
     let mut which = 0;
     for part in parts {

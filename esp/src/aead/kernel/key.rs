@@ -2,6 +2,7 @@
 //! read them.
 
 use core::arch::x86_64::*;
+use core::num::NonZeroU8;
 
 use zeroize::Zeroize;
 
@@ -19,8 +20,8 @@ pub(crate) enum Form {
     ImplicitIv,
 }
 
-/// Powers of the hash key that small packets use: H^1 to H^10.
-pub(super) const POWERS: usize = 10;
+/// Powers of the hash key that small packets use: H^1 to H^12.
+pub(super) const POWERS: usize = 12;
 /// Vectors that one chunk of a large packet has at most.
 pub(super) const STRIDES: usize = 8;
 /// Round keys of AES-256; shorter keys use the first ones.
@@ -43,6 +44,8 @@ pub(crate) struct GcmKey {
     /// Bytes of an ESP packet without text.
     pub(super) overhead: u8,
     pub(super) kernel: Kernel,
+    /// Which keys small packets can be worked on with together, at 512 bits.
+    pub(super) class: Option<NonZeroU8>,
     /// H^1, H^2, ...; a byte-reversed block times one of these in [`reduce`]'s arithmetic is
     /// the block times that power in GHASH.
     pub(super) powers: [u128; POWERS],
@@ -75,6 +78,7 @@ impl GcmKey {
             icv_len,
             overhead: header_len + icv_len,
             kernel,
+            class: super::wide::class_of_key(kernel, form, rounds, icv_len),
             powers: [0; POWERS],
             strides: [0; 1 + STRIDES],
         };

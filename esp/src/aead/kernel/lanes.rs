@@ -377,6 +377,18 @@ macro_rules! unrolled {
     ($i:ident < $count:expr, $body:block) => {
         unrolled!(@ $i < $count, $body, 0 1 2 3 4 5 6 7 8)
     };
+    ($i:ident < $count:expr, at most 2, $body:block) => {
+        unrolled!(@ $i < $count, $body, 0 1)
+    };
+    ($i:ident < $count:expr, at most 11, $body:block) => {
+        unrolled!(@ $i < $count, $body, 0 1 2 3 4 5 6 7 8 9 10)
+    };
+    ($i:ident < $count:expr, at most 12, $body:block) => {
+        unrolled!(@ $i < $count, $body, 0 1 2 3 4 5 6 7 8 9 10 11)
+    };
+    ($i:ident < $count:expr, at most 15, $body:block) => {
+        unrolled!(@ $i < $count, $body, 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14)
+    };
     (@ $i:ident < $count:expr, $body:block, $($n:literal)+) => {
         $(if $n < $count {
             const $i: usize = $n;

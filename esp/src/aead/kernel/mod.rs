@@ -42,6 +42,7 @@ mod selftest;
 #[cfg(test)]
 mod tests;
 mod wide;
+mod wipe;
 
 use core::fmt;
 use core::mem::MaybeUninit;
@@ -51,7 +52,7 @@ use zeroize::Zeroize;
 
 pub(crate) use key::{Form, GcmKey};
 use packet::Packet;
-pub(crate) use prefetch::prefetch;
+pub(crate) use prefetch::{prefetch, prefetch_soon};
 
 use super::Job;
 
@@ -235,11 +236,25 @@ struct Batch {
 /// The jobs whose keys have this kernel, at most [`BATCH`].
 #[target_feature(enable = "ssse3,sse4.1")]
 fn crypt_batch<const SEAL: bool>(jobs: &mut [Job<'_>], kernel: Kernel) -> Batch {
+    let mut done = 0;
+    if let Kernel::Vaes512(_) = kernel {
+        // SAFETY: a `Kernel` is made only where the CPU has what it needs.
+        done = unsafe { wide::crypt_jobs::<SEAL>(jobs) };
+        if done.count_ones() as usize == jobs.len() {
+            return Batch {
+                taken: jobs.len(),
+                others: false,
+            };
+        }
+    }
     let mut places = [const { MaybeUninit::<Packet>::uninit() }; BATCH];
     let mut count = 0;
     let mut short = 0;
     let mut others = false;
     for (index, job) in jobs.iter_mut().enumerate() {
+        if done >> index & 1 != 0 {
+            continue;
+        }
         let Some(key) = job.cipher.gcm_key() else {
             continue;
         };
@@ -275,7 +290,7 @@ fn crypt_batch<const SEAL: bool>(jobs: &mut [Job<'_>], kernel: Kernel) -> Batch 
         }
     }
     Batch {
-        taken: count + short,
+        taken: count + short + done.count_ones() as usize,
         others,
     }
 }

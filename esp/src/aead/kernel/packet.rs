@@ -96,12 +96,12 @@ impl Shape {
 }
 
 /// Which bytes of SPI, sequence number and IV are those of the nonce behind the salt.
-const NONCE: u128 = 0x80808080_0f0e0d0c_0b0a0908_80808080;
+pub(super) const NONCE: u128 = 0x80808080_0f0e0d0c_0b0a0908_80808080;
 /// Which are the authenticated data, byte-reversed, with 64-bit sequence numbers: the place of
 /// the high half is free.
-const WITH_HIGH_HALF: u128 = 0x00010203_80808080_04050607_80808080;
+pub(super) const WITH_HIGH_HALF: u128 = 0x00010203_80808080_04050607_80808080;
 /// Which are the authenticated data, byte-reversed, with 32-bit sequence numbers.
-const WITHOUT_HIGH_HALF: u128 = 0x00010203_04050607_80808080_80808080;
+pub(super) const WITHOUT_HIGH_HALF: u128 = 0x00010203_04050607_80808080_80808080;
 
 impl Packet {
     /// Makes the packet of an ESP job at `place`, or `None` if it is too short for its header

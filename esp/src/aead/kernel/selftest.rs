@@ -1,6 +1,9 @@
 //! Known answers, before a kernel is used for the first time in a process.
 
 use super::{Form, GcmKey, Kernel};
+use crate::aead::iv::IvSource;
+use crate::aead::{Cipher, Implementation, Inner, Job, open_batch, seal_batch};
+use crate::suite::Suite;
 
 /// Whether a kernel seals and opens what it should.
 ///
@@ -8,6 +11,63 @@ use super::{Form, GcmKey, Kernel};
 /// correctly, is found here rather than by peers that drop every packet.
 pub(super) fn passes(kernel: Kernel) -> bool {
     ANSWERS.iter().all(|answer| answer.holds(kernel))
+        && (!matches!(kernel, Kernel::Vaes512(_))
+            || SUITES.iter().all(|s| together(kernel, s) == Some(true)))
+}
+
+const SUITES: [&str; 3] = ["aes128gcm16", "aes192gcm16", "aes256gcm16"];
+
+/// Whether small packets that are worked on together, with one key or with two, become what each
+/// becomes alone, which is known to be right.
+fn together(kernel: Kernel, suite: &str) -> Option<bool> {
+    const SEQUENCE: u64 = 0x1011_1213_0405_0607;
+    let suite = Suite::by_name(suite)?;
+    let bytes: [u8; 320] = core::array::from_fn(|i| i as u8);
+    let keys = [0, 1].map(|from| &bytes[from..from + suite.key_len]);
+    let key = |key| GcmKey::new(kernel, key, [0; 4], Form::Gcm, 16);
+    let ciphers = [key(keys[0])?, key(keys[1])?].map(|key| Cipher {
+        suite,
+        implementation: Implementation::Vaes512,
+        iv: IvSource::Sequence,
+        inner: Inner::Kernel(key),
+    });
+    let mut right = true;
+    // One part, two parts; one key, two keys.
+    for (text_len, other) in [(68, 0), (260, 0), (68, 1), (260, 1)] {
+        let end = 16 + text_len;
+        let mut memory = [bytes; 4];
+        let mut jobs = [0, 1, 2, 3].into_iter().zip(&mut memory).map(|(n, esp)| {
+            esp[8] = n;
+            Job {
+                cipher: &ciphers[if n == 3 { other } else { 0 }],
+                sequence: SEQUENCE,
+                esn: true,
+                esp: &mut esp[..end + 16],
+                authentic: false,
+            }
+        });
+        let mut jobs = [jobs.next()?, jobs.next()?, jobs.next()?, jobs.next()?];
+        seal_batch(&mut jobs);
+        for job in &jobs {
+            let mut nonce = [0; 12];
+            nonce[4..].copy_from_slice(&job.esp[8..16]);
+            let mut aad = [0; 12];
+            aad[..4].copy_from_slice(&bytes[..4]);
+            aad[4..].copy_from_slice(&SEQUENCE.to_be_bytes());
+            let mut alone = bytes;
+            let (text, tag) = alone[16..end + 16].split_at_mut(text_len);
+            right &= job.cipher.gcm_key()?.seal_raw(&nonce, &aad, text, tag);
+            right &= job.esp[16..] == alone[16..end + 16];
+        }
+        // The last one is not authentic.
+        jobs[3].esp[end] ^= 1;
+        open_batch(&mut jobs);
+        for (n, job) in jobs.iter().enumerate() {
+            right &= job.authentic == (n < 3);
+            right &= n == 3 || job.esp[16..end] == bytes[16..end];
+        }
+    }
+    Some(right)
 }
 
 /// The tag of a text of so many bytes, with a key, nonce, data and text that count upwards.

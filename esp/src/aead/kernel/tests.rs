@@ -214,6 +214,10 @@ fn check_batch(random: &mut Random, sas: &[&Sa], lens: &[usize]) {
             Placed::new(random, 8 + suite.iv_len + len + suite.icv_len, align)
         })
         .collect();
+    if random.one_in(2) {
+        let esn = random.one_in(2);
+        placed.iter_mut().for_each(|placed| placed.esn = esn);
+    }
     let around: Vec<_> = placed.iter().map(Placed::surroundings).collect();
     let clear: Vec<Vec<u8>> = placed.iter().map(|p| p.packet().to_vec()).collect();
     let describe = |i: usize| {
@@ -344,6 +348,30 @@ fn every_length_alone_and_in_groups() {
                 check_batch(&mut random, &[&sas[0]; 4], &[len; 4]);
                 let different = [&sas[0], &sas[1], &sas[2], &sas[3]];
                 check_batch(&mut random, &different, &[len; 4]);
+            }
+        }
+    }
+}
+
+/// Texts of nearly the same length, so that groups go together, and with keys that change between
+/// groups or within.
+#[test]
+fn small_packets_in_runs() {
+    let mut random = Random(5);
+    for kernel in Kernel::available() {
+        for name in ["aes128gcm16", "aes192gcm16", "aes256gcm16"] {
+            let suite = Suite::by_name(name).unwrap();
+            let sas: Vec<Sa> = (0..16)
+                .map(|_| Sa::new(&mut random, suite, implementation(*kernel)))
+                .collect();
+            for len in 0..=300 {
+                for run in [1, 4, 8, 64] {
+                    let count = 8 + random.below(57);
+                    let more = [1, 1, 4, 16][random.below(4)];
+                    let lens: Vec<usize> = (0..count).map(|_| len + random.below(more)).collect();
+                    let sas: Vec<&Sa> = (0..count).map(|i| &sas[i / run % sas.len()]).collect();
+                    check_batch(&mut random, &sas, &lens);
+                }
             }
         }
     }

@@ -1,8 +1,8 @@
 //! ChaCha20-Poly1305 (RFC 7634, and RFC 8750 where the IV is implicit) for batches of ESP
-//! packets, with AVX-512 and its 52-bit multiply-add.
+//! packets, with AVX-512 and its 52-bit multiply-add, or with AVX2.
 //!
-//! The blocks of all packets go through ChaCha20 in one stream, sixteen at a time, and Poly1305
-//! takes eight or sixteen packets at once: small packets fill the lanes as well as large ones.
+//! The blocks of all packets go through ChaCha20 in one stream, sixteen or eight at a time, and
+//! Poly1305 takes as many packets at once: small packets fill the lanes as well as large ones.
 
 mod chacha20;
 mod poly1305;
@@ -14,37 +14,48 @@ use subtle::ConstantTimeEq;
 use zeroize::Zeroize;
 
 use super::known_answers;
-use crate::aead::Job;
+use crate::aead::{Cipher, Implementation, Job};
 use crate::suite::{Encryption, Suite};
 use chacha20::{BLOCK, Lanes};
 use poly1305::Message;
 
-/// Packets that are worked on together, at most.
+/// Packets that are worked on together, at most: several times as many as Poly1305 has lanes. (Fewer of
+/// the longer packets would stay in the first cache in between; it costs more where they are no
+/// multiple of the lanes.)
 const BATCH: usize = 64;
-/// No further packet joins those that are worked on together when they have this many bytes:
-/// they should stay in the cache between encryption and authentication.
-const BATCH_BYTES: usize = 44 << 10;
 /// SPI and sequence number.
 const HEADER_LEN: usize = 8;
 const TAG_LEN: usize = 16;
 
-/// Proof that the CPU has what these kernels need.
-#[derive(Clone, Copy)]
-pub(crate) struct Avx512(());
+/// Proof that the CPU has AVX2, and what is said here besides.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Token {
+    /// AVX-512 with its 52-bit multiply-add.
+    avx512: bool,
+}
 
-impl Avx512 {
-    /// `None` if the CPU lacks something or gives wrong answers.
-    pub(crate) fn available() -> Option<Self> {
-        static AVAILABLE: OnceLock<Option<Avx512>> = OnceLock::new();
-        *AVAILABLE.get_or_init(|| Self::detect().filter(|token| known_answers::chacha(*token)))
+impl Token {
+    /// For one of the kernels; `None` if the CPU lacks something or gives wrong answers.
+    pub(crate) fn available(implementation: Implementation) -> Option<Self> {
+        static AVAILABLE: [OnceLock<Option<Token>>; 2] = [const { OnceLock::new() }; 2];
+        let detect = || Self::detect(implementation).filter(|token| known_answers::chacha(*token));
+        let [avx512, avx2] = &AVAILABLE;
+        match implementation {
+            Implementation::Vaes512 => *avx512.get_or_init(detect),
+            Implementation::Vaes256 | Implementation::AesNi => *avx2.get_or_init(detect),
+            Implementation::Ring | Implementation::RustCrypto => None,
+        }
     }
 
-    pub(super) fn detect() -> Option<Self> {
-        let has = std::arch::is_x86_feature_detected!("avx512f")
-            && std::arch::is_x86_feature_detected!("avx512bw")
-            && std::arch::is_x86_feature_detected!("avx512vl")
-            && std::arch::is_x86_feature_detected!("avx512ifma");
-        has.then_some(Self(()))
+    pub(super) fn detect(implementation: Implementation) -> Option<Self> {
+        use std::arch::is_x86_feature_detected as has;
+        let avx512 = match implementation {
+            Implementation::Vaes512 => true,
+            Implementation::Vaes256 | Implementation::AesNi => false,
+            Implementation::Ring | Implementation::RustCrypto => return None,
+        };
+        let wide = has!("avx512f") && has!("avx512bw") && has!("avx512vl") && has!("avx512ifma");
+        (has!("avx2") && (wide || !avx512)).then_some(Self { avx512 })
     }
 }
 
@@ -54,7 +65,7 @@ pub(crate) struct ChaChaKey {
     salt: u32,
     /// 8, or 0 where the sequence number is the IV.
     iv_len: usize,
-    token: Avx512,
+    token: Token,
 }
 
 impl ChaChaKey {
@@ -68,7 +79,7 @@ impl ChaChaKey {
 
     /// 32 bytes of key and 4 of salt; packets with `iv_len` bytes of IV, 8 or 0. `None` for
     /// other lengths.
-    pub(crate) fn new(token: Avx512, key_and_salt: &[u8], iv_len: usize) -> Option<Self> {
+    pub(crate) fn new(token: Token, key_and_salt: &[u8], iv_len: usize) -> Option<Self> {
         let (words, rest) = key_and_salt.as_chunks();
         let [key @ .., salt] = <&[[u8; 4]; 9]>::try_from(words).ok()?;
         if !rest.is_empty() || !matches!(iv_len, 0 | 8) {
@@ -185,7 +196,7 @@ impl Drop for MacKeys {
 /// A packet that cannot be sealed is overwritten with zeroes.
 pub(crate) fn seal(jobs: &mut [Job<'_>]) -> usize {
     let mut taken = 0;
-    let mut jobs = jobs.iter_mut();
+    let mut jobs = jobs;
     while let Some((token, mut packets)) = next_packets::<true>(&mut jobs, &mut taken) {
         let mut keys = MacKeys::for_packets(&packets);
         let mut lanes = Lanes::new(token);
@@ -209,7 +220,7 @@ pub(crate) fn seal(jobs: &mut [Job<'_>]) -> usize {
 /// What is not authentic is never decrypted; its text is overwritten with zeroes.
 pub(crate) fn open(jobs: &mut [Job<'_>]) -> usize {
     let mut taken = 0;
-    let mut jobs = jobs.iter_mut();
+    let mut jobs = jobs;
     while let Some((token, mut packets)) = next_packets::<false>(&mut jobs, &mut taken) {
         let mut keys = MacKeys::for_packets(&packets);
         let mut lanes = Lanes::new(token);
@@ -235,35 +246,41 @@ pub(crate) fn open(jobs: &mut [Job<'_>]) -> usize {
 
 type Packets<'a> = ArrayVec<Packet<'a>, BATCH>;
 
-/// The next packets, of those jobs that have such a key; `None` if there are no more. Counts the
-/// jobs in `taken`.
-fn next_packets<'a, const SEAL: bool>(
-    jobs: &mut core::slice::IterMut<'a, Job<'_>>,
+/// The next packets, of those jobs that have such a key, all of one kernel; `None` if there are no
+/// more. Takes the jobs it has seen from `jobs` and counts those with such a key in `taken`.
+fn next_packets<'a, 'k, const SEAL: bool>(
+    jobs: &mut &'a mut [Job<'k>],
     taken: &mut usize,
-) -> Option<(Avx512, Packets<'a>)> {
+) -> Option<(Token, Packets<'a>)> {
     let mut packets = Packets::new();
-    let mut bytes = 0;
-    for job in jobs {
-        let Some(key) = job.cipher.chacha_key() else {
+    let mut token = None;
+    while let Some(next) = jobs.first() {
+        let cipher: &'k Cipher = next.cipher;
+        let key = cipher.chacha_key();
+        if key.is_some_and(|key| token.is_some_and(|token| token != key.token)) {
+            break;
+        }
+        let (job, behind) = core::mem::take(jobs).split_first_mut()?;
+        *jobs = behind;
+        let Some(key) = key else {
             continue;
         };
+        token = Some(key.token);
         *taken += 1;
         job.authentic = false;
         if key.fits(job.esp.len()) {
-            bytes += job.esp.len();
             packets.extend(Packet::new(key, job));
         } else if SEAL {
             job.esp.fill(0);
         }
-        if packets.is_full() || bytes >= BATCH_BYTES {
+        if packets.is_full() {
             break;
         }
     }
-    let token = packets.first()?.key.token;
-    Some((token, packets))
+    Some((token?, packets))
 }
 
-fn tags(token: Avx512, packets: &[Packet<'_>], keys: &MacKeys) -> ArrayVec<[u8; TAG_LEN], BATCH> {
+fn tags(token: Token, packets: &[Packet<'_>], keys: &MacKeys) -> ArrayVec<[u8; TAG_LEN], BATCH> {
     let pairs = packets.iter().zip(&keys.0);
     let messages: ArrayVec<Message<'_>, BATCH> =
         pairs.map(|(packet, key)| packet.message(key)).collect();

@@ -1,221 +1,258 @@
-//! HMAC (RFC 2104) with the hash instructions of the CPU, two packets at a time: one waits for
-//! its rounds while the other works.
-
-use core::arch::x86_64::*;
+//! HMAC (RFC 2104) of many packets at once.
 
 use zeroize::Zeroize;
 
-use super::{Vaes, sha1, sha256};
-
-/// Bytes in a block of SHA-1 and SHA-256.
-const BLOCK: usize = 64;
-
-/// A state of a hash, in the order of its instructions.
-pub(super) type State = [u128; 2];
+use super::Token;
+use super::hasher::{
+    Hasher, Sha1, Sha256, Sha256Avx2, Sha256Avx512, Sha512Avx2, Sha512Avx512, Word,
+};
+use super::lanes::Lanes;
+use super::{sha1, sha256};
 
 /// The hashes of this kernel.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Hash {
     Sha1,
     Sha256,
+    Sha384,
+    Sha512,
 }
 
+/// The initial hash values of SHA-384 and SHA-512 (FIPS 180-4 sections 5.3.4 and 5.3.5).
+const INITIAL_384: [u64; 8] = [
+    0xcbbb_9d5d_c105_9ed8,
+    0x629a_292a_367c_d507,
+    0x9159_015a_3070_dd17,
+    0x152f_ecd8_f70e_5939,
+    0x6733_2667_ffc0_0b31,
+    0x8eb4_4a87_6858_1511,
+    0xdb0c_2e0d_64f9_8fa7,
+    0x47b5_481d_befa_4fa4,
+];
+const INITIAL_512: [u64; 8] = [
+    0x6a09_e667_f3bc_c908,
+    0xbb67_ae85_84ca_a73b,
+    0x3c6e_f372_fe94_f82b,
+    0xa54f_f53a_5f1d_36f1,
+    0x510e_527f_ade6_82d1,
+    0x9b05_688c_2b3e_6c1f,
+    0x1f83_d9ab_fb41_bd6b,
+    0x5be0_cd19_137e_2179,
+];
+
 impl Hash {
-    fn initial(self) -> State {
+    /// Bytes in a block.
+    pub(super) const fn block_len(self) -> usize {
         match self {
-            Self::Sha1 => sha1::INITIAL,
-            Self::Sha256 => sha256::INITIAL,
+            Self::Sha1 | Self::Sha256 => 64,
+            Self::Sha384 | Self::Sha512 => 128,
         }
     }
 
-    const fn digest_len(self) -> usize {
+    pub(super) const fn digest_len(self) -> usize {
         match self {
             Self::Sha1 => 20,
             Self::Sha256 => 32,
+            Self::Sha384 => 48,
+            Self::Sha512 => 64,
         }
     }
 
-    /// The digest, and zeroes behind it.
-    fn digest(self, state: State) -> [u8; 32] {
+    fn initial(self) -> [u64; 8] {
         match self {
-            Self::Sha1 => sha1::digest(state),
-            Self::Sha256 => sha256::digest(state),
-        }
-    }
-
-    /// # Safety
-    /// Every pointer is valid for reads of `64 * count` bytes.
-    #[inline]
-    #[target_feature(enable = "sha,sse4.1,ssse3")]
-    unsafe fn compress<const N: usize>(
-        self,
-        states: &mut [State; N],
-        messages: [*const u8; N],
-        count: usize,
-    ) {
-        // SAFETY: as for this function.
-        unsafe {
-            match self {
-                Self::Sha1 => sha1::compress(states, messages, count),
-                Self::Sha256 => sha256::compress(states, messages, count),
-            }
+            Self::Sha1 => sha1::INITIAL.map(u64::from),
+            Self::Sha256 => sha256::INITIAL.map(u64::from),
+            Self::Sha384 => INITIAL_384,
+            Self::Sha512 => INITIAL_512,
         }
     }
 }
 
-/// A key: the states after its first block, inside and outside.
+/// Which instructions a hash runs on; `None` where there is no kernel for it.
+macro_rules! with_hasher {
+    ($token:expr, $hash:expr, |$hasher:ident| $do:expr) => {{
+        let (token, hash): (Token, Hash) = ($token, $hash);
+        macro_rules! with {
+            ($type:ty) => {{
+                type $hasher = $type;
+                Some($do)
+            }};
+        }
+        match hash {
+            Hash::Sha1 if token.sha => with!(Sha1),
+            Hash::Sha256 if token.sha && token.avx512 => with!(Sha256Avx512),
+            Hash::Sha256 if token.sha => with!(Sha256),
+            Hash::Sha256 if token.avx2 => with!(Sha256Avx2),
+            Hash::Sha384 | Hash::Sha512 if token.avx512 => with!(Sha512Avx512),
+            Hash::Sha384 | Hash::Sha512 if token.avx2 => with!(Sha512Avx2),
+            _ => None,
+        }
+    }};
+}
+
+/// Whether the instructions are enough for the hash.
+pub(super) fn supports(token: Token, hash: Hash) -> bool {
+    with_hasher!(token, hash, |H| H::LANES > 0).unwrap_or(false)
+}
+
+/// A key: the states after its first block, inside and outside, their words in 64 bits each.
 pub(super) struct HmacKey {
     pub(super) hash: Hash,
-    inner: State,
-    outer: State,
+    states: [[u64; 8]; 2],
 }
 
 impl HmacKey {
-    /// At most 64 bytes; `None` if there are more.
-    pub(super) fn new(token: Vaes, hash: Hash, key: &[u8]) -> Option<Self> {
-        let mut block = [0; BLOCK];
-        block.get_mut(..key.len())?.copy_from_slice(key);
-        let mut padded = [block, block];
-        padded[0].iter_mut().for_each(|byte| *byte ^= 0x36);
-        padded[1].iter_mut().for_each(|byte| *byte ^= 0x5c);
+    /// At most a block; `None` if there is more, or if there is no kernel for the hash.
+    pub(super) fn new(token: Token, hash: Hash, key: &[u8]) -> Option<Self> {
+        let mut block = [0_u8; 128];
+        let padded = block.get_mut(..hash.block_len())?;
+        padded.get_mut(..key.len())?.copy_from_slice(key);
         let mut states = [hash.initial(); 2];
-        let Vaes(..) = token;
-        // SAFETY: the token proves that the CPU has the instructions; one block each.
-        unsafe { hash.compress(&mut states, [padded[0].as_ptr(), padded[1].as_ptr()], 1) };
+        for (state, pad) in states.iter_mut().zip([0x36, 0x5c ^ 0x36]) {
+            // The second time the first pad is taken out as well.
+            padded.iter_mut().for_each(|byte| *byte ^= pad);
+            // SAFETY: a token proves that the CPU has the instructions; one block.
+            with_hasher!(token, hash, |H| unsafe { compress::<H>(state, padded) })?;
+        }
         block.zeroize();
-        padded.zeroize();
-        let [inner, outer] = states;
-        states.zeroize();
-        Some(Self { hash, inner, outer })
+        Some(Self { hash, states })
     }
+
+    /// The state inside.
+    #[inline]
+    pub(super) fn inner<W: Word>(&self) -> [W; 8] {
+        self.states[0].map(W::new)
+    }
+
+    /// The state outside.
+    #[inline]
+    pub(super) fn outer<W: Word>(&self) -> [W; 8] {
+        self.states[1].map(W::new)
+    }
+}
+
+/// Takes one block into a state.
+///
+/// # Safety
+/// The CPU has the instructions of the hasher, and `block` is a block of it.
+unsafe fn compress<H: Hasher>(state: &mut [u64; 8], block: &[u8]) {
+    let mut words = state.map(H::Word::new);
+    // SAFETY: the caller vouches for both.
+    unsafe { H::one(&mut words, block.as_ptr(), 1) };
+    *state = words.map(Word::widened);
 }
 
 impl Drop for HmacKey {
     fn drop(&mut self) {
-        self.inner.zeroize();
-        self.outer.zeroize();
+        for state in &mut self.states {
+            state.zeroize();
+        }
     }
 }
 
 /// What is authenticated.
 pub(super) struct Message<'a> {
     pub(super) key: &'a HmacKey,
-    pub(super) covered: &'a [u8],
-    /// What follows, if there is ESN: the high half of the sequence number (RFC 4303 section 2.2.1).
-    pub(super) high: Option<[u8; 4]>,
+    pub(super) text: &'a [u8],
 }
 
-impl Message<'_> {
-    fn full_blocks(&self) -> usize {
-        self.covered.len() / BLOCK
-    }
-
-    /// The last one or two blocks, with the padding of FIPS 180-4 section 5.1.1, and how many.
-    fn last_blocks(&self) -> ([u8; 2 * BLOCK], usize) {
-        let mut blocks = [0; 2 * BLOCK];
-        let rest = &self.covered[self.full_blocks() * BLOCK..];
-        blocks[..rest.len()].copy_from_slice(rest);
-        let mut end = rest.len();
-        let mut len = BLOCK + self.covered.len();
-        if let Some(high) = self.high {
-            blocks[end..end + 4].copy_from_slice(&high);
-            end += 4;
-            len += 4;
-        }
-        blocks[end] = 0x80;
-        let count = if end < BLOCK - 8 { 1 } else { 2 };
-        blocks[count * BLOCK - 8..count * BLOCK].copy_from_slice(&(8 * len as u64).to_be_bytes());
-        (blocks, count)
-    }
-}
-
-/// The digest of every message.
+/// The first 32 bytes of the digest of every message, or fewer where a digest is shorter.
 ///
-/// Best if those with one hash are neighbours, and of these the ones of similar length.
-pub(super) fn digests(token: Vaes, messages: &[Message<'_>], digests: &mut [[u8; 32]]) {
-    let Vaes(..) = token;
+/// Best if messages with one hash are neighbours, and of these the shorter ones come first.
+pub(super) fn digests(token: Token, messages: &[Message<'_>], digests: &mut [[u8; 32]]) {
     let mut done = 0;
     for run in messages.chunk_by(|one, other| one.key.hash == other.key.hash) {
-        for pair in run.chunks(2) {
-            let places = &mut digests[done..done + pair.len()];
-            // SAFETY: the token proves that the CPU has the instructions.
-            unsafe {
-                match pair {
-                    [one, other] => places.copy_from_slice(&interleaved([one, other])),
-                    [one] => places.copy_from_slice(&interleaved([one])),
-                    _ => {}
+        let places = &mut digests[done..done + run.len()];
+        done += run.len();
+        let Some(first) = run.first() else { continue };
+        // SAFETY: a token proves that the CPU has the instructions. There is a hasher, for
+        // there are keys.
+        with_hasher!(token, first.key.hash, |H| unsafe {
+            Lanes::<H>::new(first.key.hash).run(run, places);
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use hmac::{KeyInit, Mac};
+
+    use super::*;
+    use crate::aead::Implementation;
+
+    /// What the libraries make of it.
+    fn expected(hash: Hash, key: &[u8], text: &[u8]) -> Vec<u8> {
+        fn with<M: Mac + KeyInit>(key: &[u8], text: &[u8]) -> Vec<u8> {
+            let mut mac = <M as KeyInit>::new_from_slice(key).unwrap();
+            mac.update(text);
+            mac.finalize().into_bytes().to_vec()
+        }
+        match hash {
+            Hash::Sha1 => with::<hmac::Hmac<::sha1::Sha1>>(key, text),
+            Hash::Sha256 => with::<hmac::Hmac<::sha2::Sha256>>(key, text),
+            Hash::Sha384 => with::<hmac::Hmac<::sha2::Sha384>>(key, text),
+            Hash::Sha512 => with::<hmac::Hmac<::sha2::Sha512>>(key, text),
+        }
+    }
+
+    /// The CPU, and what it would be if it lacked some of its instructions.
+    fn tokens() -> Vec<Token> {
+        let mut tokens = Vec::new();
+        for implementation in [Implementation::Vaes512, Implementation::AesNi] {
+            let Some(all) = Token::detect(implementation) else {
+                continue;
+            };
+            let without_sha = Token { sha: false, ..all };
+            let without_avx2 = Token { avx2: false, ..all };
+            tokens.extend([all, without_sha, without_avx2]);
+        }
+        tokens
+    }
+
+    #[test]
+    fn every_number_of_messages_of_any_length_agrees_with_the_libraries() {
+        let texts: Vec<u8> = (0..4_000_u32).map(|i| ((i * i) >> 3) as u8).collect();
+        let mut number = 0_usize;
+        for token in tokens() {
+            for hash in [Hash::Sha1, Hash::Sha256, Hash::Sha384, Hash::Sha512] {
+                if !supports(token, hash) {
+                    assert!(HmacKey::new(token, hash, b"key").is_none());
+                    continue;
+                }
+                let secrets = [&b"key"[..], b"another key", &texts[..hash.block_len()]];
+                let keys = secrets.map(|key| HmacKey::new(token, hash, key).unwrap());
+                // The second time all are equally long.
+                for (count, same) in (0..=40).flat_map(|count| [(count, false), (count, true)]) {
+                    let mut messages: Vec<(usize, &[u8])> = (0..count)
+                        .map(|_| {
+                            number += 1;
+                            let len = number * 53 % 300 + number % 7 / 6 * 900;
+                            let len = if same { count * 29 } else { len };
+                            (number % 3, &texts[number % 60..][..len])
+                        })
+                        .collect();
+                    messages.sort_by_key(|(_, text)| text.len());
+                    let mut results = vec![[0; 32]; count];
+                    let jobs: Vec<Message<'_>> = messages
+                        .iter()
+                        .map(|(key, text)| Message {
+                            key: &keys[*key],
+                            text,
+                        })
+                        .collect();
+                    digests(token, &jobs, &mut results);
+                    for ((key, text), result) in messages.iter().zip(&results) {
+                        let expected = expected(hash, secrets[*key], text);
+                        let len = expected.len().min(32);
+                        assert_eq!(
+                            result[..len],
+                            expected[..len],
+                            "{token:?}, one of {count}, {} bytes",
+                            text.len()
+                        );
+                    }
                 }
             }
-            done += pair.len();
         }
     }
-}
-
-/// The digests of messages with the same hash.
-#[target_feature(enable = "sha,sse4.1,ssse3")]
-fn interleaved<const N: usize>(messages: [&Message<'_>; N]) -> [[u8; 32]; N] {
-    let hash = messages[0].key.hash;
-    let mut states = messages.map(|message| message.key.inner);
-    let texts = messages.map(|message| (message.covered.as_ptr(), message.full_blocks()));
-    // SAFETY: the full blocks of the messages.
-    unsafe { blocks(hash, &mut states, texts) };
-    let last = messages.map(Message::last_blocks);
-    let places = last
-        .each_ref()
-        .map(|(blocks, count)| (blocks.as_ptr(), *count));
-    // SAFETY: as many blocks as were made.
-    unsafe { blocks(hash, &mut states, places) };
-
-    let outer = states.map(|state| {
-        let mut block = [0; BLOCK];
-        block[..32].copy_from_slice(&hash.digest(state));
-        let len = hash.digest_len();
-        block[len] = 0x80;
-        let bits = 8 * (BLOCK + len) as u64;
-        block[BLOCK - 8..].copy_from_slice(&bits.to_be_bytes());
-        block
-    });
-    let mut states = messages.map(|message| message.key.outer);
-    // SAFETY: one block each.
-    unsafe { hash.compress(&mut states, outer.each_ref().map(|block| block.as_ptr()), 1) };
-    states.map(|state| hash.digest(state))
-}
-
-/// Takes blocks of each message into its state: together as many as all have, the others one
-/// message after the other.
-///
-/// # Safety
-/// Every pointer is valid for reads of as many blocks as stand beside it.
-#[inline]
-#[target_feature(enable = "sha,sse4.1,ssse3")]
-unsafe fn blocks<const N: usize>(
-    hash: Hash,
-    states: &mut [State; N],
-    messages: [(*const u8, usize); N],
-) {
-    let common = messages
-        .into_iter()
-        .map(|(_, count)| count)
-        .min()
-        .unwrap_or(0);
-    // SAFETY: as for this function.
-    unsafe {
-        hash.compress(states, messages.map(|(message, _)| message), common);
-        for (state, (message, count)) in states.iter_mut().zip(messages) {
-            let rest = message.wrapping_add(BLOCK * common);
-            hash.compress(core::array::from_mut(state), [rest], count - common);
-        }
-    }
-}
-
-#[inline]
-pub(super) fn load(half: &u128) -> __m128i {
-    // SAFETY: 16 aligned bytes, of which any are valid.
-    unsafe { _mm_load_si128((&raw const *half).cast()) }
-}
-
-#[inline]
-pub(super) fn store(half: __m128i) -> u128 {
-    // SAFETY: the same size, and every bit pattern is valid.
-    unsafe { core::mem::transmute(half) }
 }

@@ -7,20 +7,12 @@
 
 use core::arch::x86_64::*;
 
-use super::hmac::{State, load, store};
+use super::hasher::{State, load_state, store_state};
 
-/// The initial hash value as [`compress`] takes it: the words a to d and e, a and e in the upper
-/// word (FIPS 180-4 section 5.3.1).
-pub(super) const INITIAL: State = [0x6745_2301_efcd_ab89_98ba_dcfe_1032_5476, 0xc3d2_e1f0 << 96];
-
-/// The hash value of a state, as it is sent, and zeroes behind it.
-pub(super) fn digest([abcd, e]: State) -> [u8; 32] {
-    let mut digest = [0; 32];
-    let (low, high) = digest.split_at_mut(16);
-    low.copy_from_slice(&abcd.to_be_bytes());
-    high.copy_from_slice(&e.to_be_bytes());
-    digest
-}
+/// FIPS 180-4 section 5.3.1; a state has five words.
+pub(super) const INITIAL: State = [
+    0x67452301, 0xefcdab89, 0x98badcfe, 0x10325476, 0xc3d2e1f0, 0, 0, 0,
+];
 
 /// Takes `count` blocks of each message into its state.
 ///
@@ -36,8 +28,8 @@ pub(super) unsafe fn compress<const N: usize>(
     let mut abcd = [_mm_setzero_si128(); N];
     let mut e = abcd;
     for n in 0..N {
-        abcd[n] = load(&states[n][0]);
-        e[n] = load(&states[n][1]);
+        // The instructions want the first word at the top.
+        [abcd[n], e[n]] = load_state(&states[n]).map(|words| _mm_shuffle_epi32(words, 0x1b));
     }
     for block in 0..count {
         let (abcd_before, e_before) = (abcd, e);
@@ -79,6 +71,7 @@ pub(super) unsafe fn compress<const N: usize>(
         }
     }
     for n in 0..N {
-        states[n] = [store(abcd[n]), store(e[n])];
+        let words = [abcd[n], e[n]].map(|words| _mm_shuffle_epi32(words, 0x1b));
+        store_state(&mut states[n], words);
     }
 }

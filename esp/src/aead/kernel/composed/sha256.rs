@@ -7,13 +7,12 @@
 
 use core::arch::x86_64::*;
 
-use super::hmac::{State, load, store};
+use super::hasher::{State, load, load_state, store_state};
 
-/// The initial hash value as [`compress`] takes it: the words a, b, e, f and c, d, g, h, of which
-/// a and c are the upper ones (FIPS 180-4 section 5.3.3).
+/// FIPS 180-4 section 5.3.3.
 pub(super) const INITIAL: State = [
-    0x6a09e667_bb67ae85_510e527f_9b05688c,
-    0x3c6ef372_a54ff53a_1f83d9ab_5be0cd19,
+    0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a, //
+    0x510e527f, 0x9b05688c, 0x1f83d9ab, 0x5be0cd19,
 ];
 
 /// FIPS 180-4 section 4.2.2, four to a register, the first in the lowest word.
@@ -36,26 +35,6 @@ static CONSTANTS: [u128; 16] = [
     0xc671_78f2_bef9_a3f7_a450_6ceb_90be_fffa,
 ];
 
-/// The hash value of a state, as it is sent.
-pub(super) fn digest([feba, hgdc]: State) -> [u8; 32] {
-    let word = |from: u128, index: u32| (from >> (32 * index)) as u32;
-    let words = [
-        word(feba, 3),
-        word(feba, 2),
-        word(hgdc, 3),
-        word(hgdc, 2), //
-        word(feba, 1),
-        word(feba, 0),
-        word(hgdc, 1),
-        word(hgdc, 0),
-    ];
-    let mut digest = [0; 32];
-    for (bytes, word) in digest.as_chunks_mut().0.iter_mut().zip(words) {
-        *bytes = word.to_be_bytes();
-    }
-    digest
-}
-
 /// Takes `count` blocks of each message into its state.
 ///
 /// # Safety
@@ -70,8 +49,11 @@ pub(super) unsafe fn compress<const N: usize>(
     let mut abef = [_mm_setzero_si128(); N];
     let mut cdgh = abef;
     for n in 0..N {
-        abef[n] = load(&states[n][0]);
-        cdgh[n] = load(&states[n][1]);
+        // The instructions want the words a, b, e, f and c, d, g, h, each from the top.
+        let [abcd, efgh] = load_state(&states[n]);
+        let (badc, hgfe) = (_mm_shuffle_epi32(abcd, 0xb1), _mm_shuffle_epi32(efgh, 0x1b));
+        abef[n] = _mm_alignr_epi8(badc, hgfe, 8);
+        cdgh[n] = _mm_blend_epi16(hgfe, badc, 0xf0);
     }
     for block in 0..count {
         let (abef_before, cdgh_before) = (abef, cdgh);
@@ -107,6 +89,12 @@ pub(super) unsafe fn compress<const N: usize>(
         }
     }
     for n in 0..N {
-        states[n] = [store(abef[n]), store(cdgh[n])];
+        let (feba, dchg) = (
+            _mm_shuffle_epi32(abef[n], 0x1b),
+            _mm_shuffle_epi32(cdgh[n], 0xb1),
+        );
+        let abcd = _mm_blend_epi16(feba, dchg, 0xf0);
+        let efgh = _mm_alignr_epi8(dchg, feba, 8);
+        store_state(&mut states[n], [abcd, efgh]);
     }
 }

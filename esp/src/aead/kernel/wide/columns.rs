@@ -327,7 +327,7 @@ pub(super) unsafe fn finish_tags<const SEAL: bool>(unit: &Unit, sums: __m512i) {
 /// Rows to columns, or columns to rows.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,vaes,vpclmulqdq,bmi1,bmi2")]
-fn transposed([a, b, c, d]: [__m512i; 4]) -> [__m512i; 4] {
+pub(super) fn transposed([a, b, c, d]: [__m512i; 4]) -> [__m512i; 4] {
     let ab_low = _mm512_shuffle_i64x2(a, b, 0x44);
     let ab_high = _mm512_shuffle_i64x2(a, b, 0xee);
     let cd_low = _mm512_shuffle_i64x2(c, d, 0x44);

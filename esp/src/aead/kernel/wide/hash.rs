@@ -120,14 +120,64 @@ impl Products {
         self.high = _mm512_ternarylogic_epi64(self.high, high_a, high_b, SUM);
     }
 
+    /// Adds `block` times a power; `halves` has in each lower half the sum of the power's halves.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,vaes,vpclmulqdq,bmi1,bmi2")]
+    pub(super) fn add_spread(&mut self, block: __m512i, power: __m512i, halves: __m512i) {
+        let low = _mm512_clmulepi64_epi128(block, power, 0x00);
+        let middle = _mm512_clmulepi64_epi128(folded(block), halves, 0x00);
+        let high = _mm512_clmulepi64_epi128(block, power, 0x11);
+        self.low = _mm512_xor_si512(self.low, low);
+        self.middle = _mm512_xor_si512(self.middle, middle);
+        self.high = _mm512_xor_si512(self.high, high);
+    }
+
+    /// Adds two blocks times their powers; `halves` has in the halves of each lane the sums of
+    /// the powers' halves. The first have nothing that they are added to.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,vaes,vpclmulqdq,bmi1,bmi2")]
+    pub(super) fn add_two_spread(
+        &mut self,
+        [a, b]: [__m512i; 2],
+        powers: [__m512i; 2],
+        power_halves: __m512i,
+        first: bool,
+    ) {
+        let halves = _mm512_xor_si512(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b));
+        let low_a = _mm512_clmulepi64_epi128(a, powers[0], 0x00);
+        let high_a = _mm512_clmulepi64_epi128(a, powers[0], 0x11);
+        let low_b = _mm512_clmulepi64_epi128(b, powers[1], 0x00);
+        let high_b = _mm512_clmulepi64_epi128(b, powers[1], 0x11);
+        let middle_a = _mm512_clmulepi64_epi128(halves, power_halves, 0x00);
+        let middle_b = _mm512_clmulepi64_epi128(halves, power_halves, 0x11);
+        if first {
+            self.low = _mm512_xor_si512(low_a, low_b);
+            self.middle = _mm512_xor_si512(middle_a, middle_b);
+            self.high = _mm512_xor_si512(high_a, high_b);
+        } else {
+            self.low = _mm512_ternarylogic_epi64(self.low, low_a, low_b, SUM);
+            self.middle = _mm512_ternarylogic_epi64(self.middle, middle_a, middle_b, SUM);
+            self.high = _mm512_ternarylogic_epi64(self.high, high_a, high_b, SUM);
+        }
+    }
+
+    /// The lower and the upper 128 bits of each lane.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,vaes,vpclmulqdq,bmi1,bmi2")]
+    pub(super) fn halves(self) -> (__m512i, __m512i) {
+        let middle = _mm512_ternarylogic_epi64(self.middle, self.low, self.high, SUM);
+        (
+            _mm512_xor_si512(self.low, _mm512_bslli_epi128(middle, 8)),
+            _mm512_xor_si512(self.high, _mm512_bsrli_epi128(middle, 8)),
+        )
+    }
+
     /// Each lane modulo the polynomial of GHASH, divided by x^128.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,vaes,vpclmulqdq,bmi1,bmi2")]
     pub(super) fn reduce(self) -> __m512i {
-        let polynomial = _mm512_set1_epi64(POLYNOMIAL);
-        let middle = _mm512_ternarylogic_epi64(self.middle, self.low, self.high, SUM);
-        let low = _mm512_xor_si512(self.low, _mm512_bslli_epi128(middle, 8));
-        let high = _mm512_xor_si512(self.high, _mm512_bsrli_epi128(middle, 8));
+        let polynomial = polynomial();
+        let (low, high) = self.halves();
         let product = _mm512_clmulepi64_epi128(low, polynomial, 0x00);
         let low = _mm512_xor_si512(_mm512_shuffle_epi32(low, 0x4e), product);
         let product = _mm512_clmulepi64_epi128(low, polynomial, 0x00);
@@ -149,6 +199,13 @@ impl Powers {
             join([lane(0), lane(1), lane(2), lane(3)])
         }
     }
+}
+
+/// [`POLYNOMIAL`] in every half.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,vaes,vpclmulqdq,bmi1,bmi2")]
+pub(super) fn polynomial() -> __m512i {
+    _mm512_set1_epi64(POLYNOMIAL)
 }
 
 /// The sum of the halves of each lane, in both halves.

@@ -29,21 +29,19 @@ pub(super) struct Line {
 /// What the counter blocks of a chunk after the first add to it.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
-pub(super) struct Steps(pub(super) [__m512i; STATES - 1]);
+pub(super) struct Steps<const N: usize = { STATES - 1 }>(pub(super) [__m512i; N]);
 
-impl Steps {
+impl<const N: usize> Steps<N> {
     /// `by` more in each, in the last four bytes of each lane.
     pub(super) const fn of(by: u32) -> Self {
-        let mut words = [[0u32; 16]; STATES - 1];
+        let mut words = [[0u32; 16]; N];
         let mut n = 0;
         while n < 4 * words.len() {
             words[n / 4][n % 4 * 4 + 3] = by * (n as u32 / 4 + 1);
             n += 1;
         }
         // SAFETY: the same size, and every bit pattern is valid.
-        Self(unsafe {
-            core::mem::transmute::<[[u32; 16]; STATES - 1], [__m512i; STATES - 1]>(words)
-        })
+        Self(unsafe { core::mem::transmute_copy::<[[u32; 16]; N], [__m512i; N]>(&words) })
     }
 }
 

@@ -22,7 +22,10 @@ mod columns;
 mod hash;
 mod line;
 mod order;
+mod quad;
 mod row;
+mod shapes;
+mod spread;
 mod unit;
 
 use core::arch::x86_64::*;
@@ -30,6 +33,7 @@ use core::arch::x86_64::*;
 use self::line::Line;
 use self::order::{BATCH, Order};
 use self::row::Rows;
+pub(super) use self::shapes::{class_of_key, crypt as crypt_jobs};
 use self::unit::Unit;
 use super::packet::Packet;
 

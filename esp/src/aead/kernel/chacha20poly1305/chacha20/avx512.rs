@@ -1,5 +1,4 @@
-//! ChaCha20 (RFC 8439 section 2.4) in sixteen lanes: sixteen blocks at a time, each with a key,
-//! nonce, counter and place of its own.
+//! With AVX-512: a word of sixteen blocks in a register.
 
 #![allow(
     clippy::needless_range_loop,
@@ -7,20 +6,8 @@
 )]
 
 use core::arch::x86_64::*;
-use core::marker::PhantomData;
 
-use zeroize::Zeroize;
-
-use super::Avx512;
-
-/// Blocks in one pass.
-const LANES: usize = 16;
-
-/// Bytes in a block.
-pub(super) const BLOCK: usize = 64;
-
-/// "expand 32-byte k": the first four words of every block.
-const CONSTANTS: [i32; 4] = [0x6170_7865, 0x3320_646e, 0x7962_2d32, 0x6b20_6574];
+use super::{CONSTANTS, Lanes};
 
 /// Four quarter rounds that do not depend on each other, step by step together. A macro, for
 /// only with constant indices the words stay in registers.
@@ -38,79 +25,11 @@ macro_rules! quarter_rounds {
     };
 }
 
-/// A key as the words 4 to 11 of a block.
-#[repr(C, align(32))]
-pub(super) struct Key(pub(super) [u32; 8]);
-
-static NO_KEY: Key = Key([0; 8]);
-
-/// Blocks that wait until there are enough to fill the lanes.
-///
-/// The slices that [`Lanes::xor`] is given stay borrowed as long as the lanes exist; what they
-/// hold is defined after [`Lanes::flush`].
-#[repr(C, align(64))]
-pub(super) struct Lanes<'a> {
-    /// Words 4 to 15 of all blocks, kept here while the rounds need every register.
-    initial: [[u32; LANES]; 12],
-    /// Words 12 to 15: counter and nonce.
-    tails: [[u32; 4]; LANES],
-    masks: [u64; LANES],
-    keys: [*const Key; LANES],
-    places: [*mut u8; LANES],
-    used: usize,
-    token: Avx512,
-    borrowed: PhantomData<(&'a Key, &'a mut [u8])>,
-}
-
-impl<'a> Lanes<'a> {
-    pub(super) fn new(token: Avx512) -> Self {
-        Self {
-            initial: [[0; LANES]; 12],
-            tails: [[0; 4]; LANES],
-            masks: [0; LANES],
-            keys: [&raw const NO_KEY; LANES],
-            places: [core::ptr::null_mut(); LANES],
-            used: 0,
-            token,
-            borrowed: PhantomData,
-        }
-    }
-
-    /// Adds the key stream of one block, or as much of it as `place` is long, to `place`.
-    #[inline]
-    pub(super) fn xor(&mut self, key: &'a Key, counter: u32, nonce: [u32; 3], place: &'a mut [u8]) {
-        if self.used == LANES {
-            self.flush();
-        }
-        let lane = self.used;
-        self.keys[lane] = key;
-        self.tails[lane] = [counter, nonce[0], nonce[1], nonce[2]];
-        self.masks[lane] = match place.len() {
-            BLOCK.. => u64::MAX,
-            len => (1 << len) - 1,
-        };
-        self.places[lane] = place.as_mut_ptr();
-        self.used += 1;
-    }
-
-    /// Works on the blocks that wait.
-    pub(super) fn flush(&mut self) {
-        if self.used == 0 {
-            return;
-        }
-        self.masks[self.used..].fill(0);
-        self.used = 0;
-        let Avx512(..) = self.token;
-        // SAFETY: the token proves that the CPU has the instructions; keys and places are
-        // borrowed for as long as `self` exists, and a mask has no more bits than its place
-        // has bytes. Lanes left over from an earlier pass have an empty mask.
-        unsafe { self.pass() }
-    }
-
+impl Lanes<'_> {
     /// # Safety
     /// Every key is valid for reads, and every place for as many bytes as its mask has bits.
     #[target_feature(enable = "avx512f,avx512bw")]
-    unsafe fn pass(&mut self) {
+    pub(super) unsafe fn pass_512(&mut self) {
         let key_part = |lane: usize, part: usize| {
             // SAFETY: the caller vouches for the keys, which have two parts of 16 bytes.
             unsafe { _mm_load_si128(self.keys[lane].cast::<__m128i>().add(part)) }
@@ -193,14 +112,6 @@ impl<'a> Lanes<'a> {
                     _mm512_mask_storeu_epi8(place, mask, _mm512_xor_si512(text, blocks[row]));
                 }
             }
-        }
-    }
-}
-
-impl Drop for Lanes<'_> {
-    fn drop(&mut self) {
-        for words in &mut self.initial {
-            words.zeroize();
         }
     }
 }

@@ -1,8 +1,4 @@
-//! Poly1305 (RFC 8439 section 2.5) with 52-bit multiply-add: eight lanes, numbers in limbs of
-//! 44, 44 and 42 bits.
-//!
-//! A lane is a packet, so that eight or sixteen packets advance block by block together; a
-//! packet much longer than its neighbours takes all eight lanes for itself.
+//! With 52-bit multiply-add (AVX-512): eight lanes, numbers in limbs of 44, 44 and 42 bits.
 
 #![allow(
     clippy::needless_range_loop,
@@ -11,124 +7,15 @@
 
 use core::arch::x86_64::*;
 
-use super::{Avx512, BATCH};
+use super::{BLOCK, MASK_42, MASK_44, Message};
 
+/// The bit that is added above every block: 2^128, in the third limb.
+const HIGH_BIT: u64 = 1 << 40;
 /// Lanes of a vector.
 const LANES: usize = 8;
 /// Packets that advance together: two vectors, of which one works while the other waits for
 /// its products.
-const GROUP: usize = 2 * LANES;
-/// Full blocks from which on a packet can take all lanes.
-const LONG: usize = 32;
-
-const BLOCK: usize = 16;
-const MASK_44: u64 = (1 << 44) - 1;
-const MASK_42: u64 = (1 << 42) - 1;
-/// The bit that is added above every block: 2^128, in the third limb.
-const HIGH_BIT: u64 = 1 << 40;
-
-/// What is authenticated: additional data of at most one block, and a text.
-pub(super) struct Message<'a> {
-    /// r and s.
-    pub(super) key: &'a [u128; 2],
-    /// Padded with zeroes.
-    pub(super) aad: [u8; BLOCK],
-    pub(super) aad_len: usize,
-    pub(super) text: &'a [u8],
-}
-
-impl Message<'_> {
-    fn full_blocks(&self) -> usize {
-        self.text.len() / BLOCK
-    }
-
-    /// The last block if it is not full, with the zeroes that pad it (RFC 8439 section 2.8).
-    fn partial_block(&self) -> Option<[u8; BLOCK]> {
-        let rest = &self.text[self.full_blocks() * BLOCK..];
-        let mut block = [0; BLOCK];
-        block[..rest.len()].copy_from_slice(rest);
-        (!rest.is_empty()).then_some(block)
-    }
-
-    fn length_block(&self) -> [u8; BLOCK] {
-        let lengths = self.aad_len as u128 | (self.text.len() as u128) << 64;
-        lengths.to_le_bytes()
-    }
-
-    /// r in limbs.
-    fn limbs(&self) -> [u64; 3] {
-        //= https://www.rfc-editor.org/rfc/rfc8439#section-2.5
-        // Some bits of r are required to be zero ("clamped").
-        let r = self.key[0] & 0x0ffffffc_0ffffffc_0ffffffc_0fffffff;
-        [
-            r as u64 & MASK_44,
-            (r >> 44) as u64 & MASK_44,
-            (r >> 88) as u64,
-        ]
-    }
-
-    /// The tag, from the sum in limbs that need not be carried.
-    fn tag(&self, [mut h0, mut h1, mut h2]: [u64; 3]) -> [u8; BLOCK] {
-        for _ in 0..2 {
-            h1 += h0 >> 44;
-            h0 &= MASK_44;
-            h2 += h1 >> 44;
-            h1 &= MASK_44;
-            h0 += 5 * (h2 >> 42);
-            h2 &= MASK_42;
-        }
-        h1 += h0 >> 44;
-        h0 &= MASK_44;
-        // Minus 2^130 - 5, unless that is negative.
-        let g0 = h0 + 5;
-        let g1 = h1 + (g0 >> 44);
-        let g2 = (h2 + (g1 >> 44)).wrapping_sub(1 << 42);
-        let keep = (g2 >> 63).wrapping_neg();
-        let h0 = (h0 & keep) | (g0 & MASK_44 & !keep);
-        let h1 = (h1 & keep) | (g1 & MASK_44 & !keep);
-        let h2 = (h2 & keep) | (g2 & !keep);
-        let h = u128::from(h0) | u128::from(h1) << 44 | u128::from(h2) << 88;
-        h.wrapping_add(self.key[1]).to_le_bytes()
-    }
-}
-
-/// The tag of every message.
-pub(super) fn tags(token: Avx512, messages: &[Message<'_>], tags: &mut [[u8; BLOCK]]) {
-    let mut order = [0_u8; BATCH];
-    let order = &mut order[..messages.len()];
-    for (index, place) in order.iter_mut().enumerate() {
-        *place = index as u8;
-    }
-    order.sort_unstable_by_key(|&index| usize::MAX - messages[usize::from(index)].text.len());
-
-    let blocks = |index: &u8| messages[usize::from(*index)].full_blocks();
-    let Avx512(..) = token;
-    let mut rest = &order[..];
-    while let Some(longest) = rest.first() {
-        let group = &rest[..rest.len().min(GROUP)];
-        // What lanes of one packet each would cost against what they would do.
-        let (cost, work) = (
-            blocks(longest) * GROUP,
-            group.iter().map(blocks).sum::<usize>(),
-        );
-        let taken = if blocks(longest) >= LONG && cost > work + work / 2 + 4 * GROUP {
-            let index = usize::from(*longest);
-            // SAFETY: the token proves that the CPU has the instructions.
-            tags[index] = unsafe { long(&messages[index]) };
-            1
-        } else {
-            // SAFETY: the token proves that the CPU has the instructions.
-            unsafe {
-                match group.len() {
-                    ..=LANES => side_by_side::<1>(messages, group, tags),
-                    _ => side_by_side::<2>(messages, group, tags),
-                }
-            }
-            group.len()
-        };
-        rest = &rest[taken..];
-    }
-}
+pub(super) const GROUP: usize = 2 * LANES;
 
 /// A number in each lane, in limbs.
 #[derive(Clone, Copy)]
@@ -300,9 +187,18 @@ impl Products {
     }
 }
 
-/// Tags of up to `8 * VECTORS` messages, one in each lane.
+/// Tags of at most [`GROUP`] messages, one in each lane.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512ifma")]
-fn side_by_side<const VECTORS: usize>(
+pub(super) fn side_by_side(messages: &[Message<'_>], group: &[u8], tags: &mut [[u8; BLOCK]]) {
+    match group.len() {
+        ..=LANES => side_by_side_vectors::<1>(messages, group, tags),
+        _ => side_by_side_vectors::<2>(messages, group, tags),
+    }
+}
+
+/// Tags of up to `8 * VECTORS` messages.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512ifma")]
+fn side_by_side_vectors<const VECTORS: usize>(
     messages: &[Message<'_>],
     group: &[u8],
     tags: &mut [[u8; BLOCK]],
@@ -337,7 +233,7 @@ fn side_by_side<const VECTORS: usize>(
         partial[vector][lane] = (1 << (message.text.len() % BLOCK)) - 1;
         common = common.min(blocks);
         steps = steps.max(blocks);
-        for (limb, value) in message.limbs().into_iter().enumerate() {
+        for (limb, value) in self::limbs(message).into_iter().enumerate() {
             limbs[vector][limb][lane] = value;
         }
     }
@@ -424,11 +320,11 @@ fn load(lanes: &[u64; LANES]) -> __m512i {
     unsafe { _mm512_loadu_si512(lanes.as_ptr().cast()) }
 }
 
-/// The tag of one message of at least [`LONG`] full blocks, eight blocks at a time: each lane
+/// The tag of one message of at least [`LONG`](super::LONG) full blocks, eight blocks at a time: each lane
 /// multiplies by r^8, and at the end by the power that its last block lacks.
 #[target_feature(enable = "avx512f,avx512ifma")]
-fn long(message: &Message<'_>) -> [u8; BLOCK] {
-    let r = Number(message.limbs().map(|limb| _mm512_set1_epi64(limb as i64)));
+pub(super) fn long(message: &Message<'_>) -> [u8; BLOCK] {
+    let r = Number(limbs(message).map(|limb| _mm512_set1_epi64(limb as i64)));
     let r2 = r.times(&Factor::new(r));
     let r2_factor = Factor::new(r2);
     let r4 = r2.times(&r2_factor);
@@ -474,4 +370,14 @@ fn long(message: &Message<'_>) -> [u8; BLOCK] {
     let sum = sum.plus(Number::from_bytes(&tail, high_bits));
     let sum = sum.times(&Factor::new(powers));
     message.tag(sum.0.map(|limb| _mm512_reduce_add_epi64(limb) as u64))
+}
+
+/// r in limbs.
+fn limbs(message: &Message<'_>) -> [u64; 3] {
+    let r = message.r();
+    [
+        r as u64 & MASK_44,
+        (r >> 44) as u64 & MASK_44,
+        (r >> 88) as u64,
+    ]
 }

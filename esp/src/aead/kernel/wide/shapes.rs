@@ -1,0 +1,215 @@
+//! Which jobs are worked on together straight away.
+
+use core::mem::MaybeUninit;
+use core::num::NonZeroU8;
+
+use super::super::key::Form;
+use super::super::{BATCH, Kernel};
+use super::quad::{self, End, HEADER, ICV, Run, Sealed, Start, Whole};
+use super::spread::Spreads;
+use crate::aead::{Cipher, Job};
+
+/// Shapes of texts, from 1: how many vectors of four blocks, and what there is beside them.
+const SHAPES: usize = 32;
+/// Shapes for each class of keys, with and without high halves of sequence numbers.
+const CLASSES: usize = 6 * SHAPES;
+/// Texts of more bytes have no shape.
+const MOST: usize = 288;
+
+/// The shape of each length of text, or 0.
+static SHAPE: [u8; MOST + 1] = {
+    let mut shapes = [0; MOST + 1];
+    let mut len = 33;
+    while len <= MOST {
+        let of_one_vector = match (len - 1) % 64 / 16 {
+            0 => 4,
+            1 => 5,
+            2 => 1,
+            _ if len % 64 > 0 => 2,
+            _ => 3,
+        };
+        shapes[len] = of_one_vector + 5 * ((len - 33) / 64) as u8;
+        len += 1;
+    }
+    shapes
+};
+
+static IN_ORDER: [u8; BATCH] = {
+    let mut indices = [0; BATCH];
+    let mut i = 0;
+    while i < BATCH {
+        indices[i] = i as u8;
+        i += 1;
+    }
+    indices
+};
+
+/// That of AES-GCM with explicit IVs and ICVs of 16 bytes.
+pub(in super::super) fn class_of_key(
+    kernel: Kernel,
+    form: Form,
+    rounds: u8,
+    icv_len: u8,
+) -> Option<NonZeroU8> {
+    let fits = matches!(kernel, Kernel::Vaes512(_)) && form == Form::Gcm && icv_len == 16;
+    fits.then_some(NonZeroU8::new(rounds)).flatten()
+}
+
+/// The shape of the text of a job.
+#[inline(always)]
+fn shape(job: &Job<'_>) -> u8 {
+    let len = job.esp.len().wrapping_sub(HEADER + ICV);
+    SHAPE.get(len).copied().unwrap_or(0)
+}
+
+/// Seals or opens what goes together of at most [`BATCH`] jobs; returns a bit for each that has
+/// been done.
+///
+/// # Safety
+/// The CPU has what the kernel needs.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,vaes,vpclmulqdq,bmi1,bmi2")]
+pub(in super::super) unsafe fn crypt<const SEAL: bool>(jobs: &mut [Job<'_>]) -> u64 {
+    if jobs.len() < 4 {
+        return 0;
+    }
+    let len = jobs.len();
+    let mut work = Work {
+        shape: shape(&jobs[0]),
+        jobs: jobs.as_mut_ptr(),
+        spreads: Spreads::new(),
+        sealed: MaybeUninit::uninit(),
+    };
+    // SAFETY: each member is an index of a job.
+    let done = unsafe {
+        // Most batches are of one shape.
+        let count = work.run::<SEAL>(&IN_ORDER[..len & !3]);
+        let mut done = u64::MAX.checked_shr((BATCH - count) as u32).unwrap_or(0);
+        if len - count >= 4 {
+            done |= sorted::<SEAL>(&mut work, count, len);
+        }
+        done
+    };
+    work.spreads.wipe();
+    if SEAL && done != 0 {
+        // SAFETY: what has been sealed has left something.
+        unsafe { work.sealed.assume_init_mut() }.wipe();
+    }
+    done
+}
+
+/// Puts jobs in the order of their classes and works on four of each as long as there are.
+///
+/// # Safety
+/// As for [`crypt`]; there are jobs from `start` to `end`.
+#[inline(never)]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,vaes,vpclmulqdq,bmi1,bmi2")]
+unsafe fn sorted<const SEAL: bool>(work: &mut Work<'_>, start: usize, end: usize) -> u64 {
+    let mut classes = [0u8; BATCH];
+    // Counts, then places.
+    let mut places = [0u8; CLASSES];
+    let mut cipher: *const Cipher = core::ptr::null();
+    let mut base = 0;
+    let mut shapes = 0;
+    for (i, class) in classes[start..end].iter_mut().enumerate() {
+        // SAFETY: the caller keeps the contract.
+        let job = unsafe { &*work.jobs.add(start + i) };
+        if !core::ptr::eq(job.cipher, cipher) {
+            cipher = job.cipher;
+            let key = job.cipher.gcm_key().and_then(|key| key.class);
+            base = key.map_or(0, |class| (class.get() - 10) * SHAPES as u8 + 1);
+        }
+        if base > 0 {
+            let shape = shape(job);
+            shapes |= shape;
+            *class = base - 1 + u8::from(job.esn) * SHAPES as u8 + shape;
+        }
+        places[usize::from(*class)] += 1;
+    }
+    if shapes == 0 {
+        return 0;
+    }
+    let mut order = [0u8; BATCH];
+    let mut runs = [(0u8, 0u8, 0u8); BATCH / 4];
+    let mut count = 0;
+    let mut sum = 0;
+    for (class, place) in places.iter_mut().enumerate() {
+        let number = *place;
+        *place = sum;
+        if number >= 4 && class % SHAPES != 0 {
+            runs[count] = (class as u8, sum, number & !3);
+            count += 1;
+        }
+        sum += number;
+    }
+    if count == 0 {
+        return 0;
+    }
+    for (i, class) in classes[start..end].iter().enumerate() {
+        let place = &mut places[usize::from(*class)];
+        order[usize::from(*place)] = (start + i) as u8;
+        *place += 1;
+    }
+    let mut done = 0;
+    for (class, start, number) in &runs[..count] {
+        let members = &order[usize::from(*start)..][..usize::from(*number)];
+        // SAFETY: the caller keeps the contract.
+        let number = unsafe {
+            work.shape = *class % SHAPES as u8;
+            work.run::<SEAL>(members)
+        };
+        for member in &members[..number] {
+            done |= 1 << member;
+        }
+    }
+    done
+}
+
+/// The jobs, and what is needed to work on them.
+struct Work<'a> {
+    jobs: *mut Job<'a>,
+    /// That of those that are worked on.
+    shape: u8,
+    spreads: Spreads,
+    sealed: MaybeUninit<Sealed>,
+}
+
+impl Work<'_> {
+    /// Works on jobs of the shape, a multiple of four; returns how many have been done: up to
+    /// the first that has another.
+    ///
+    /// # Safety
+    /// As for [`quad::run`].
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,vaes,vpclmulqdq,bmi1,bmi2")]
+    unsafe fn run<const SEAL: bool>(&mut self, members: &[u8]) -> usize {
+        let jobs = self.jobs;
+        let (spreads, sealed) = (&mut self.spreads, &mut self.sealed);
+        let run = &Run { jobs, members };
+        // SAFETY: the caller keeps the contract.
+        unsafe {
+            match self.shape {
+                1 => quad::run::<SEAL, Whole<1, 4>, Whole<1, 4>, 4, 4, 5>(run, spreads, sealed),
+                2 => quad::run::<SEAL, Whole<1, 3>, Whole<1, 3>, 5, 5, 6>(run, spreads, sealed),
+                3 => quad::run::<SEAL, Whole<1, 0>, Whole<1, 0>, 5, 5, 6>(run, spreads, sealed),
+                4 => quad::run::<SEAL, Whole<1, 1>, Whole<1, 1>, 6, 6, 7>(run, spreads, sealed),
+                5 => quad::run::<SEAL, Whole<1, 2>, Whole<1, 2>, 7, 7, 8>(run, spreads, sealed),
+                6 => quad::run::<SEAL, Whole<2, 4>, Whole<2, 4>, 8, 8, 9>(run, spreads, sealed),
+                7 => quad::run::<SEAL, Whole<2, 3>, Whole<2, 3>, 9, 9, 10>(run, spreads, sealed),
+                8 => quad::run::<SEAL, Whole<2, 0>, Whole<2, 0>, 9, 9, 10>(run, spreads, sealed),
+                9 => quad::run::<SEAL, Whole<2, 1>, Whole<2, 1>, 10, 10, 11>(run, spreads, sealed),
+                10 => quad::run::<SEAL, Whole<2, 2>, Whole<2, 2>, 11, 11, 12>(run, spreads, sealed),
+                11 => quad::run::<SEAL, Start<1>, End<4>, 5, 7, 8>(run, spreads, sealed),
+                12 => quad::run::<SEAL, Start<1>, End<3>, 5, 8, 9>(run, spreads, sealed),
+                13 => quad::run::<SEAL, Start<1>, End<0>, 5, 8, 9>(run, spreads, sealed),
+                14 => quad::run::<SEAL, Start<1>, End<1>, 5, 9, 10>(run, spreads, sealed),
+                15 => quad::run::<SEAL, Start<1>, End<2>, 5, 10, 11>(run, spreads, sealed),
+                16 => quad::run::<SEAL, Start<2>, End<4>, 9, 7, 9>(run, spreads, sealed),
+                17 => quad::run::<SEAL, Start<2>, End<3>, 9, 8, 9>(run, spreads, sealed),
+                18 => quad::run::<SEAL, Start<2>, End<0>, 9, 8, 9>(run, spreads, sealed),
+                19 => quad::run::<SEAL, Start<2>, End<1>, 9, 9, 10>(run, spreads, sealed),
+                20 => quad::run::<SEAL, Start<2>, End<2>, 9, 10, 11>(run, spreads, sealed),
+                _ => 0,
+            }
+        }
+    }
+}
