@@ -251,10 +251,15 @@ fn crypt_batch<const SEAL: bool>(jobs: &mut [Job<'_>], kernel: Kernel) -> Batch 
     let mut count = 0;
     let mut short = 0;
     let mut others = false;
-    for (index, job) in jobs.iter_mut().enumerate() {
-        if done >> index & 1 != 0 {
-            continue;
-        }
+    // No branch for each job on whether it is done, which nobody could predict.
+    let all = u64::MAX
+        .checked_shr((BATCH - jobs.len()) as u32)
+        .unwrap_or(0);
+    let mut left = all & !done;
+    while left != 0 {
+        let index = left.trailing_zeros() as usize;
+        left &= left - 1;
+        let job = &mut jobs[index];
         let Some(key) = job.cipher.gcm_key() else {
             continue;
         };

@@ -4,6 +4,10 @@
 //! packet of its own, with its own key if it must be. No lane is idle, and the reduction of
 //! four hashes costs what one costs.
 //!
+//! Packets of the same shape (the same number of blocks, up to 288 bytes of text) are taken four at
+//! a time straight from their jobs, by code that knows the shape ([`quad`], chosen by [`shapes`]).
+//! Everything else is made a [`Packet`] first; the columns of packets that differ go as follows.
+//!
 //! Columns go in chunks of up to nine registers through three stages of a [`Line`]: AES, text,
 //! hash. While the AES rounds of a chunk run, keystream is added to the text of the chunk before
 //! it, and the hash of the one before that is computed, often those of other packets: three

@@ -16,9 +16,9 @@ const CLASSES: usize = 6 * SHAPES;
 /// Texts of more bytes have no shape.
 const MOST: usize = 288;
 
-/// The shape of each length of text, or 0.
-static SHAPE: [u8; MOST + 1] = {
-    let mut shapes = [0; MOST + 1];
+/// The shape of each length of text, or 0; the last is that of all longer ones.
+static SHAPE: [u8; MOST + 2] = {
+    let mut shapes = [0; MOST + 2];
     let mut len = 33;
     while len <= MOST {
         let of_one_vector = match (len - 1) % 64 / 16 {
@@ -59,7 +59,8 @@ pub(in super::super) fn class_of_key(
 #[inline(always)]
 fn shape(job: &Job<'_>) -> u8 {
     let len = job.esp.len().wrapping_sub(HEADER + ICV);
-    SHAPE.get(len).copied().unwrap_or(0)
+    // A branch on it could not be predicted where lengths are mixed.
+    SHAPE[core::hint::select_unpredictable(len > MOST, MOST + 1, len)]
 }
 
 /// Seals or opens what goes together of at most [`BATCH`] jobs; returns a bit for each that has
