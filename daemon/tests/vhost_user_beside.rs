@@ -153,9 +153,9 @@ fn beside(noise: Noise, daemon: &Path, duration: Duration) -> (Vec<Duration>, f6
         }
         next += EVERY;
         let received = quiet.used(0);
+        let sent = Instant::now();
         quiet.transmit(&[0; 12], &mine);
         quiet.kicks[1].write(1).unwrap();
-        let sent = Instant::now();
         while quiet.used(0) == received {
             assert!(sent.elapsed() < PATIENCE, "lost beside {noise:?}");
             make(noise, &mut noisy, &small, &large);
