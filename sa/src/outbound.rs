@@ -59,7 +59,9 @@ impl PacketState {
     pub(crate) fn reserve_run(&self, now: Timestamp, count: u32, bytes: u64) -> Option<u64> {
         let _held = self.lock.acquire();
         let before = self.sequence.load(Ordering::Relaxed);
-        let last = before.saturating_add(count.into());
+        // RFC 4303 section 3.3.3: a number must not cycle. A run that would go past the last one
+        // is looked at packet by packet.
+        let last = before.checked_add(count.into())?;
         let before_usage = self.usage();
         let usage = Usage {
             bytes: before_usage.bytes.saturating_add(bytes),
