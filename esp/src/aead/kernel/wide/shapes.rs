@@ -1,5 +1,6 @@
 //! Which jobs are worked on together straight away.
 
+use core::arch::x86_64::*;
 use core::mem::MaybeUninit;
 use core::num::NonZeroU8;
 
@@ -11,8 +12,6 @@ use crate::aead::{Cipher, Job};
 
 /// Shapes of texts, from 1: how many vectors of four blocks, and what there is beside them.
 const SHAPES: usize = 32;
-/// Shapes for each class of keys, with and without high halves of sequence numbers.
-const CLASSES: usize = 6 * SHAPES;
 /// Texts of more bytes have no shape.
 const MOST: usize = 288;
 
@@ -98,7 +97,8 @@ pub(in super::super) unsafe fn crypt<const SEAL: bool>(jobs: &mut [Job<'_>]) -> 
     done
 }
 
-/// Puts jobs in the order of their classes and works on four of each as long as there are.
+/// Finds jobs of the same class and works on four of each as long as there are. A class is a shape
+/// for one length of keys, with or without high halves of sequence numbers.
 ///
 /// # Safety
 /// As for [`crypt`]; there are jobs from `start` to `end`.
@@ -106,8 +106,6 @@ pub(in super::super) unsafe fn crypt<const SEAL: bool>(jobs: &mut [Job<'_>]) -> 
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,vaes,vpclmulqdq,bmi1,bmi2")]
 unsafe fn sorted<const SEAL: bool>(work: &mut Work<'_>, start: usize, end: usize) -> u64 {
     let mut classes = [0u8; BATCH];
-    // Counts, then places.
-    let mut places = [0u8; CLASSES];
     let mut cipher: *const Cipher = core::ptr::null();
     let mut base = 0;
     let mut shapes = 0;
@@ -124,38 +122,27 @@ unsafe fn sorted<const SEAL: bool>(work: &mut Work<'_>, start: usize, end: usize
             shapes |= shape;
             *class = base - 1 + u8::from(job.esn) * SHAPES as u8 + shape;
         }
-        places[usize::from(*class)] += 1;
     }
     if shapes == 0 {
         return 0;
     }
-    let mut order = [0u8; BATCH];
-    let mut runs = [(0u8, 0u8, 0u8); BATCH / 4];
-    let mut count = 0;
-    let mut sum = 0;
-    for (class, place) in places.iter_mut().enumerate() {
-        let number = *place;
-        *place = sum;
-        if number >= 4 && class % SHAPES != 0 {
-            runs[count] = (class as u8, sum, number & !3);
-            count += 1;
-        }
-        sum += number;
-    }
-    if count == 0 {
-        return 0;
-    }
-    for (i, class) in classes[start..end].iter().enumerate() {
-        let place = &mut places[usize::from(*class)];
-        order[usize::from(*place)] = (start + i) as u8;
-        *place += 1;
-    }
+    // SAFETY: the array is as long as a vector.
+    let all = unsafe { _mm512_loadu_si512(classes.as_ptr().cast()) };
+    let mut left = _mm512_test_epi8_mask(all, _mm512_set1_epi8(SHAPES as i8 - 1));
     let mut done = 0;
-    for (class, start, number) in &runs[..count] {
-        let members = &order[usize::from(*start)..][..usize::from(*number)];
+    while left.count_ones() >= 4 {
+        let class = classes[left.trailing_zeros() as usize];
+        let mut same = _mm512_cmpeq_epi8_mask(all, _mm512_set1_epi8(class as i8));
+        left &= !same;
+        let mut members = [0u8; BATCH];
+        let members = &mut members[..(same.count_ones() & !3) as usize];
+        for member in &mut *members {
+            *member = same.trailing_zeros() as u8;
+            same &= same - 1;
+        }
         // SAFETY: the caller keeps the contract.
         let number = unsafe {
-            work.shape = *class % SHAPES as u8;
+            work.shape = class % SHAPES as u8;
             work.run::<SEAL>(members)
         };
         for member in &members[..number] {
