@@ -244,8 +244,7 @@ impl VirtualSwitch {
                 None => Forward::Drop(Loss::NoDestination),
             };
         }
-        let group = link.destination.is_group();
-        let mut exits = self.exits(from, isolated, vlan, group);
+        let mut exits = self.exits(from, isolated, vlan, link.destination);
         match (exits.next(), exits.next()) {
             (None, _) => return Forward::Drop(Loss::NoDestination),
             (Some((to, tag)), None) => return Forward::To(to, tag),
@@ -253,24 +252,27 @@ impl VirtualSwitch {
         }
         drop(exits);
         match self.may_flood(from, now) {
-            true => Forward::Flood(self.exits(from, isolated, vlan, group).collect()),
+            true => Forward::Flood(self.exits(from, isolated, vlan, link.destination).collect()),
             false => Forward::Drop(Loss::Flood),
         }
     }
 
-    /// Where a frame goes that is for a group, or for an address that nobody has heard of. The
-    /// latter is never behind a guarded port, which has but its own: mostly the uplink alone is
-    /// left, and there is nothing to flood.
+    /// Where a frame goes that is for a group, or for an address that nobody has heard of in its
+    /// VLAN. The latter is never behind a guarded port, which has but its own, in whichever VLANs
+    /// it carries: mostly one port alone is left, and there is nothing to flood.
     fn exits(
         &self,
         from: PortId,
         isolated: bool,
         vlan: Option<VlanId>,
-        group: bool,
+        destination: MacAddress,
     ) -> impl Iterator<Item = (PortId, Option<VlanId>)> {
         self.ports
             .iter()
-            .filter(move |(_, port)| group || port.guard.is_none())
+            .filter(move |(_, port)| {
+                let may_have = |address| destination.is_group() || destination == address;
+                port.guard.is_none_or(may_have)
+            })
             .filter_map(move |(&to, _)| Some((to, self.exit(from, isolated, to, vlan)?)))
     }
 

@@ -303,7 +303,7 @@ impl PacketState {
         let mut top = before;
         for (sequence, length) in packets {
             let charged = bytes.saturating_add(length.into());
-            if sequence != top.wrapping_add(1) || sequence > last || charged >= too_many {
+            if top.checked_add(1) != Some(sequence) || sequence > last || charged >= too_many {
                 break;
             }
             (top, bytes) = (sequence, charged);
