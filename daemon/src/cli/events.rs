@@ -14,7 +14,7 @@ pub(super) struct Follow {
     #[command(flatten)]
     format: Format,
     /// End after this many events
-    #[arg(long, value_name = "NUMBER")]
+    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u64).range(1..))]
     count: Option<u64>,
 }
 

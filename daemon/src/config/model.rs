@@ -66,6 +66,13 @@ pub struct ControlConfig {
     pub tcp: Option<Located<TcpConfig>>,
 }
 
+impl ControlConfig {
+    /// Whether sockets belong to a group that is named.
+    pub fn gives_groups(&self) -> bool {
+        self.group.is_some() || self.vm_group.is_some()
+    }
+}
+
 /// A user of the system.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(untagged, expecting = "the name or number of a user")]

@@ -41,7 +41,10 @@ impl Confinement {
     /// To be called first, while there is one thread only, since threads inherit it: no core
     /// dumps, nobody may look into the memory, programs that are started get no rights, no
     /// capability but those that ports need, and all memory in RAM if the limit allows it.
-    pub fn begin() -> Result<Self, ConfineError> {
+    ///
+    /// `gives_groups`: sockets are given to groups, which takes a capability if the process is
+    /// no member of them.
+    pub fn begin(gives_groups: bool) -> Result<Self, ConfineError> {
         let system = |what| {
             move |error: nix::Error| ConfineError::System {
                 what,
@@ -57,7 +60,10 @@ impl Confinement {
         setrlimit(Resource::RLIMIT_CORE, 0, 0).map_err(system("RLIMIT_CORE"))?;
         prctl::set_dumpable(false).map_err(call("PR_SET_DUMPABLE"))?;
         prctl::set_no_new_privs().map_err(call("PR_SET_NO_NEW_PRIVS"))?;
-        let needed: CapSet = NEEDED.into_iter().collect();
+        let mut needed: CapSet = NEEDED.into_iter().collect();
+        if gives_groups {
+            needed.add(Cap::CHOWN);
+        }
         let mut state = CapState::get_current().map_err(call("capget"))?;
         if state.permitted.has(Cap::SETPCAP) {
             for cap in Cap::iter().filter(|cap| !needed.has(*cap)) {

@@ -91,7 +91,7 @@ fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn std::error::Error>> {
         let Confinement {
             locked,
             capabilities,
-        } = Confinement::begin()?;
+        } = Confinement::begin(config.control.gives_groups())?;
         let left = capabilities.join(" ");
         tracing::info!(memory_locked = locked, capabilities = left, "confined");
     }
