@@ -120,9 +120,9 @@ fn receive(directory: &Path, frames: &[&[u8]], count: u64, rate: u64) -> Outcome
 
 #[test]
 fn genuine_packets_pass_through_floods() {
-    // Packets, and genuine ones a second; 0 is as fast as everybody can.
+    // Packets, and genuine ones a second.
     let (count, rates): (usize, &[u64]) = match is_long() {
-        true => (1_000_000, &[100_000, 0]),
+        true => (1_000_000, &[100_000]),
         false => (10_000, &[10_000]),
     };
     let directory = tempfile::tempdir().unwrap();
@@ -171,7 +171,7 @@ fn genuine_packets_pass_through_floods() {
             assert_eq!(flood.received, count);
             assert_eq!(flood.drops, [(reason.to_owned(), bad)]);
             assert!(flood.lines > 0 && flood.lines as u64 <= 10 * (flood.ran.as_secs() + 1));
-            if is_long() && *rate > 0 {
+            if is_long() {
                 assert!(kept >= least, "{kept}");
             }
         }
