@@ -252,7 +252,11 @@ fn packets_feel_nothing_of_the_control_interface() {
         after.1,
         latencies.len()
     );
-    assert!(!said.contains("dropped"), "{said}");
+    // A disk that others use as well may be late with marks; nothing else may be lost.
+    let by_disk = ["refused by ESP", "not marked durably"];
+    let mut lost = said.lines().filter(|line| line.contains(" dropped"));
+    let all_by_disk = lost.all(|line| by_disk.iter().any(|reason| line.contains(reason)));
+    assert!(all_by_disk, "{said}");
     // What answers need, not what asked.
     assert!(most < before.0 + 64 * 1024, "{before:?} {most}");
     assert!(after.1 <= before.1 + 100, "{before:?} {after:?}");
