@@ -2,6 +2,8 @@
 
 use vesper_esp::wire::protocol;
 
+use crate::ethernet::{HEADER_LEN, ethertype};
+
 /// What policy looks at in an ordinary packet: IPv4 without options, whole, TCP or UDP. Two
 /// packets with equal keys are of the same flow, so that what was decided for one holds for
 /// the other.
@@ -46,6 +48,68 @@ impl FlowKey {
         let (ports, protocol) = (self.rest >> 8, self.rest & 0xff);
         mix(self.addresses ^ ports << 16 ^ protocol)
     }
+}
+
+/// What frames of one flow have in common on their way between two stations: the Ethernet
+/// header, without a tag, and what policy looks at. Made to be compared: a frame is the next of
+/// the same flow if a handful of words are the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct FrameKey {
+    link: [u64; 2],
+    /// Protocol and source.
+    source: u64,
+    /// Destination and ports.
+    destination: u64,
+}
+
+/// Bytes of a frame that its key is made of.
+const KEY_LEN: usize = HEADER_LEN + 24;
+
+/// Protocol and source among the eight bytes from the hop limit on.
+const SOURCE_MASK: u64 = u64::from_ne_bytes([0, 0xff, 0, 0, 0xff, 0xff, 0xff, 0xff]);
+
+impl FrameKey {
+    /// The key of a whole frame; `None` if it is not an ordinary one, and has to be looked at.
+    pub(crate) fn of(frame: &[u8]) -> Option<Self> {
+        let start: &[u8; KEY_LEN] = frame.first_chunk()?;
+        let is_ip = start[12..14] == ethertype::IPV4.to_be_bytes();
+        FlowKey::of(frame.get(HEADER_LEN..)?).filter(|_| is_ip)?;
+        Some(Self::read(start))
+    }
+
+    /// Whether a frame is of this flow; what was decided for the others holds for it then.
+    #[inline(always)]
+    pub(crate) fn matches(&self, frame: &[u8]) -> bool {
+        let Some(start) = frame.first_chunk::<KEY_LEN>() else {
+            return false;
+        };
+        let other = Self::read(start);
+        let total_len = usize::from(u16::from_be_bytes([start[16], start[17]]));
+        let head = word(start, HEADER_LEN) & PLAIN_MASK.to_be();
+        let difference = (self.link[0] ^ other.link[0])
+            | (self.link[1] ^ other.link[1])
+            | (self.source ^ other.source)
+            | (self.destination ^ other.destination)
+            | (head ^ PLAIN.to_be());
+        difference == 0 && (24..=frame.len() - HEADER_LEN).contains(&total_len)
+    }
+
+    #[inline(always)]
+    fn read(start: &[u8; KEY_LEN]) -> Self {
+        Self {
+            link: [word(start, 0), word(start, HEADER_LEN - 8)],
+            source: word(start, 22) & SOURCE_MASK,
+            destination: word(start, 30),
+        }
+    }
+}
+
+/// Eight bytes as they are in memory.
+#[inline(always)]
+fn word(bytes: &[u8; KEY_LEN], at: usize) -> u64 {
+    let mut word = [0; 8];
+    word.copy_from_slice(&bytes[at..at + 8]);
+    u64::from_ne_bytes(word)
 }
 
 /// Spreads numbers that lie close together (the finisher of SplitMix64).

@@ -8,13 +8,12 @@ use vesper_esp::Buffer;
 use vesper_sa::{Timestamp, VmId};
 
 use crate::completions::Completions;
-use crate::ethernet::Frame;
+use crate::ethernet::{Frame, HEADER_LEN};
 use crate::fate::{Loss, Losses, SendError};
-use crate::nic::Posted;
 use crate::queue::{QueueId, QueueState};
 use crate::settings::{InterruptModeration, VmAddress, VmSettings};
 use crate::sriov::Function;
-use crate::transfer::{Completion, Received, SendIpsec};
+use crate::transfer::{Completion, Received, Send, SendIpsec};
 use crate::unit::{OffloadHandle, PortId};
 
 /// Locks, whatever a panicking thread left behind: the adapter's own code does not panic while
@@ -218,19 +217,26 @@ impl<B: Buffer> QueueInner<B> {
     }
 }
 
-/// A frame that waits to be sent.
+/// Who has posted a send. Each has a ring of its own: what one of them posts never waits behind
+/// the other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Poster {
+    /// The host, for itself or for a machine.
+    Host,
+    /// The machine, through its virtual function.
+    Guest,
+}
+
+/// A send of which the frame is taken apart.
 #[derive(Debug)]
 pub(crate) struct Pending<B> {
     pub(crate) id: u64,
     /// Of a large send, which is completed as a whole.
     pub(crate) is_segment: bool,
     pub(crate) frame: Frame<B>,
-    /// An association that a handle names is kept until the frame has left the ring, even if
-    /// it is deleted meanwhile.
     pub(crate) ipsec: SendIpsec,
     pub(crate) segment_size: Option<u16>,
     pub(crate) checksum: bool,
-    pub(crate) from: Function,
 }
 
 impl<B> Pending<B> {
@@ -243,7 +249,6 @@ impl<B> Pending<B> {
             ipsec: self.ipsec,
             segment_size: None,
             checksum: false,
-            from: self.from,
         }
     }
 }
@@ -285,13 +290,21 @@ pub(crate) struct VmPort<B> {
     pub(crate) sends: Mutex<SendRing<B>>,
 }
 
+/// What one poster has posted.
+#[derive(Debug)]
+pub(crate) struct Ring<B> {
+    sends: VecDeque<Send<B>>,
+    /// How many of them are large sends.
+    large: usize,
+}
+
 #[derive(Debug)]
 pub(crate) struct SendRing<B> {
-    pub(crate) pending: VecDeque<Pending<B>>,
-    /// How many of them are large sends.
-    pub(crate) large: usize,
-    /// Empty, but while frames are posted.
-    staged: Vec<Pending<B>>,
+    /// As posted, by [`Poster`]. An association that a handle names is kept until the frame has
+    /// left the ring, even if it is deleted meanwhile.
+    posted: [Ring<B>; 2],
+    /// Whose ring is looked into next.
+    turn: Poster,
     pub(crate) completions: Completions<B>,
     /// Completions that a fault has delayed.
     pub(crate) late: Vec<(Timestamp, Completion<B>)>,
@@ -316,9 +329,8 @@ impl<B> VmPort<B> {
             deficit: AtomicI64::new(0),
             attention: AtomicBool::new(false),
             sends: Mutex::new(SendRing {
-                pending: VecDeque::new(),
-                large: 0,
-                staged: Vec::new(),
+                posted: [Ring::new(), Ring::new()],
+                turn: Poster::Host,
                 completions: Completions::new(),
                 late: Vec::new(),
                 limiter: RateLimiter::new(settings.rate_limit),
@@ -329,14 +341,14 @@ impl<B> VmPort<B> {
 }
 
 impl<B: Buffer> SendRing<B> {
-    /// Ends a send that was not admitted.
+    /// Ends a send of which nothing was done; the frame comes back as it was.
     #[cold]
-    pub(crate) fn refuse(&mut self, id: u64, buffer: B, loss: Loss) {
+    pub(crate) fn refuse(&mut self, send: Send<B>, loss: Loss) {
         self.counters.send_losses.count(loss);
         self.completions.push(Completion {
-            id,
+            id: send.id,
             result: Err(SendError::Lost(loss)),
-            buffer: Some(buffer),
+            buffer: Some(send.frame),
         });
     }
 
@@ -371,71 +383,113 @@ impl<B: Buffer> SendRing<B> {
         });
     }
 
-    /// Takes up to `most` frames off the ring, as far as the rate limit allows. A large send is
-    /// a batch of its own.
+    /// Takes up to `most` sends off one of the rings, as far as the rate limit allows, and says
+    /// whose they are. A large send is a batch of its own.
     pub(crate) fn take_batch(
         &mut self,
         now: Timestamp,
         most: usize,
-        batch: &mut VecDeque<Pending<B>>,
+        batch: &mut VecDeque<Send<B>>,
+    ) -> Poster {
+        let mut poster = self.turn;
+        if self.ring(poster).sends.is_empty() {
+            poster = poster.other();
+        }
+        self.turn = poster.other();
+        let ring = &mut self.posted[poster as usize];
+        if ring.large == 0 && self.limiter.is_unlimited() && ring.sends.len() <= most {
+            core::mem::swap(&mut ring.sends, batch);
+        } else {
+            ring.take_some(&mut self.limiter, now, most, batch);
+        }
+        poster
+    }
+
+    /// How many sends wait in a ring.
+    pub(crate) fn len(&self, poster: Poster) -> usize {
+        self.ring(poster).sends.len()
+    }
+
+    /// Whether none waits in either.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.posted.iter().all(|ring| ring.sends.is_empty())
+    }
+
+    /// Takes everything off a ring.
+    pub(crate) fn take_all(&mut self, poster: Poster) -> VecDeque<Send<B>> {
+        let ring = &mut self.posted[poster as usize];
+        ring.large = 0;
+        core::mem::take(&mut ring.sends)
+    }
+
+    /// Puts sends that there is room for onto a ring: as a whole, if it is empty.
+    pub(crate) fn push_all(&mut self, poster: Poster, sends: &mut Vec<Send<B>>) {
+        let ring = &mut self.posted[poster as usize];
+        let large = |send: &&Send<B>| send.segment_size.is_some();
+        ring.large += sends.iter().filter(large).count();
+        append(&mut ring.sends, sends);
+    }
+
+    /// Whether a send in a ring is bound to an association.
+    pub(crate) fn binds(&self, handle: OffloadHandle) -> bool {
+        let mut sends = self.posted.iter().flat_map(|ring| &ring.sends);
+        sends.any(|send| send.ipsec == SendIpsec::Handle(handle))
+    }
+
+    fn ring(&self, poster: Poster) -> &Ring<B> {
+        &self.posted[poster as usize]
+    }
+}
+
+impl Poster {
+    const fn other(self) -> Self {
+        match self {
+            Self::Host => Self::Guest,
+            Self::Guest => Self::Host,
+        }
+    }
+}
+
+impl<B> Ring<B> {
+    const fn new() -> Self {
+        Self {
+            sends: VecDeque::new(),
+            large: 0,
+        }
+    }
+}
+
+impl<B: Buffer> Ring<B> {
+    fn take_some(
+        &mut self,
+        limiter: &mut RateLimiter,
+        now: Timestamp,
+        most: usize,
+        batch: &mut VecDeque<Send<B>>,
     ) {
-        let is_large = |pending: &Pending<B>| pending.segment_size.is_some();
+        let is_large = |send: &Send<B>| send.segment_size.is_some();
         while batch.len() < most {
-            let Some(next) = self.pending.front() else {
+            let Some(next) = self.sends.front() else {
                 break;
             };
             let alone = is_large(next) || batch.back().is_some_and(is_large);
             if alone && !batch.is_empty() {
                 break;
             }
-            let len = next.frame.payload.data().len();
-            if !self.limiter.admit(now, len) {
+            if !limiter.admit(now, payload_len(next.frame.data())) {
                 break;
             }
-            if let Some(next) = self.pending.pop_front() {
+            if let Some(next) = self.sends.pop_front() {
                 self.large -= usize::from(is_large(&next));
                 batch.push_back(next);
             }
         }
     }
+}
 
-    /// Takes everything off the ring.
-    pub(crate) fn take_all(&mut self) -> VecDeque<Pending<B>> {
-        self.large = 0;
-        core::mem::take(&mut self.pending)
-    }
-
-    /// Adds a frame to those that [`commit`](Self::commit) puts onto the ring.
-    #[inline(always)]
-    pub(crate) fn push(&mut self, pending: Pending<B>) {
-        self.large += usize::from(pending.segment_size.is_some());
-        self.staged.push(pending);
-    }
-
-    /// Puts what was added onto the ring: as a whole, if the ring is empty.
-    pub(crate) fn commit(&mut self) {
-        append(&mut self.pending, &mut self.staged);
-    }
-
-    /// Puts frames that there is room for onto the ring.
-    pub(crate) fn push_all(&mut self, frames: &mut Vec<Pending<B>>, flag: &AtomicBool) -> Posted {
-        let large = |pending: &&Pending<B>| pending.segment_size.is_some();
-        self.large += frames.iter().filter(large).count();
-        let accepted = frames.len();
-        self.counters.posted += accepted as u64;
-        append(&mut self.pending, frames);
-        flag.store(true, Ordering::Relaxed);
-        Posted {
-            accepted,
-            stopped: None,
-        }
-    }
-
-    /// Whether a frame in the ring is bound to an association.
-    pub(crate) fn binds(&self, handle: OffloadHandle) -> bool {
-        let mut pending = self.pending.iter();
-        pending.any(|pending| pending.ipsec == SendIpsec::Handle(handle))
-    }
+/// Bytes of a frame behind its header; those of a tag are counted as well.
+pub(crate) fn payload_len(frame: &[u8]) -> usize {
+    frame.len().saturating_sub(HEADER_LEN)
 }
 
 /// A limit in bits a second that allows bursts of a millisecond, or of 64 KiB if that is more

@@ -6,15 +6,15 @@ use vesper_esp::wire::{EncapsulationPorts, IpHeader, Located, flow, locate, prot
 use vesper_esp::{Buffer, EspSa, Inbound, Reassembly, Verdict};
 use vesper_sa::{Action, Direction, Event, ReceiveKey, Receiver, SaHandle, Spi, Timestamp, VmId};
 
-use super::outbound::{ToProtect, Way};
+use super::outbound::Way;
 use super::{DataPath, Host, SoftwareReason};
 use crate::HEADROOM;
 use crate::crypto_status::{CryptoInfo, CryptoStatus};
-use crate::ethernet::{Frame, Link, VlanId, ethertype, fill, lend};
+use crate::ethernet::{Frame, HEADER_LEN, Link, VlanId, ethertype, fill, lend};
 use crate::fate::Loss;
 use crate::nic::{BATCH, peek};
 use crate::queue::QueueId;
-use crate::transfer::{HostWork, Received, ReceivedIpsec};
+use crate::transfer::{HostSend, HostWork, Received, ReceivedIpsec};
 use crate::unit::PortId;
 use crate::vswitch::Forward;
 
@@ -158,12 +158,7 @@ impl<B: Buffer> Host<B> {
         for received in received.drain(..) {
             match (received.owner, received.ipsec) {
                 (Some(owner), ReceivedIpsec::Host(HostWork::Protect { segment_size })) => {
-                    let opened = ToProtect {
-                        frame: received.frame,
-                        segment_size,
-                        checksum: false,
-                    };
-                    self.protect(owner, now, opened, Way::Wire);
+                    self.protect_for_function(owner, now, received.frame, segment_size);
                 }
                 (owner, ReceivedIpsec::Crypto(info)) => {
                     self.finish_crypto(owner, received, info, &mut batch);
@@ -223,6 +218,26 @@ impl<B: Buffer> Host<B> {
             }
         }
         true
+    }
+
+    /// A frame that a function has sent, and that the adapter could not protect.
+    fn protect_for_function(
+        &mut self,
+        owner: VmId,
+        now: Timestamp,
+        frame: Frame<B>,
+        segment_size: Option<u16>,
+    ) {
+        match frame.close() {
+            Ok(frame) => {
+                let send = HostSend {
+                    segment_size,
+                    ..HostSend::new(frame)
+                };
+                self.protect(owner, now, send, Way::Wire);
+            }
+            Err(frame) => self.lose(Some(owner), frame.payload, Loss::NoRoom),
+        }
     }
 
     /// Crypto mode: the adapter has done the cryptography, the host does the rest; what failed
@@ -556,8 +571,26 @@ impl<B: Buffer> Host<B> {
         }
     }
 
+    /// As [`copy_to`](Self::copy_to), a whole frame without a tag.
+    pub(super) fn copy_whole(&mut self, vm: VmId, frame: &[u8]) {
+        let Some(machine) = self.machines.get_mut(&vm) else {
+            return self.losses.count(Loss::NoDestination);
+        };
+        let losses = &mut machine.counters.losses;
+        let Some(mut buffer) = machine.posted.pop_front() else {
+            return losses.count(Loss::NoBuffer);
+        };
+        if !fill(&mut buffer, HEADROOM - HEADER_LEN, &[frame]) {
+            machine.posted.push_front(buffer);
+            return losses.count(Loss::NoBuffer);
+        }
+        machine.counters.received += 1;
+        machine.counters.copies += 1;
+        machine.ready.push_back(buffer);
+    }
+
     /// Gives the adapter the buffers back of which the content was copied.
-    fn recycle_all(&mut self) {
+    pub(super) fn recycle_all(&mut self) {
         if !self.scratch.free.is_empty() {
             self.nic.recycle_all(&mut self.scratch.free);
         }
@@ -569,13 +602,18 @@ impl<B: Buffer> Host<B> {
 
     /// Whether a machine takes this frame without protection.
     fn admits_clear(&self, vm: VmId, frame: &Frame<B>) -> bool {
+        self.admits_packet(vm, &frame.link, frame.payload.data())
+    }
+
+    /// As [`admits_clear`](Self::admits_clear), of a packet and the header before it.
+    pub(super) fn admits_packet(&self, vm: VmId, link: &Link, packet: &[u8]) -> bool {
         let Some(policies) = self.policies.get(&vm) else {
             return true;
         };
-        if !frame.is_ip() {
-            return frame.link.ethertype == ethertype::ARP;
+        if !link.is_ip() {
+            return link.ethertype == ethertype::ARP;
         }
-        flow(frame.payload.data())
+        flow(packet)
             .is_some_and(|flow| policies.lookup(Direction::Inbound, &flow) == Action::Bypass)
     }
 }

@@ -7,9 +7,9 @@ use vesper_sa::{Event, SaIdentity, SaParams, SaStatistics, SaUpdate, Scope, Spd,
 
 use super::{Config, Nic, NicEvent};
 use crate::capability::{Capabilities, OffloadMode, WhyNot};
-use crate::fate::{Loss, SendError};
+use crate::fate::Loss;
 use crate::fault::Fault;
-use crate::rings::lock;
+use crate::rings::{Poster, lock};
 use crate::unit::{AddSaError, OffloadHandle, SaOffload, UpdateSaError};
 
 impl<B: Buffer> Nic<B> {
@@ -229,8 +229,10 @@ impl<B: Buffer> Nic<B> {
         }
         for entry in config.vms.values() {
             let mut sends = lock(&entry.port.sends);
-            for pending in sends.take_all() {
-                sends.fail(pending, SendError::Lost(Loss::Reset));
+            for poster in [Poster::Host, Poster::Guest] {
+                for send in sends.take_all(poster) {
+                    sends.refuse(send, Loss::Reset);
+                }
             }
         }
         drop((losses, recycled));

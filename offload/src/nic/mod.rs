@@ -111,7 +111,8 @@ pub(crate) struct Processor<B> {
     pub(crate) stalled_until: Timestamp,
     pub(crate) work: HashMap<VmId, Work, foldhash::fast::RandomState>,
     pub(crate) waiting: VecDeque<crate::rings::Waiting<B>>,
-    pub(crate) sending: VecDeque<crate::rings::Pending<B>>,
+    pub(crate) sending: VecDeque<crate::transfer::Send<B>>,
+    pub(crate) opened: Vec<crate::rings::Pending<B>>,
     /// Queues that are to be freed and on whose way nothing is any more.
     pub(crate) stopped: Vec<QueueId>,
     pub(crate) wire: Vec<B>,
@@ -400,6 +401,7 @@ impl<B: Buffer> Processor<B> {
             work: HashMap::default(),
             waiting: VecDeque::with_capacity(BATCH),
             sending: VecDeque::with_capacity(BATCH),
+            opened: Vec::new(),
             stopped: Vec::new(),
             wire: Vec::with_capacity(BATCH),
             recycled: Vec::new(),
