@@ -104,9 +104,59 @@ impl FrameKey {
     }
 }
 
+/// What ESP packets of one association have in common, with the Ethernet header before them: the
+/// counterpart of [`FrameKey`] for what comes from the wire.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct EspKey {
+    link: [u64; 2],
+    /// Destination and SPI.
+    target: u64,
+}
+
+impl EspKey {
+    /// The key of a whole frame that holds the most frequent kind of ESP packet: right behind an
+    /// IPv4 header without options, and whole. The header's checksum is left to whoever opens
+    /// the packet.
+    pub(crate) fn of(frame: &[u8]) -> Option<Self> {
+        let start: &[u8; ESP_KEY_LEN] = frame.first_chunk()?;
+        let is_ip = start[12..14] == ethertype::IPV4.to_be_bytes();
+        (is_ip && Self::is_plain(start)).then(|| Self::read(start))
+    }
+
+    /// Whether a frame is of the same association.
+    #[inline(always)]
+    pub(crate) fn matches(&self, frame: &[u8]) -> bool {
+        let Some(start) = frame.first_chunk::<ESP_KEY_LEN>() else {
+            return false;
+        };
+        let other = Self::read(start);
+        let difference = (self.link[0] ^ other.link[0])
+            | (self.link[1] ^ other.link[1])
+            | (self.target ^ other.target);
+        difference == 0 && Self::is_plain(start)
+    }
+
+    #[inline(always)]
+    fn is_plain(start: &[u8; ESP_KEY_LEN]) -> bool {
+        let head = word(start, HEADER_LEN) & PLAIN_MASK.to_be();
+        head == PLAIN.to_be() && start[HEADER_LEN + 9] == protocol::ESP
+    }
+
+    #[inline(always)]
+    fn read(start: &[u8; ESP_KEY_LEN]) -> Self {
+        Self {
+            link: [word(start, 0), word(start, HEADER_LEN - 8)],
+            target: word(start, 30),
+        }
+    }
+}
+
+/// Bytes of a frame up to the end of the sequence number.
+const ESP_KEY_LEN: usize = HEADER_LEN + 28;
+
 /// Eight bytes as they are in memory.
 #[inline(always)]
-fn word(bytes: &[u8; KEY_LEN], at: usize) -> u64 {
+fn word<const LEN: usize>(bytes: &[u8; LEN], at: usize) -> u64 {
     let mut word = [0; 8];
     word.copy_from_slice(&bytes[at..at + 8]);
     u64::from_ne_bytes(word)

@@ -1,19 +1,19 @@
 //! The rings of the adapter: receive queues and send queues, with their accounts.
 
 use core::sync::atomic::{AtomicBool, AtomicI64, Ordering};
-use std::collections::VecDeque;
+use std::collections::{VecDeque, vec_deque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use vesper_esp::Buffer;
 use vesper_sa::{Timestamp, VmId};
 
 use crate::completions::Completions;
-use crate::ethernet::{Frame, HEADER_LEN};
+use crate::ethernet::{Frame, HEADER_LEN, Link, VlanId};
 use crate::fate::{Loss, Losses, SendError};
 use crate::queue::{QueueId, QueueState};
 use crate::settings::{InterruptModeration, VmAddress, VmSettings};
 use crate::sriov::Function;
-use crate::transfer::{Completion, Received, Send, SendIpsec};
+use crate::transfer::{Completion, Received, ReceivedIpsec, Send, SendIpsec};
 use crate::unit::{OffloadHandle, PortId};
 
 /// Locks, whatever a panicking thread left behind: the adapter's own code does not panic while
@@ -54,11 +54,198 @@ pub(crate) const fn quantum(weight: u16) -> i64 {
     weight as i64 * weight_of(1500) * 8 / 100
 }
 
-/// A frame that waits for its processor.
+/// Frames that wait for their processor, their headers taken off. What neighbours have in
+/// common is kept once.
 #[derive(Debug)]
-pub(crate) struct Waiting<B> {
-    pub(crate) frame: Frame<B>,
+pub(crate) struct Arrivals<B> {
+    pub(crate) payloads: VecDeque<B>,
+    pub(crate) runs: VecDeque<Arrival>,
+}
+
+/// What frames that have arrived one after another have in common.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Arrival {
     pub(crate) class: Class,
+    pub(crate) link: Link,
+    pub(crate) vlan: Option<VlanId>,
+    pub(crate) count: usize,
+}
+
+impl<B> Arrivals<B> {
+    pub(crate) const fn new() -> Self {
+        Self {
+            payloads: VecDeque::new(),
+            runs: VecDeque::new(),
+        }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.payloads.len()
+    }
+
+    pub(crate) fn push(&mut self, frame: Frame<B>, class: Class) {
+        let Frame {
+            payload,
+            link,
+            vlan,
+        } = frame;
+        match self.runs.back_mut() {
+            Some(run) if (run.class, run.link, run.vlan) == (class, link, vlan) => run.count += 1,
+            _ => self.runs.push_back(Arrival {
+                class,
+                link,
+                vlan,
+                count: 1,
+            }),
+        }
+        self.payloads.push_back(payload);
+    }
+
+    /// Adds a payload of which all else is as of the frame that was pushed last.
+    #[inline(always)]
+    pub(crate) fn push_alike(&mut self, payload: B) {
+        if let Some(run) = self.runs.back_mut() {
+            run.count += 1;
+            self.payloads.push_back(payload);
+        }
+    }
+
+    /// Moves up to `most` frames to `to`, which is empty.
+    pub(crate) fn take(&mut self, most: usize, to: &mut Self) {
+        if self.len() <= most {
+            return core::mem::swap(self, to);
+        }
+        to.payloads.extend(self.payloads.drain(..most));
+        let mut left = most;
+        while left > 0
+            && let Some(run) = self.runs.front_mut()
+        {
+            let count = left.min(run.count);
+            to.runs.push_back(Arrival { count, ..*run });
+            run.count -= count;
+            left -= count;
+            if run.count == 0 {
+                self.runs.pop_front();
+            }
+        }
+    }
+
+    /// The class of each frame, and its payload.
+    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = (Class, &mut B)> {
+        let classes = self.runs.iter();
+        let classes = classes.flat_map(|run| core::iter::repeat_n(run.class, run.count));
+        classes.zip(&mut self.payloads)
+    }
+
+    /// Takes all frames.
+    pub(crate) fn drain(&mut self) -> impl Iterator<Item = (Frame<B>, Class)> {
+        let runs = self.runs.drain(..);
+        let runs = runs.flat_map(|run| core::iter::repeat_n(run, run.count));
+        runs.zip(self.payloads.drain(..)).map(|(run, payload)| {
+            let Arrival {
+                class, link, vlan, ..
+            } = run;
+            let frame = Frame {
+                payload,
+                link,
+                vlan,
+            };
+            (frame, class)
+        })
+    }
+}
+
+/// Frames that are to be indicated, their headers taken off. What neighbours have in common is
+/// kept once.
+#[derive(Debug)]
+pub(crate) struct Ready<B> {
+    payloads: VecDeque<B>,
+    runs: VecDeque<(Indicated, usize)>,
+}
+
+/// What there is to say about a received frame beside its payload, see [`Received`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Indicated {
+    pub(crate) link: Link,
+    pub(crate) vlan: Option<VlanId>,
+    pub(crate) queue: QueueId,
+    pub(crate) owner: Option<VmId>,
+    pub(crate) ipsec: ReceivedIpsec,
+}
+
+impl Indicated {
+    /// Of this payload.
+    pub(crate) fn received<B>(self, payload: B) -> Received<B> {
+        let Self {
+            link,
+            vlan,
+            queue,
+            owner,
+            ipsec,
+        } = self;
+        let frame = Frame {
+            payload,
+            link,
+            vlan,
+        };
+        Received {
+            frame,
+            queue,
+            owner,
+            ipsec,
+        }
+    }
+}
+
+impl<B> Ready<B> {
+    pub(crate) const fn new() -> Self {
+        Self {
+            payloads: VecDeque::new(),
+            runs: VecDeque::new(),
+        }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.payloads.len()
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.payloads.is_empty()
+    }
+
+    /// Adds payloads of which the same is to be said.
+    pub(crate) fn extend(&mut self, what: Indicated, payloads: impl Iterator<Item = B>) {
+        let before = self.len();
+        self.payloads.extend(payloads);
+        let added = self.len() - before;
+        match self.runs.back_mut() {
+            Some((last, count)) if *last == what => *count += added,
+            _ if added == 0 => {}
+            _ => self.runs.push_back((what, added)),
+        }
+    }
+
+    /// Takes up to `most` frames: what is to be said of each run, and its payloads.
+    pub(crate) fn take(
+        &mut self,
+        most: usize,
+        mut each: impl FnMut(Indicated, vec_deque::Drain<'_, B>),
+    ) -> usize {
+        let mut left = most;
+        while left > 0
+            && let Some((what, count)) = self.runs.front_mut()
+        {
+            let taken = left.min(*count);
+            *count -= taken;
+            left -= taken;
+            let what = *what;
+            if *count == 0 {
+                self.runs.pop_front();
+            }
+            each(what, self.payloads.drain(..taken));
+        }
+        most - left
+    }
 }
 
 /// What the parser found a received frame to be.
@@ -111,9 +298,10 @@ pub(crate) struct Queue<B> {
 #[derive(Debug)]
 pub(crate) struct QueueInner<B> {
     pub(crate) state: QueueState,
-    pub(crate) waiting: VecDeque<Waiting<B>>,
-    pub(crate) posted: VecDeque<B>,
-    pub(crate) ready: VecDeque<Received<B>>,
+    pub(crate) waiting: Arrivals<B>,
+    /// The one that was posted last is filled first: it is the most likely to be in the cache.
+    pub(crate) posted: Vec<B>,
+    pub(crate) ready: Ready<B>,
     /// Indicated, and not yet returned.
     pub(crate) outstanding: u32,
     pub(crate) oldest: Option<Timestamp>,
@@ -142,9 +330,9 @@ impl<B: Buffer> Queue<B> {
             is_ready: AtomicBool::new(false),
             inner: Mutex::new(QueueInner {
                 state: QueueState::Allocated,
-                waiting: VecDeque::new(),
-                posted: VecDeque::new(),
-                ready: VecDeque::new(),
+                waiting: Arrivals::new(),
+                posted: Vec::new(),
+                ready: Ready::new(),
                 outstanding: 0,
                 oldest: None,
                 moderation: settings.interrupts,
@@ -168,7 +356,7 @@ impl<B: Buffer> QueueInner<B> {
     pub(crate) fn claim(&mut self, queue: &Queue<B>, exchange: bool) -> Result<Option<B>, Loss> {
         match queue.owner {
             Some(_) if !exchange => Ok(None),
-            Some(_) => match self.posted.pop_front() {
+            Some(_) => match self.posted.pop() {
                 Some(buffer) => Ok(Some(buffer)),
                 None => Err(Loss::NoBuffer),
             },
@@ -183,7 +371,20 @@ impl<B: Buffer> QueueInner<B> {
         self.counters.received += 1;
         self.counters.bytes += received.frame.payload.data().len() as u64;
         self.oldest.get_or_insert(now);
-        self.ready.push_back(received);
+        let Received {
+            frame,
+            queue: id,
+            owner,
+            ipsec,
+        } = received;
+        let what = Indicated {
+            link: frame.link,
+            vlan: frame.vlan,
+            queue: id,
+            owner,
+            ipsec,
+        };
+        self.ready.extend(what, core::iter::once(frame.payload));
         queue.is_ready.store(true, Ordering::Relaxed);
     }
 

@@ -127,17 +127,18 @@ impl<B: Buffer> Host<B> {
             });
         for (id, owner) in due.drain(..) {
             while moved < budget {
-                self.nic.take_indication(id, &mut batch, BATCH);
-                if batch.is_empty() {
+                let count = self.take_indicated(id, owner, &mut batch);
+                if count == 0 {
                     break;
                 }
-                let count = batch.len();
                 moved += count;
                 if owner.is_some() {
                     // The buffers are the machine's now: nothing is kept back.
                     let _ = self.nic.return_packets(id, count as u32);
                 }
-                self.take(now, &mut batch);
+                if !batch.is_empty() {
+                    self.take(now, &mut batch);
+                }
             }
         }
         self.scratch.received = batch;
@@ -147,9 +148,6 @@ impl<B: Buffer> Host<B> {
 
     /// Takes the packets of one queue.
     fn take(&mut self, now: Timestamp, received: &mut Vec<Received<B>>) {
-        if self.deliver_opened(received) {
-            return;
-        }
         let mut batch = Batch {
             packets: Vec::with_capacity(received.len()),
             sas: Vec::new(),
@@ -186,38 +184,38 @@ impl<B: Buffer> Host<B> {
         self.recycle_all();
     }
 
-    /// Delivers packets that the adapter has opened into buffers of their machine, if they all
-    /// are: what nearly all are that come through a queue.
-    fn deliver_opened(&mut self, received: &mut Vec<Received<B>>) -> bool {
-        let Some(&Received { queue, owner, .. }) = received.first() else {
-            return false;
-        };
-        let is_opened = |packet: &Received<B>| {
-            (packet.owner, packet.queue) == (owner, queue)
-                && matches!(packet.ipsec, ReceivedIpsec::Opened { .. })
-        };
-        let machine = owner.and_then(|owner| self.machines.get_mut(&owner));
-        let Some(machine) = machine else { return false };
-        if queue == QueueId::DEFAULT || !received.iter().all(is_opened) {
-            return false;
-        }
-        for packet in received.drain(..) {
-            let untagged = Frame {
-                vlan: None,
-                ..packet.frame
-            };
-            match untagged.close() {
-                Ok(buffer) => {
-                    machine.counters.received += 1;
-                    machine.ready.push_back(buffer);
+    /// Takes what a queue indicates, a batch at most. Packets that the adapter has opened into
+    /// buffers of their machine, which is what nearly all are that come through its queue, are
+    /// delivered at once; the others are left in `others`. Returns how many there were.
+    fn take_indicated(
+        &mut self,
+        id: QueueId,
+        owner: Option<VmId>,
+        others: &mut Vec<Received<B>>,
+    ) -> usize {
+        let Self { nic, machines, .. } = self;
+        let mut machine = owner.and_then(|owner| machines.get_mut(&owner));
+        nic.take_ready(id, BATCH, |what, payloads| {
+            let is_opened =
+                what.owner == owner && matches!(what.ipsec, ReceivedIpsec::Opened { .. });
+            match &mut machine {
+                Some(machine) if is_opened && id != QueueId::DEFAULT && others.is_empty() => {
+                    let header = what.link.header(None);
+                    let before = machine.ready.len();
+                    for mut payload in payloads {
+                        match header.put_before(&mut payload) {
+                            true => machine.ready.push_back(payload),
+                            false => {
+                                machine.counters.losses.count(Loss::NoRoom);
+                                nic.recycle(payload);
+                            }
+                        }
+                    }
+                    machine.counters.received += (machine.ready.len() - before) as u64;
                 }
-                Err(frame) => {
-                    machine.counters.losses.count(Loss::NoRoom);
-                    self.nic.recycle(frame.payload);
-                }
+                _ => others.extend(payloads.map(|payload| what.received(payload))),
             }
-        }
-        true
+        })
     }
 
     /// A frame that a function has sent, and that the adapter could not protect.

@@ -222,8 +222,8 @@ impl<B: Buffer> Nic<B> {
         let mut losses = lock(&self.receive_losses);
         let mut recycled = lock(&self.recycled);
         for queue in config.queues.iter().flatten() {
-            for waiting in lock(&queue.inner).waiting.drain(..) {
-                recycled.push(waiting.frame.payload);
+            for (frame, _) in lock(&queue.inner).waiting.drain() {
+                recycled.push(frame.payload);
                 losses.count(Loss::Reset);
             }
         }

@@ -110,7 +110,7 @@ pub(crate) struct Processor<B> {
     pub(crate) cursor: usize,
     pub(crate) stalled_until: Timestamp,
     pub(crate) work: HashMap<VmId, Work, foldhash::fast::RandomState>,
-    pub(crate) waiting: VecDeque<crate::rings::Waiting<B>>,
+    pub(crate) waiting: crate::rings::Arrivals<B>,
     pub(crate) sending: VecDeque<crate::transfer::Send<B>>,
     pub(crate) opened: Vec<crate::rings::Pending<B>>,
     /// Queues that are to be freed and on whose way nothing is any more.
@@ -399,7 +399,7 @@ impl<B: Buffer> Processor<B> {
             cursor: 0,
             stalled_until: Timestamp::ZERO,
             work: HashMap::default(),
-            waiting: VecDeque::with_capacity(BATCH),
+            waiting: crate::rings::Arrivals::new(),
             sending: VecDeque::with_capacity(BATCH),
             opened: Vec::new(),
             stopped: Vec::new(),

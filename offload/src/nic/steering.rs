@@ -10,12 +10,12 @@ use vesper_sa::{Mode, ReceiveKey, Receiver, Spi, VmId};
 
 use super::{Config, Nic};
 use crate::capability::OffloadMode;
-use crate::ethernet::{Frame, MacAddress, VlanId, ethertype};
+use crate::ethernet::{Frame, HEADER_LEN, MacAddress, VlanId};
 use crate::fate::Loss;
 use crate::filter::ReceiveFilter;
-use crate::flow_key::{FlowKey, PLAIN, PLAIN_MASK, mix};
+use crate::flow_key::{EspKey, FlowKey, PLAIN, PLAIN_MASK, mix};
 use crate::queue::QueueId;
-use crate::rings::{Class, Queue, QueueInner, Waiting, lock};
+use crate::rings::{Class, Queue, QueueInner, lock};
 use crate::unit::Offloaded;
 
 /// Steers frames one after another. Neighbours are mostly alike: what was found for one frame
@@ -25,7 +25,9 @@ pub(super) struct Steering<'a, B> {
     config: &'a Config<B>,
     filtered: Option<Filtered>,
     association: Option<(ReceiveKey, Option<Found<'a>>)>,
-    latest: Option<Latest>,
+    /// The latest ESP packet, if a glance recognises those that are like it: they go to the end
+    /// of the queue that is open.
+    latest: Option<EspKey>,
     open: Option<OpenQueue<'a, B>>,
 }
 
@@ -34,16 +36,6 @@ struct OpenQueue<'a, B> {
     id: QueueId,
     queue: &'a Queue<B>,
     inner: MutexGuard<'a, QueueInner<B>>,
-}
-
-/// What the latest ESP packet that a glance recognises was: the next one with the same key
-/// is the same, and goes into the queue that is open.
-struct Latest {
-    destination: MacAddress,
-    vlan: Option<VlanId>,
-    /// Address and SPI, see [`peek`].
-    key: u64,
-    class: Class,
 }
 
 /// An association, and the queue that its packets go to: that of the filter is the same for
@@ -77,26 +69,35 @@ impl<'a, B: Buffer> Steering<'a, B> {
         }
     }
 
-    /// Puts a frame into the queue that it belongs to.
+    /// Puts a frame from the wire into the queue that it belongs to.
     #[inline(always)]
-    pub(super) fn place(&mut self, frame: Frame<B>) {
+    pub(super) fn place(&mut self, mut buffer: B) {
         if let Some(latest) = &self.latest
+            && latest.matches(buffer.data())
             && let Some(open) = &mut self.open
-            && frame.link.ethertype == ethertype::IPV4
-            && frame.link.destination == latest.destination
-            && frame.vlan == latest.vlan
-            && peek(frame.payload.data()) == Some(latest.key)
             && open.inner.waiting.len() < open.queue.ring
         {
-            let class = latest.class;
-            open.inner.waiting.push_back(Waiting { frame, class });
-            return;
+            buffer.trim_front(HEADER_LEN);
+            return open.inner.waiting.push_alike(buffer);
         }
-        self.place_any(frame);
+        self.place_any(buffer);
     }
 
     #[inline(never)]
-    fn place_any(&mut self, frame: Frame<B>) {
+    fn place_any(&mut self, buffer: B) {
+        let key = EspKey::of(buffer.data());
+        match Frame::open(buffer) {
+            Ok(frame) => self.place_opened(frame, key),
+            Err((buffer, _)) => {
+                self.let_go();
+                self.nic.lose(self.config, None, buffer, Loss::Malformed);
+            }
+        }
+    }
+
+    /// Puts a frame that was taken apart into the queue that it belongs to; `key` is what those
+    /// that are like it can be recognised by.
+    pub(super) fn place_opened(&mut self, frame: Frame<B>, key: Option<EspKey>) {
         if frame.link.destination.is_group() {
             self.let_go();
             self.nic.replicate(self.config, &frame, None);
@@ -104,7 +105,7 @@ impl<'a, B: Buffer> Steering<'a, B> {
         }
         match self.find(&frame) {
             Ok((queue, class)) => {
-                let latest = self.latest_of(&frame, class);
+                let latest = key.filter(|_| self.is_simple(class));
                 self.enqueue(queue, frame, class);
                 // What did not get into its own queue has let it go.
                 self.latest = latest.filter(|_| self.open.is_some());
@@ -117,9 +118,10 @@ impl<'a, B: Buffer> Steering<'a, B> {
         }
     }
 
-    /// What the next packet can be recognised by. In transport mode every packet is looked at.
-    fn latest_of(&self, frame: &Frame<B>, class: Class) -> Option<Latest> {
-        let is_simple = match class {
+    /// Whether the next packet with the same key is the same. In transport mode every packet is
+    /// looked at.
+    fn is_simple(&self, class: Class) -> bool {
+        match class {
             Class::Esp(handle) => {
                 let offloaded = self.config.unit.at(handle);
                 offloaded.is_some_and(|offloaded| offloaded.sa.mode() == Mode::Tunnel)
@@ -127,14 +129,7 @@ impl<'a, B: Buffer> Steering<'a, B> {
             // No association has this key.
             Class::Unknown => matches!(self.association, Some((_, None))),
             Class::Clear | Class::Copy => false,
-        };
-        let key = peek(frame.payload.data())?;
-        (is_simple && frame.link.ethertype == ethertype::IPV4).then_some(Latest {
-            destination: frame.link.destination,
-            vlan: frame.vlan,
-            key,
-            class,
-        })
+        }
     }
 
     /// Unlocks the queue that is held.
@@ -219,7 +214,7 @@ impl<'a, B: Buffer> Steering<'a, B> {
             return self.nic.lose(self.config, None, frame.payload, Loss::Gone);
         };
         if inner.waiting.len() < queue.ring {
-            inner.waiting.push_back(Waiting { frame, class });
+            inner.waiting.push(frame, class);
             queue.attention.store(true, Ordering::Relaxed);
         } else {
             let owner = queue.owner;

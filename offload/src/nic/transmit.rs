@@ -306,7 +306,7 @@ impl<B: Buffer> Nic<B> {
     ) {
         for frame in frames {
             if !frame.link.destination.is_group() {
-                Steering::new(self, config).place(frame);
+                Steering::new(self, config).place_opened(frame, None);
                 continue;
             }
             self.replicate(config, &frame, Some(port.vm));
