@@ -6,7 +6,7 @@ use vesper_offload::{Nic, OffloadMode};
 use vesper_sa::{Timestamp, VmId};
 
 use super::mbuf::Mbuf;
-use super::node::{Kind, Node, Path, mac};
+use super::node::{Ipsec, Kind, Node, Path, mac};
 use crate::case::{Case, PACKETS};
 use crate::contest::{Fault, Repetition};
 use crate::lanes::{Cores, Lap};
@@ -28,7 +28,7 @@ pub(super) struct Processors {
 impl Processors {
     /// An adapter with so many processors, two machines, and a queue for each.
     pub(super) fn new(case: &Case, processors: u16) -> Result<Self, Fault> {
-        let path = Path::new(Kind::Queue, Some(OffloadMode::Packet));
+        let path = Path::new(Kind::Queue, Ipsec::Offloaded(OffloadMode::Packet));
         let mut nodes = [
             Node::new(0, path, processors)?,
             Node::new(1, path, processors)?,
