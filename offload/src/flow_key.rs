@@ -43,6 +43,12 @@ impl FlowKey {
 }
 
 impl FlowKey {
+    /// Source and destination port.
+    pub(crate) fn ports(self) -> [u16; 2] {
+        let [a, b, c, d] = ((self.rest >> 8) as u32).to_ne_bytes();
+        [u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d])]
+    }
+
     /// A number that spreads flows evenly.
     pub(crate) fn hash(self) -> u32 {
         let (ports, protocol) = (self.rest >> 8, self.rest & 0xff);

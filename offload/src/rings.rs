@@ -274,8 +274,9 @@ pub struct QueueCounters {
     pub interrupts: u64,
 }
 
-/// A receive queue.
+/// A receive queue. Those of different processors share no cache line.
 #[derive(Debug)]
+#[repr(align(64))]
 pub(crate) struct Queue<B> {
     pub(crate) id: QueueId,
     /// The machine that it serves; the default queue serves none.
@@ -477,8 +478,9 @@ pub struct VmCounters {
     pub receive_losses: Losses,
 }
 
-/// A machine as the adapter knows it.
+/// A machine as the adapter knows it. Those of different processors share no cache line.
 #[derive(Debug)]
+#[repr(align(64))]
 pub(crate) struct VmPort<B> {
     pub(crate) vm: VmId,
     pub(crate) port: PortId,

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use vesper_esp::Buffer;
 use vesper_offload::{Nic, OffloadMode};
 use vesper_sa::{Timestamp, VmId};
 
@@ -61,20 +62,34 @@ impl Processors {
         })
     }
 
-    /// One pass, out and in, with all processors at work at once, each on a core of its own.
+    /// One pass, out and in, with all processors at work at once, each on a core of its own. A
+    /// machine's packets are written, and arrive, on the core that works for it: what one core
+    /// leaves in its cache for another is no cost of the adapter.
     pub(super) fn pass(&mut self, cores: &Cores) -> Result<Repetition, Fault> {
         self.now = Timestamp::from_nanos(self.now.as_nanos() + 1_000_000);
         let now = self.now;
         let [sender, receiver] = &mut self.nodes;
-        for (vm, frames) in VMS.into_iter().zip(&self.frames) {
-            let buffers = self.free.drain(..EACH).zip(frames);
-            let mut sends: Vec<_> = buffers
-                .map(|(mut buffer, frame)| {
+        let mut lanes: Vec<Lane> = (0..sender.host.nic().processors()).map(Lane::new).collect();
+        let count = lanes.len();
+        for (index, _) in VMS.iter().enumerate() {
+            let buffers = self.free.drain(..EACH).collect();
+            lanes[index % count].batches.push((index, buffers));
+        }
+        let frames = &self.frames;
+        cores.run(&mut lanes, |lane, _| {
+            for (vm, buffers) in &mut lane.batches {
+                for (buffer, frame) in buffers.iter_mut().zip(&frames[*vm]) {
                     buffer.set(frame);
-                    buffer
-                })
-                .collect();
-            let _ = sender.host.send(vm, &mut sends);
+                }
+            }
+            [Lap::default(); 2]
+        });
+        for lane in &mut lanes {
+            for (vm, mut sends) in lane.batches.drain(..) {
+                let _ = sender.host.send(VMS[vm], &mut sends);
+            }
+        }
+        for vm in VMS {
             let buffers = self.free.drain(..EACH).map(|mut buffer| {
                 buffer.reset();
                 buffer
@@ -82,12 +97,15 @@ impl Processors {
             let _ = receiver.host.post_buffers(vm, buffers);
         }
         sender.host.run(now, PACKETS * 2);
-        let out = run(cores, sender.host.nic(), now);
+        let out = run(cores, &mut lanes, sender.host.nic(), now);
         let mut wire = Vec::new();
         sender.host.nic().take_transmitted(&mut wire, usize::MAX);
         sender.host.run(now, PACKETS * 2);
-        receiver.host.nic().receive(wire);
-        let inward = run(cores, receiver.host.nic(), now);
+        for frame in wire {
+            let vm = usize::from(frame.data()[SPI_END - 1] != VMS[0].0 as u8);
+            lanes[vm % count].arriving.push(frame);
+        }
+        let inward = run(cores, &mut lanes, receiver.host.nic(), now);
         receiver.host.run(now, PACKETS * 2);
         let mut received = Vec::new();
         for vm in VMS {
@@ -108,14 +126,35 @@ impl Processors {
     }
 }
 
-/// Runs every processor until nothing waits for it.
-fn run(cores: &Cores, nic: &Arc<Nic<Mbuf>>, now: Timestamp) -> Repetition {
-    let mut lanes: Vec<usize> = (0..nic.processors()).collect();
-    cores.run(&mut lanes, |processor, gate| {
+/// Where the SPI of an ESP packet in a frame ends, whose last byte is the machine's number.
+const SPI_END: usize = 14 + 20 + 4;
+
+/// A processor of the adapter on its core, with the machines that it works for.
+struct Lane {
+    processor: usize,
+    /// What machines are about to send, by their place in [`VMS`].
+    batches: Vec<(usize, Vec<Mbuf>)>,
+    arriving: Vec<Mbuf>,
+}
+
+impl Lane {
+    fn new(processor: usize) -> Self {
+        Self {
+            processor,
+            batches: Vec::new(),
+            arriving: Vec::new(),
+        }
+    }
+}
+
+/// Runs every processor until nothing waits for it; what arrives for it comes before that.
+fn run(cores: &Cores, lanes: &mut [Lane], nic: &Arc<Nic<Mbuf>>, now: Timestamp) -> Repetition {
+    cores.run(lanes, |lane, gate| {
+        nic.receive(lane.arriving.drain(..));
         gate.pass();
         let start = sys::ticks();
-        nic.run_processor(*processor, now, PACKETS);
+        nic.run_processor(lane.processor, now, PACKETS);
         let end = sys::ticks();
-        [Lap { start, end }, Lap { start, end }]
+        [Lap { start, end }; 2]
     })
 }

@@ -12,6 +12,7 @@ use crate::HEADROOM;
 use crate::crypto_status::{CryptoInfo, CryptoStatus};
 use crate::ethernet::{Frame, HEADER_LEN, Link, VlanId, ethertype, fill, lend};
 use crate::fate::Loss;
+use crate::flow_key::FlowKey;
 use crate::nic::{BATCH, peek};
 use crate::queue::QueueId;
 use crate::transfer::{HostSend, HostWork, Received, ReceivedIpsec};
@@ -36,6 +37,23 @@ struct Batch<B> {
     /// Their associations; neighbours share an entry.
     sas: Vec<Arc<EspSa>>,
     latest: Option<Latest>,
+    clear: Option<ClearFlow>,
+}
+
+/// A flow of clear frames, and who gets copies of them, with which tag.
+#[derive(Clone, Copy)]
+struct ClearFlow {
+    link: Link,
+    vlan: Option<VlanId>,
+    key: FlowKey,
+    to: (VmId, Option<VlanId>),
+}
+
+impl ClearFlow {
+    fn matches<B: Buffer>(&self, frame: &Frame<B>) -> bool {
+        (self.link, self.vlan) == (frame.link, frame.vlan)
+            && FlowKey::of(frame.payload.data()) == Some(self.key)
+    }
 }
 
 /// How the latest packet that a glance recognises came and what it was found to be: the next
@@ -152,6 +170,7 @@ impl<B: Buffer> Host<B> {
             packets: Vec::with_capacity(received.len()),
             sas: Vec::new(),
             latest: None,
+            clear: None,
         };
         for received in received.drain(..) {
             match (received.owner, received.ipsec) {
@@ -282,6 +301,13 @@ impl<B: Buffer> Host<B> {
     /// A frame that came to the default queue unprotected, or protected with an association
     /// that only software has.
     fn switch_received(&mut self, now: Timestamp, frame: Frame<B>, batch: &mut Batch<B>) {
+        if let Some(flow) = &batch.clear
+            && flow.matches(&frame)
+        {
+            let (vm, tag) = flow.to;
+            self.copy_to(vm, tag, &frame);
+            return self.scratch.free.push(frame.payload);
+        }
         let latest = Latest::of(&frame, None, QueueId::DEFAULT);
         batch.latest = None;
         let to = self
@@ -295,6 +321,7 @@ impl<B: Buffer> Host<B> {
                     batch.latest = batch.latest.and(latest);
                 } else {
                     self.deliver_copy(port, tag, &frame);
+                    batch.clear = vm.and_then(|vm| self.clear_flow(vm, tag, &frame));
                     self.nic.recycle(frame.payload);
                 }
             }
@@ -310,6 +337,20 @@ impl<B: Buffer> Host<B> {
             }
             Forward::Drop(loss) => self.lose(None, frame.payload, loss),
         }
+    }
+
+    /// The flow of a clear frame that went to a machine, if a glance recognises its next frame.
+    fn clear_flow(&self, vm: VmId, tag: Option<VlanId>, frame: &Frame<B>) -> Option<ClearFlow> {
+        let key = FlowKey::of(frame.payload.data()).filter(|_| frame.is_ip())?;
+        // Through some ports UDP carries ESP and other things.
+        let ports = EncapsulationPorts::default();
+        let is_clear = !key.ports().into_iter().any(|port| ports.contains(port));
+        (is_clear && self.admits_clear(vm, frame)).then_some(ClearFlow {
+            link: frame.link,
+            vlan: frame.vlan,
+            key,
+            to: (vm, tag),
+        })
     }
 
     /// Finds the association of an ESP packet: one of the receiver, else one that ends at the

@@ -12,7 +12,7 @@ use super::{BATCH, Config, Nic, Processor};
 use crate::capability::OffloadMode;
 use crate::fate::Loss;
 use crate::nic::large_send::checksum_is_right;
-use crate::rings::{Arrivals, Class, Indicated, Queue, lock};
+use crate::rings::{Arrival, Arrivals, Class, Indicated, Queue, lock};
 use crate::transfer::ReceivedIpsec;
 use crate::unit::Offloaded;
 
@@ -26,6 +26,8 @@ pub(super) enum Opening<'a> {
     All(ArrayVec<&'a Offloaded, BATCH>),
     /// Some were refused.
     Some(ArrayVec<Step<'a>, BATCH>),
+    /// Nothing, and nothing is to be done to any of them.
+    Untouched,
     /// Nothing: there is other work in it.
     Not,
 }
@@ -37,12 +39,21 @@ impl<B: Buffer> Nic<B> {
     pub(super) fn open_all<'a>(
         &self,
         config: &'a Config<B>,
+        queue: &Queue<B>,
         engine: &mut Engine,
         now: Timestamp,
         batch: &mut Arrivals<B>,
         bytes: &mut usize,
     ) -> Opening<'a> {
         let mut sas: ArrayVec<&'a Offloaded, BATCH> = ArrayVec::new();
+        let is_untouched = |run: &Arrival| !matches!(run.class, Class::Esp(_));
+        if batch.runs.iter().all(is_untouched) {
+            let owner = queue.owner;
+            return match owner.and_then(|owner| config.unit.policies(owner)) {
+                None => Opening::Untouched,
+                Some(_) => Opening::Not,
+            };
+        }
         for run in &batch.runs {
             match run.class {
                 Class::Esp(handle) => match config.unit.at(handle) {
@@ -165,6 +176,64 @@ impl<B: Buffer> Nic<B> {
             }
         }
         self.count_opened(config, queue, opened as u64);
+    }
+}
+
+impl<B: Buffer> Nic<B> {
+    /// Puts a batch where it belongs to which nothing was to be done, in a queue without policies.
+    #[inline(never)]
+    pub(super) fn hand_over_untouched(
+        &self,
+        config: &Config<B>,
+        queue: &Queue<B>,
+        processor: &mut Processor<B>,
+        now: Timestamp,
+        batch: &mut Arrivals<B>,
+    ) {
+        let mut inner = lock(&queue.inner);
+        let inner_ref = &mut *inner;
+        let mut lost = 0;
+        for run in batch.runs.drain(..) {
+            let room = match queue.owner {
+                // In a buffer of the machine already.
+                Some(_) if run.class == Class::Copy => run.count,
+                Some(_) => inner_ref.posted.len(),
+                None => queue.ring.saturating_sub(inner_ref.ready.len()),
+            };
+            let delivered = room.min(run.count);
+            if queue.owner.is_some() && run.class != Class::Copy {
+                let from = inner_ref.posted.len() - delivered;
+                processor.recycled.extend(inner_ref.posted.drain(from..));
+            }
+            let lens = batch.payloads.iter().take(delivered);
+            let bytes: usize = lens.map(|payload| payload.data().len()).sum();
+            inner_ref.counters.received += delivered as u64;
+            inner_ref.counters.bytes += bytes as u64;
+            let what = Indicated {
+                link: run.link,
+                vlan: run.vlan,
+                queue: queue.id,
+                owner: queue.owner,
+                ipsec: ReceivedIpsec::Untouched,
+            };
+            let payloads = batch.payloads.drain(..delivered);
+            inner_ref.ready.extend(what, payloads);
+            let surplus = run.count - delivered;
+            lost += surplus;
+            processor.recycled.extend(batch.payloads.drain(..surplus));
+        }
+        if !inner_ref.ready.is_empty() {
+            inner_ref.oldest.get_or_insert(now);
+            queue.is_ready.store(true, Ordering::Relaxed);
+        }
+        drop(inner);
+        let loss = match queue.owner {
+            Some(_) => Loss::NoBuffer,
+            None => Loss::RingFull,
+        };
+        for _ in 0..lost {
+            self.count_receive_loss(config, queue.owner, loss);
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! Receiving: from the wire into a queue, and from there, opened, into posted buffers.
 
 use core::sync::atomic::Ordering;
+use std::collections::VecDeque;
 
 use arrayvec::ArrayVec;
 
@@ -177,7 +178,11 @@ impl<B: Buffer> Nic<B> {
         let mut bytes = 0;
         if count > 0 {
             let engine = &mut processor.engine;
-            match self.open_all(config, engine, now, &mut batch, &mut bytes) {
+            match self.open_all(config, queue, engine, now, &mut batch, &mut bytes) {
+                Opening::Untouched => {
+                    bytes = total_bytes(&batch.payloads);
+                    self.hand_over_untouched(config, queue, processor, now, &mut batch);
+                }
                 Opening::All(sas) => {
                     self.hand_over_opened(config, queue, processor, now, &mut batch, &sas);
                 }
@@ -185,11 +190,7 @@ impl<B: Buffer> Nic<B> {
                     self.hand_over(config, queue, processor, now, &mut batch, steps);
                 }
                 Opening::Not => {
-                    bytes = batch
-                        .payloads
-                        .iter()
-                        .map(|payload| payload.data().len())
-                        .sum();
+                    bytes = total_bytes(&batch.payloads);
                     let steps = self.open(config, engine, now, &mut batch);
                     self.hand_over(config, queue, processor, now, &mut batch, steps);
                 }
@@ -369,6 +370,10 @@ impl<B: Buffer> Nic<B> {
             self.emit(NicEvent::Sa(event));
         }
     }
+}
+
+fn total_bytes<B: Buffer>(payloads: &VecDeque<B>) -> usize {
+    payloads.iter().map(|payload| payload.data().len()).sum()
 }
 
 /// Crypto mode: what there is to say about an ESP packet before its cryptography, and what

@@ -27,6 +27,12 @@ pub(super) struct Run<'a> {
     count: usize,
 }
 
+impl Run<'_> {
+    fn is_like(&self, other: &Self) -> bool {
+        ptr::eq(self.offloaded, other.offloaded) && self.link == other.link
+    }
+}
+
 /// What came of sealing a batch as a whole.
 #[expect(
     clippy::large_enum_variant,
@@ -66,16 +72,40 @@ impl<B: Buffer> Nic<B> {
         if config.faulty {
             return Sealing::Not;
         }
-        let Some((runs, bytes)) = runs(config, from, batch.make_contiguous()) else {
-            return Sealing::Not;
-        };
+        let mut runs: ArrayVec<Run<'a>, BATCH> = ArrayVec::new();
         let mut to_seal: ArrayVec<Outbound<'_, &mut B>, BATCH> = ArrayVec::new();
-        let mut sends = batch.make_contiguous().iter_mut();
-        for run in &runs {
-            for send in sends.by_ref().take(run.count) {
-                send.frame.trim_front(HEADER_LEN);
-                to_seal.push(Outbound::new(&run.offloaded.sa, &mut send.frame));
+        let mut chooser = Chooser::new(config, from.0.vm);
+        let mut key: Option<(FrameKey, SendIpsec)> = None;
+        let mut bytes = 0;
+        let sends = batch.make_contiguous();
+        for send in sends.iter_mut() {
+            let frame = send.frame.data();
+            let len = payload_len(frame);
+            // Neighbours of one flow are recognised by a compare.
+            let is_known = key.as_ref().is_some_and(|(key, ipsec)| {
+                *ipsec == send.ipsec && !send.checksum && key.matches(frame)
+            });
+            if !is_known {
+                let run = match send.checksum {
+                    true => None,
+                    false => begin_run(&mut chooser, from, send.ipsec, frame),
+                };
+                let Some(run) = run else {
+                    drop(to_seal);
+                    put_back(&runs, sends);
+                    return Sealing::Not;
+                };
+                key = FrameKey::of(frame).map(|key| (key, send.ipsec));
+                match runs.last() {
+                    Some(last) if last.is_like(&run) => {}
+                    _ => runs.push(run),
+                }
             }
+            let Some(run) = runs.last_mut() else { break };
+            run.count += 1;
+            bytes += len;
+            send.frame.trim_front(HEADER_LEN);
+            to_seal.push(Outbound::new(&run.offloaded.sa, &mut send.frame));
         }
         engine.encapsulate(now, &mut to_seal);
         if to_seal.iter().all(is_sealed) {
@@ -225,42 +255,16 @@ impl<B: Buffer> Nic<B> {
     }
 }
 
-/// The runs of a batch, and its bytes without headers, if all of it is for packet mode in tunnel
-/// mode and nothing else is to be done. Neighbours of one flow are recognised by a compare.
-#[inline(always)]
-fn runs<'a, B: Buffer>(
-    config: &'a Config<B>,
-    from: (&VmPort<B>, Poster),
-    batch: &[Send<B>],
-) -> Option<(ArrayVec<Run<'a>, BATCH>, usize)> {
-    let mut runs: ArrayVec<Run<'a>, BATCH> = ArrayVec::new();
-    let mut chooser = Chooser::new(config, from.0.vm);
-    let mut key: Option<(FrameKey, SendIpsec)> = None;
-    let mut bytes = 0;
-    for send in batch {
-        if send.checksum {
-            return None;
-        }
-        let frame = send.frame.data();
-        bytes += payload_len(frame);
-        if let Some((key, ipsec)) = &key
-            && *ipsec == send.ipsec
-            && key.matches(frame)
-            && let Some(last) = runs.last_mut()
-        {
-            last.count += 1;
-            continue;
-        }
-        let run = begin_run(&mut chooser, from, send.ipsec, frame)?;
-        match runs.last_mut() {
-            Some(last) if ptr::eq(last.offloaded, run.offloaded) && last.link == run.link => {
-                last.count += 1;
-            }
-            _ => runs.push(run),
-        }
-        key = FrameKey::of(frame).map(|key| (key, send.ipsec));
+/// Puts the headers back that were taken off the first frames of a batch.
+#[cold]
+fn put_back<B: Buffer>(runs: &[Run<'_>], sends: &mut [Send<B>]) {
+    let each = runs
+        .iter()
+        .flat_map(|run| core::iter::repeat_n(run.link.header(None), run.count));
+    for (send, header) in sends.iter_mut().zip(each) {
+        // It was there a moment ago.
+        let _ = header.put_before(&mut send.frame);
     }
-    Some((runs, bytes))
 }
 
 #[inline(never)]
@@ -277,7 +281,7 @@ fn begin_run<'a, B: Buffer>(
     Some(Run {
         offloaded: chooser.tunnel(ipsec, &link, frame.get(len..)?)?,
         link,
-        count: 1,
+        count: 0,
     })
 }
 

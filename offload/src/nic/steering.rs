@@ -13,7 +13,7 @@ use crate::capability::OffloadMode;
 use crate::ethernet::{Frame, HEADER_LEN, MacAddress, VlanId};
 use crate::fate::Loss;
 use crate::filter::ReceiveFilter;
-use crate::flow_key::{EspKey, FlowKey, PLAIN, PLAIN_MASK, mix};
+use crate::flow_key::{EspKey, FlowKey, FrameKey, PLAIN, PLAIN_MASK, mix};
 use crate::queue::QueueId;
 use crate::rings::{Class, Queue, QueueInner, lock};
 use crate::unit::Offloaded;
@@ -25,10 +25,34 @@ pub(super) struct Steering<'a, B> {
     config: &'a Config<B>,
     filtered: Option<Filtered>,
     association: Option<(ReceiveKey, Option<Found<'a>>)>,
-    /// The latest ESP packet, if a glance recognises those that are like it: they go to the end
-    /// of the queue that is open.
-    latest: Option<EspKey>,
+    /// The latest frame, if a glance recognises those that are like it: they go to the end of the
+    /// queue that is open.
+    latest: Option<Latest>,
     open: Option<OpenQueue<'a, B>>,
+}
+
+/// What the next frame is recognised by, if it is like the latest one.
+#[derive(Clone, Copy)]
+pub(super) enum Latest {
+    /// ESP of the same association, or of none.
+    Esp(EspKey),
+    /// Not ESP, of the same flow.
+    Clear(FrameKey),
+}
+
+impl Latest {
+    fn of(frame: &[u8]) -> Option<Self> {
+        let esp = EspKey::of(frame).map(Self::Esp);
+        esp.or_else(|| FrameKey::of(frame).map(Self::Clear))
+    }
+
+    #[inline(always)]
+    fn matches(&self, frame: &[u8]) -> bool {
+        match self {
+            Self::Esp(key) => key.matches(frame),
+            Self::Clear(key) => key.matches(frame),
+        }
+    }
 }
 
 /// A queue that is locked, and the name that it was asked for by.
@@ -85,7 +109,7 @@ impl<'a, B: Buffer> Steering<'a, B> {
 
     #[inline(never)]
     fn place_any(&mut self, buffer: B) {
-        let key = EspKey::of(buffer.data());
+        let key = Latest::of(buffer.data());
         match Frame::open(buffer) {
             Ok(frame) => self.place_opened(frame, key),
             Err((buffer, _)) => {
@@ -97,7 +121,7 @@ impl<'a, B: Buffer> Steering<'a, B> {
 
     /// Puts a frame that was taken apart into the queue that it belongs to; `key` is what those
     /// that are like it can be recognised by.
-    pub(super) fn place_opened(&mut self, frame: Frame<B>, key: Option<EspKey>) {
+    pub(super) fn place_opened(&mut self, frame: Frame<B>, key: Option<Latest>) {
         if frame.link.destination.is_group() {
             self.let_go();
             self.nic.replicate(self.config, &frame, None);
@@ -105,7 +129,7 @@ impl<'a, B: Buffer> Steering<'a, B> {
         }
         match self.find(&frame) {
             Ok((queue, class)) => {
-                let latest = key.filter(|_| self.is_simple(class));
+                let latest = key.filter(|_| self.is_simple(class, frame.payload.data()));
                 self.enqueue(queue, frame, class);
                 // What did not get into its own queue has let it go.
                 self.latest = latest.filter(|_| self.open.is_some());
@@ -120,7 +144,7 @@ impl<'a, B: Buffer> Steering<'a, B> {
 
     /// Whether the next packet with the same key is the same. In transport mode every packet is
     /// looked at.
-    fn is_simple(&self, class: Class) -> bool {
+    fn is_simple(&self, class: Class, packet: &[u8]) -> bool {
         match class {
             Class::Esp(handle) => {
                 let offloaded = self.config.unit.at(handle);
@@ -128,7 +152,12 @@ impl<'a, B: Buffer> Steering<'a, B> {
             }
             // No association has this key.
             Class::Unknown => matches!(self.association, Some((_, None))),
-            Class::Clear | Class::Copy => false,
+            // Through some ports UDP carries ESP and other things.
+            Class::Clear => FlowKey::of(packet).is_some_and(|flow| {
+                let mut ports = flow.ports().into_iter();
+                !ports.any(|port| self.nic.ports.contains(port))
+            }),
+            Class::Copy => false,
         }
     }
 
