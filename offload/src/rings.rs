@@ -1,7 +1,7 @@
 //! The rings of the adapter: receive queues and send queues, with their accounts.
 
 use core::sync::atomic::{AtomicBool, AtomicI64, Ordering};
-use std::collections::{VecDeque, vec_deque};
+use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use vesper_esp::Buffer;
@@ -213,23 +213,37 @@ impl<B> Ready<B> {
         self.payloads.is_empty()
     }
 
-    /// Adds payloads of which the same is to be said.
-    pub(crate) fn extend(&mut self, what: Indicated, payloads: impl Iterator<Item = B>) {
-        let before = self.len();
-        self.payloads.extend(payloads);
-        let added = self.len() - before;
-        match self.runs.back_mut() {
-            Some((last, count)) if *last == what => *count += added,
-            _ if added == 0 => {}
-            _ => self.runs.push_back((what, added)),
+    /// Adds a payload.
+    #[inline]
+    pub(crate) fn push(&mut self, what: Indicated, payload: B) {
+        self.begin(what, 1);
+        self.payloads.push_back(payload);
+    }
+
+    /// Moves the first `count` payloads of which the same is to be said here.
+    pub(crate) fn extend(&mut self, what: Indicated, from: &mut VecDeque<B>, count: usize) {
+        let count = count.min(from.len());
+        if count > 0 {
+            self.begin(what, count);
+            move_between(from, count, |payload| self.payloads.push_back(payload));
         }
     }
 
-    /// Takes up to `most` frames: what is to be said of each run, and its payloads.
+    fn begin(&mut self, what: Indicated, count: usize) {
+        // What was decrypted differs by its number at least.
+        let may_repeat = !matches!(what.ipsec, ReceivedIpsec::Crypto(_));
+        match self.runs.back_mut() {
+            Some((last, counted)) if may_repeat && *last == what => *counted += count,
+            _ => self.runs.push_back((what, count)),
+        }
+    }
+
+    /// Takes up to `most` frames: what is to be said of each run, and so many payloads, each of
+    /// which is to be taken.
     pub(crate) fn take(
         &mut self,
         most: usize,
-        mut each: impl FnMut(Indicated, vec_deque::Drain<'_, B>),
+        mut each: impl FnMut(Indicated, usize, &mut VecDeque<B>),
     ) -> usize {
         let mut left = most;
         while left > 0
@@ -242,9 +256,21 @@ impl<B> Ready<B> {
             if *count == 0 {
                 self.runs.pop_front();
             }
-            each(what, self.payloads.drain(..taken));
+            each(what, taken, &mut self.payloads);
         }
         most - left
+    }
+}
+
+/// Moves the first `count` elements. For a few, which is what runs are where many flows are mixed,
+/// this is faster than draining them.
+#[inline]
+pub(crate) fn move_between<T>(from: &mut VecDeque<T>, count: usize, mut to: impl FnMut(T)) {
+    for _ in 0..count {
+        let Some(element) = from.pop_front() else {
+            return;
+        };
+        to(element);
     }
 }
 
@@ -385,7 +411,7 @@ impl<B: Buffer> QueueInner<B> {
             owner,
             ipsec,
         };
-        self.ready.extend(what, core::iter::once(frame.payload));
+        self.ready.push(what, frame.payload);
         queue.is_ready.store(true, Ordering::Relaxed);
     }
 
@@ -625,11 +651,11 @@ impl<B: Buffer> SendRing<B> {
         core::mem::take(&mut ring.sends)
     }
 
-    /// Puts sends that there is room for onto a ring: as a whole, if it is empty.
-    pub(crate) fn push_all(&mut self, poster: Poster, sends: &mut Vec<Send<B>>) {
+    /// Puts sends that there is room for onto a ring: as a whole, if it is empty. So many of them are
+    /// large ones.
+    pub(crate) fn push_all(&mut self, poster: Poster, sends: &mut Vec<Send<B>>, large: usize) {
         let ring = &mut self.posted[poster as usize];
-        let large = |send: &&Send<B>| send.segment_size.is_some();
-        ring.large += sends.iter().filter(large).count();
+        ring.large += large;
         append(&mut ring.sends, sends);
     }
 

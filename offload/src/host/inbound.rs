@@ -15,6 +15,7 @@ use crate::fate::Loss;
 use crate::flow_key::FlowKey;
 use crate::nic::{BATCH, peek};
 use crate::queue::QueueId;
+use crate::rings::move_between;
 use crate::transfer::{HostSend, HostWork, Received, ReceivedIpsec};
 use crate::unit::PortId;
 use crate::vswitch::Forward;
@@ -214,27 +215,32 @@ impl<B: Buffer> Host<B> {
     ) -> usize {
         let Self { nic, machines, .. } = self;
         let mut machine = owner.and_then(|owner| machines.get_mut(&owner));
-        nic.take_ready(id, BATCH, |what, payloads| {
+        let mut delivered = 0;
+        let count = nic.take_ready(id, BATCH, |what, count, payloads| {
             let is_opened =
                 what.owner == owner && matches!(what.ipsec, ReceivedIpsec::Opened { .. });
             match &mut machine {
                 Some(machine) if is_opened && id != QueueId::DEFAULT && others.is_empty() => {
                     let header = what.link.header(None);
-                    let before = machine.ready.len();
-                    for mut payload in payloads {
-                        match header.put_before(&mut payload) {
-                            true => machine.ready.push_back(payload),
-                            false => {
-                                machine.counters.losses.count(Loss::NoRoom);
-                                nic.recycle(payload);
-                            }
+                    move_between(payloads, count, |mut payload| {
+                        if header.put_before(&mut payload) {
+                            machine.ready.push_back(payload);
+                            delivered += 1;
+                        } else {
+                            machine.counters.losses.count(Loss::NoRoom);
+                            nic.recycle(payload);
                         }
-                    }
-                    machine.counters.received += (machine.ready.len() - before) as u64;
+                    });
                 }
-                _ => others.extend(payloads.map(|payload| what.received(payload))),
+                _ => move_between(payloads, count, |payload| {
+                    others.push(what.received(payload));
+                }),
             }
-        })
+        });
+        if let Some(machine) = machine {
+            machine.counters.received += delivered;
+        }
+        count
     }
 
     /// A frame that a function has sent, and that the adapter could not protect.

@@ -93,6 +93,9 @@ struct Posting<B> {
     now: Timestamp,
     unsent: Vec<Send<B>>,
     outstanding: Outstanding,
+    /// The identifier of the next send; those from `outstanding.next()` on have this work.
+    next: u64,
+    work: AdapterWork,
 }
 
 impl<B> Posting<B> {
@@ -109,13 +112,25 @@ impl<B> Posting<B> {
             segment_size,
             checksum,
         };
+        if work != self.work {
+            self.begin();
+            self.work = work;
+        }
+        let id = self.next;
+        self.next += 1;
         self.unsent.push(Send {
-            id: self.outstanding.begin(self.now, work),
+            id,
             frame,
             ipsec,
             segment_size,
             checksum,
         });
+    }
+
+    /// Takes note of what was pushed since the last time, all with the same work.
+    fn begin(&mut self) {
+        let count = self.next - self.outstanding.next();
+        self.outstanding.begin_all(self.now, self.work, count);
     }
 }
 
@@ -246,6 +261,8 @@ impl<B: Buffer> Host<B> {
             vm,
             posting: Posting {
                 now,
+                next: machine.outstanding.next(),
+                work: AdapterWork::default(),
                 unsent: core::mem::take(&mut machine.unsent),
                 outstanding: core::mem::take(&mut machine.outstanding),
             },
@@ -342,6 +359,7 @@ impl<B: Buffer> Host<B> {
             self.encapsulate(vm, posting.now, &plans, &mut planned);
             self.route(vm, &plans, &mut planned, &mut posting, way);
         }
+        posting.begin();
         self.nic.send_from_host(vm, &mut posting.unsent);
         self.recycle_all();
         if let Some(machine) = self.machines.get_mut(&vm) {

@@ -12,7 +12,7 @@ use super::{BATCH, Config, Nic, Processor};
 use crate::capability::OffloadMode;
 use crate::fate::Loss;
 use crate::nic::large_send::checksum_is_right;
-use crate::rings::{Arrival, Arrivals, Class, Indicated, Queue, lock};
+use crate::rings::{Arrival, Arrivals, Class, Indicated, Queue, lock, move_between};
 use crate::transfer::ReceivedIpsec;
 use crate::unit::Offloaded;
 
@@ -158,10 +158,12 @@ impl<B: Buffer> Nic<B> {
                 });
                 // The first one is like itself.
                 let count = alike.count().max(1);
-                inner_ref.ready.extend(first, batch.payloads.drain(..count));
+                inner_ref.ready.extend(first, &mut batch.payloads, count);
                 delivered -= count;
             }
-            processor.recycled.extend(batch.payloads.drain(..surplus));
+            move_between(&mut batch.payloads, surplus, |free| {
+                processor.recycled.push(free)
+            });
         }
         if room > 0 {
             inner_ref.oldest.get_or_insert(now);
@@ -216,11 +218,12 @@ impl<B: Buffer> Nic<B> {
                 owner: queue.owner,
                 ipsec: ReceivedIpsec::Untouched,
             };
-            let payloads = batch.payloads.drain(..delivered);
-            inner_ref.ready.extend(what, payloads);
+            inner_ref.ready.extend(what, &mut batch.payloads, delivered);
             let surplus = run.count - delivered;
             lost += surplus;
-            processor.recycled.extend(batch.payloads.drain(..surplus));
+            move_between(&mut batch.payloads, surplus, |free| {
+                processor.recycled.push(free)
+            });
         }
         if !inner_ref.ready.is_empty() {
             inner_ref.oldest.get_or_insert(now);

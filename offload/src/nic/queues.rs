@@ -2,7 +2,7 @@
 
 use core::fmt;
 use core::sync::atomic::Ordering;
-use std::collections::vec_deque;
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use vesper_esp::Buffer;
@@ -12,7 +12,7 @@ use super::{Config, Nic, NicEvent};
 use crate::fate::Loss;
 use crate::filter::{FilterError, FilterId, ReceiveFilter};
 use crate::queue::{QueueEvent, QueueId, QueueState, WrongState};
-use crate::rings::{Indicated, Queue, QueueCounters, lock};
+use crate::rings::{Indicated, Queue, QueueCounters, lock, move_between};
 use crate::settings::InterruptModeration;
 use crate::sriov::Function;
 use crate::transfer::Received;
@@ -314,8 +314,10 @@ impl<B: Buffer> Nic<B> {
     /// Each packet of a queue other than the default queue is to be
     /// [returned](Self::return_packets) when the host is done with it.
     pub fn take_indication(&self, id: QueueId, packets: &mut Vec<Received<B>>, most: usize) {
-        self.take_ready(id, most, |what, payloads| {
-            packets.extend(payloads.map(|payload| what.received(payload)));
+        self.take_ready(id, most, |what, count, payloads| {
+            move_between(payloads, count, |payload| {
+                packets.push(what.received(payload))
+            });
         });
     }
 
@@ -325,14 +327,14 @@ impl<B: Buffer> Nic<B> {
     /// header is lost.
     pub fn take_frames(&self, id: QueueId, frames: &mut Vec<B>, most: usize) -> usize {
         let mut lost: Vec<(Option<VmId>, B)> = Vec::new();
-        let taken = self.take_ready(id, most, |what, payloads| {
+        let taken = self.take_ready(id, most, |what, count, payloads| {
             let header = what.link.header(None);
-            for mut payload in payloads {
+            move_between(payloads, count, |mut payload| {
                 match header.put_before(&mut payload) {
                     true => frames.push(payload),
                     false => lost.push((what.owner, payload)),
                 }
-            }
+            });
         });
         if !lost.is_empty() {
             let config = self.read();
@@ -349,7 +351,7 @@ impl<B: Buffer> Nic<B> {
         &self,
         id: QueueId,
         most: usize,
-        each: impl FnMut(Indicated, vec_deque::Drain<'_, B>),
+        each: impl FnMut(Indicated, usize, &mut VecDeque<B>),
     ) -> usize {
         let config = self.read();
         let Some(queue) = config.queue(id) else {

@@ -11,7 +11,6 @@ use crate::fate::Loss;
 use crate::rings::{Poster, SendRing, VmPort, lock};
 use crate::sriov::{VfId, VfState};
 use crate::transfer::{Completion, Send, SendIpsec};
-use crate::unit::OffloadHandle;
 
 /// How much of a batch was posted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -132,21 +131,21 @@ impl<B: Buffer> Nic<B> {
         poster: Poster,
         frames: &mut Vec<Send<B>>,
     ) -> Posted {
-        let mut admitted = None;
-        let all_admitted = frames.iter().all(|send| match send.ipsec {
-            SendIpsec::Policy | SendIpsec::Done => true,
-            SendIpsec::Handle(handle) => {
-                admitted == Some(handle) || {
-                    admitted = Some(handle).filter(|handle| admits(config, port, *handle));
-                    admitted.is_some()
-                }
+        let mut admitted = SendIpsec::Policy;
+        let mut all_admitted = true;
+        let mut large = 0;
+        for send in frames.iter() {
+            large += usize::from(send.segment_size.is_some());
+            if send.ipsec != admitted {
+                admitted = send.ipsec;
+                all_admitted &= is_admitted(config, port, send);
             }
-        });
+        }
         let mut ring = lock(&port.sends);
         let room = port.ring.saturating_sub(ring.len(poster));
         let posted = if all_admitted && frames.len() <= room && !config.faulty {
             let accepted = frames.len();
-            ring.push_all(poster, frames);
+            ring.push_all(poster, frames, large);
             Posted {
                 accepted,
                 stopped: None,
@@ -185,21 +184,24 @@ impl<B: Buffer> Nic<B> {
         }
         let mut admitted = Vec::with_capacity(accepted);
         for send in frames.drain(..accepted) {
-            match send.ipsec {
-                SendIpsec::Handle(handle) if !admits(config, port, handle) => {
-                    ring.refuse(send, Loss::ForeignHandle);
-                }
-                _ => admitted.push(send),
+            match is_admitted(config, port, &send) {
+                true => admitted.push(send),
+                false => ring.refuse(send, Loss::ForeignHandle),
             }
         }
-        ring.push_all(poster, &mut admitted);
+        let large = |send: &&Send<B>| send.segment_size.is_some();
+        let large = admitted.iter().filter(large).count();
+        ring.push_all(poster, &mut admitted, large);
         Posted { accepted, stopped }
     }
 }
 
-/// Whether a handle names an association of the sender, on its port.
+/// Whether the handle of a send, if it has one, names an association of the sender, on its port.
 #[inline(never)]
-fn admits<B>(config: &Config<B>, port: &VmPort<B>, handle: OffloadHandle) -> bool {
+fn is_admitted<B>(config: &Config<B>, port: &VmPort<B>, send: &Send<B>) -> bool {
+    let SendIpsec::Handle(handle) = send.ipsec else {
+        return true;
+    };
     let found = config.unit.get(port.vm, handle);
     found.is_some_and(|offloaded| offloaded.offload.port == port.port)
 }
