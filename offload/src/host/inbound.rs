@@ -9,13 +9,13 @@ use vesper_sa::{Action, Direction, Event, ReceiveKey, Receiver, SaHandle, Spi, T
 use super::outbound::Way;
 use super::{DataPath, Host, SoftwareReason};
 use crate::HEADROOM;
+use crate::arrivals::move_between;
 use crate::crypto_status::{CryptoInfo, CryptoStatus};
 use crate::ethernet::{Frame, HEADER_LEN, Link, VlanId, ethertype, fill, lend};
 use crate::fate::Loss;
 use crate::flow_key::FlowKey;
 use crate::nic::{BATCH, peek};
 use crate::queue::QueueId;
-use crate::rings::move_between;
 use crate::transfer::{HostSend, HostWork, Received, ReceivedIpsec};
 use crate::unit::PortId;
 use crate::vswitch::Forward;

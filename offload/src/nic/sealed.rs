@@ -15,7 +15,8 @@ use crate::completions::SentIds;
 use crate::ethernet::{Frame, HEADER_LEN, Link, MacAddress, VlanId, parse};
 use crate::fate::{Loss, SendError};
 use crate::flow_key::FrameKey;
-use crate::rings::{Pending, Poster, VmPort, lock, payload_len};
+use crate::rings::{VmPort, lock};
+use crate::sends::{Pending, Poster, payload_len};
 use crate::transfer::{Send, SendIpsec};
 use crate::unit::Offloaded;
 

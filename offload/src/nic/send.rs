@@ -8,7 +8,8 @@ use vesper_sa::{Timestamp, VmId};
 use super::{Config, Nic};
 use crate::completions::{Completed, Completions};
 use crate::fate::Loss;
-use crate::rings::{Poster, SendRing, VmPort, lock};
+use crate::rings::{VmPort, lock};
+use crate::sends::{Poster, SendRing};
 use crate::sriov::{VfId, VfState};
 use crate::transfer::{Completion, Send, SendIpsec};
 
