@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 
 use arrayvec::ArrayVec;
 
-use vesper_esp::{Buffer, Engine, Outbound, Verdict};
+use vesper_esp::{Buffer, Engine, Outbound, Verdict, prefetch};
 use vesper_sa::Timestamp;
 
 use super::choose::Chooser;
@@ -79,6 +79,10 @@ impl<B: Buffer> Nic<B> {
         let mut key: Option<(FrameKey, SendIpsec)> = None;
         let mut bytes = 0;
         let sends = batch.make_contiguous();
+        if from.1 == Poster::Guest {
+            // Nobody has looked at them yet.
+            sends.iter().for_each(|send| prefetch(send.frame.data()));
+        }
         for send in sends.iter_mut() {
             let frame = send.frame.data();
             let len = payload_len(frame);
