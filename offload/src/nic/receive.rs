@@ -7,7 +7,7 @@ use arrayvec::ArrayVec;
 
 use vesper_esp::aead::{Job, open_batch};
 use vesper_esp::wire::{Located, flow, locate};
-use vesper_esp::{Buffer, Engine, Inbound, Verdict, prefetch};
+use vesper_esp::{Buffer, Engine, Inbound, Verdict};
 use vesper_sa::{Action, Direction, SaState, Spd, Timestamp, VmId};
 
 use super::opened::Opening;
@@ -23,9 +23,6 @@ use crate::queue::QueueState;
 use crate::rings::{Queue, lock};
 use crate::transfer::{HostWork, Received, ReceivedIpsec};
 use crate::unit::{Offloaded, SaOffload};
-
-/// So many frames from the wire are looked at together.
-const AHEAD: usize = 16;
 
 /// What the cryptography did to one frame of a batch.
 #[derive(Clone, Copy)]
@@ -60,16 +57,8 @@ impl<B: Buffer> Nic<B> {
             }
             return;
         }
-        let mut frames = frames.into_iter();
-        let mut ahead: ArrayVec<B, AHEAD> = ArrayVec::new();
-        loop {
-            ahead.extend(frames.by_ref().take(AHEAD));
-            if ahead.is_empty() {
-                break;
-            }
-            // They come from elsewhere: the memory of all is asked for before the first is read.
-            ahead.iter().for_each(|frame| prefetch(frame.data()));
-            ahead.drain(..).for_each(|frame| steering.place(frame));
+        for frame in frames {
+            steering.place(frame);
         }
     }
 

@@ -5,10 +5,11 @@ use std::collections::VecDeque;
 
 use arrayvec::ArrayVec;
 
-use vesper_esp::{Buffer, Engine, Outbound, Verdict, prefetch};
+use vesper_esp::{Buffer, Engine, Outbound, Verdict};
 use vesper_sa::Timestamp;
 
 use super::choose::Chooser;
+use super::send::violation;
 use super::transmit::{Protected, Step};
 use super::{BATCH, Config, Nic, Processor};
 use crate::completions::SentIds;
@@ -79,10 +80,6 @@ impl<B: Buffer> Nic<B> {
         let mut key: Option<(FrameKey, SendIpsec)> = None;
         let mut bytes = 0;
         let sends = batch.make_contiguous();
-        if from.1 == Poster::Guest {
-            // Nobody has looked at them yet.
-            sends.iter().for_each(|send| prefetch(send.frame.data()));
-        }
         for send in sends.iter_mut() {
             let frame = send.frame.data();
             let len = payload_len(frame);
@@ -288,27 +285,6 @@ fn begin_run<'a, B: Buffer>(
         link,
         count: 0,
     })
-}
-
-/// What a sender may not do through its function.
-pub(super) fn violation<B>(
-    (port, poster): (&VmPort<B>, Poster),
-    link: &Link,
-    vlan: Option<VlanId>,
-    ipsec: SendIpsec,
-) -> Option<Loss> {
-    if poster == Poster::Host {
-        None
-    } else if vlan.is_some() {
-        // The VLAN is the adapter's business, not the machine's.
-        Some(Loss::Vlan)
-    } else if !port.settings.trusted && link.source != port.address.mac {
-        Some(Loss::Spoofed)
-    } else if ipsec == SendIpsec::Done {
-        Some(Loss::Policy)
-    } else {
-        None
-    }
 }
 
 /// Whether the NIC switch has something to do with frames for an address: what it has found

@@ -12,7 +12,8 @@ use vesper_esp::{Buffer, Engine, Outbound};
 use vesper_sa::{Direction, Mode, Timestamp, VmId};
 
 use super::choose::{Choice, Chooser};
-use super::sealed::{Route, Sealing, is_sealed, refusal, violation};
+use super::sealed::{Route, Sealing, is_sealed, refusal};
+use super::send::violation;
 use super::steering::Steering;
 use super::{BATCH, Config, Nic, Processor};
 use crate::completions::SentIds;
