@@ -130,14 +130,15 @@ pub(crate) struct Indicated {
 
 impl Indicated {
     /// Of this payload.
-    pub(crate) fn received<B>(self, payload: B) -> Received<B> {
+    #[inline(always)]
+    pub(crate) fn received<B>(&self, payload: B) -> Received<B> {
         let Self {
             link,
             vlan,
             queue,
             owner,
             ipsec,
-        } = self;
+        } = *self;
         let frame = Frame {
             payload,
             link,
@@ -169,7 +170,7 @@ impl<B> Ready<B> {
     }
 
     /// Adds a payload.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn push(&mut self, what: Indicated, payload: B) {
         self.begin(what, 1);
         self.payloads.push_back(payload);
@@ -184,6 +185,7 @@ impl<B> Ready<B> {
         }
     }
 
+    #[inline(always)]
     fn begin(&mut self, what: Indicated, count: usize) {
         // What was decrypted differs by its number at least.
         let may_repeat = !matches!(what.ipsec, ReceivedIpsec::Crypto(_));
@@ -198,7 +200,7 @@ impl<B> Ready<B> {
     pub(crate) fn take(
         &mut self,
         most: usize,
-        mut each: impl FnMut(Indicated, usize, &mut VecDeque<B>),
+        mut each: impl FnMut(&Indicated, usize, &mut VecDeque<B>),
     ) -> usize {
         let mut left = most;
         while left > 0
@@ -207,11 +209,12 @@ impl<B> Ready<B> {
             let taken = left.min(*count);
             *count -= taken;
             left -= taken;
-            let what = *what;
-            if *count == 0 {
+            let is_done = *count == 0;
+            // Not copied first: what has just been written in pieces is slow to read.
+            each(what, taken, &mut self.payloads);
+            if is_done {
                 self.runs.pop_front();
             }
-            each(what, taken, &mut self.payloads);
         }
         most - left
     }

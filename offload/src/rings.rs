@@ -160,7 +160,7 @@ impl<B: Buffer> QueueInner<B> {
     }
 
     /// Hands a frame over to whoever owns the queue.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn indicate(&mut self, queue: &Queue<B>, received: Received<B>, now: Timestamp) {
         self.counters.received += 1;
         self.counters.bytes += received.frame.payload.data().len() as u64;

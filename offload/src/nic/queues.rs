@@ -352,7 +352,7 @@ impl<B: Buffer> Nic<B> {
         &self,
         id: QueueId,
         most: usize,
-        each: impl FnMut(Indicated, usize, &mut VecDeque<B>),
+        each: impl FnMut(&Indicated, usize, &mut VecDeque<B>),
     ) -> usize {
         let config = self.read();
         let Some(queue) = config.queue(id) else {
