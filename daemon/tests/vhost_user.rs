@@ -2,11 +2,14 @@
 
 mod front_end;
 
-use front_end::visits::{NOW, eventually, frame, pool, receive, send};
-use front_end::{BUFFERS, Directory, FrontEnd, NEXT, SIZE, WRITE, feature, open, options};
+use front_end::visits::{eventually, frame, pool, receive, send};
+use front_end::{
+    BUFFERS, Directory, FrontEnd, GUEST, INDIRECT, NEXT, SIZE, feature, open, options,
+};
 use vesper_daemon::port::vhost_user::{Role, VhostUser};
-use vesper_daemon::port::{Incoming, Pool, Port};
+use vesper_daemon::port::{Pool, Port};
 use vesper_esp::Buffer;
+use vhost::vhost_user::VhostUserFrontend;
 
 #[test]
 fn frames_pass_both_ways() {

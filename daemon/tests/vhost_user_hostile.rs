@@ -4,7 +4,6 @@
 mod front_end;
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
 
 use front_end::visits::{NOW, eventually, frame, pool, receive, send};
 use front_end::{

@@ -32,7 +32,8 @@ fn a_machine_that_moves_between_sockets_keeps_its_associations() {
     // There and back again.
     for turn in 0..4 {
         if turn > 0 {
-            let table = json!({ "port": port(&sockets[turn % 2]) }).to_string();
+            let table = json!({ "port": { "vhost_user": { "socket": sockets[turn % 2] } } });
+            let table = table.to_string();
             client
                 .ask(Method::PATCH, "/v1/vms/a/vm1", table.as_bytes())
                 .unwrap();
