@@ -17,6 +17,7 @@ mod change;
 mod doctor;
 mod event;
 mod filter;
+mod force;
 mod kept;
 mod persistence;
 mod policy;

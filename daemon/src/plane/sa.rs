@@ -21,6 +21,15 @@ use super::spec::{Resume, SaSpec};
 use super::{Node, Plane, Refusal, SaFilter, Scope};
 use crate::store::Standing;
 
+/// What associations that are made together share.
+#[derive(Default)]
+pub(super) struct Making {
+    /// The moment at each node.
+    clocks: HashMap<usize, Timestamp>,
+    /// How machines that change with them will prefer them to be offloaded.
+    pub(super) modes: HashMap<VmId, Vec<OffloadMode>>,
+}
+
 /// An association as its words describe it, before its keys are expanded.
 struct Described {
     index: usize,
@@ -49,9 +58,9 @@ impl Plane {
         self.check_quotas(scope, &specs)?;
         let _changing = self.begin_change();
         let mut draft = Draft::default();
-        let mut clocks = HashMap::new();
+        let mut making = Making::default();
         for spec in specs {
-            draft.add.push(self.make(scope, spec, origin, &mut clocks)?);
+            draft.add.push(self.make(scope, spec, origin, &mut making)?);
         }
         let ids = self.apply(draft)?;
         for record in ids.iter().filter_map(|id| self.sa(Scope::All, *id)) {
@@ -257,10 +266,14 @@ impl Plane {
         scope: Scope,
         spec: SaSpec,
         origin: Origin,
-        clocks: &mut HashMap<usize, Timestamp>,
+        making: &mut Making,
     ) -> Result<NewSa, Refusal> {
         let SaSpec { state, resume } = spec;
-        let described = self.describe(scope, &state)?;
+        let mut described = self.describe(scope, &state)?;
+        let follows_machine = state.offload.is_none() && described.vm.is_some();
+        if follows_machine && let Some(modes) = making.modes.get(&described.params.owner) {
+            described.wish.modes.clone_from(modes);
+        }
         if described.packet_only {
             let enabled = described.node.handle.nic().enabled();
             let suite = state.keys.suite();
@@ -270,11 +283,11 @@ impl Plane {
                 return Err(packet_refused(&reasons.join("; ")));
             }
         }
-        let now = match clocks.get(&described.index) {
+        let now = match making.clocks.get(&described.index) {
             Some(now) => *now,
             None => {
                 let now = Self::now(&described.node)?;
-                clocks.insert(described.index, now);
+                making.clocks.insert(described.index, now);
                 now
             }
         };
@@ -313,6 +326,7 @@ impl Plane {
             sa: Arc::new(sa),
             wish: described.wish,
             packet_only: described.packet_only,
+            follows_machine,
             limit: described.limit,
             lifetime: state.lifetime,
             words: state.words().into(),
