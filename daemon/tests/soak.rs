@@ -113,12 +113,14 @@ fn a_long_run_needs_no_more_than_a_short_one() {
 
     let duration = duration();
     let (is_over, rekeys) = (AtomicBool::new(false), AtomicU64::new(0));
+    // Who waits for events is given some.
+    let follows = AtomicBool::new(true);
     let (mut samples, mut descriptors) = (Vec::new(), Vec::new());
     thread::scope(|scope| {
         scope.spawn(|| {
             let client = daemon.client();
             for round in 0.. {
-                if is_over.load(Ordering::Relaxed) {
+                if is_over.load(Ordering::Relaxed) && !follows.load(Ordering::Relaxed) {
                     return;
                 }
                 let (vm, spi) = ((round % 3) as u8 + 1, 0x30_0000 + round);
@@ -156,6 +158,7 @@ fn a_long_run_needs_no_more_than_a_short_one() {
                     })
                     .unwrap();
             }
+            follows.store(false, Ordering::Relaxed);
         });
         // What is touched at first is no growth.
         thread::sleep(duration / 6);

@@ -28,6 +28,9 @@ const SYNC: Duration = Duration::from_secs(5);
 /// How far the threads of the control interface stand back behind those of the packets.
 const CONTROL_NICE: i32 = 10;
 
+/// How long a thread that may wait for a worker or a disk stays without anything to do.
+const KEEP: Duration = Duration::from_secs(3600);
+
 /// Connections of one machine at a time.
 const VM_CONNECTIONS: usize = 8;
 
@@ -58,6 +61,8 @@ impl Control {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .max_blocking_threads(16)
+            // Each new thread has memory of its own to be warmed up.
+            .thread_keep_alive(KEEP)
             .thread_name("control")
             // Packets go first: on Linux this concerns the thread alone.
             .on_thread_start(|| {

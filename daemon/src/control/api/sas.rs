@@ -270,9 +270,14 @@ pub(super) async fn show(
 ) -> Result<Response, Refused> {
     let query = query(&uri, scope)?;
     let record = record(&api, scope, &id)?;
-    let one = api
-        .run(move |service| listed(&[record], true, query.keys.then_some(&*service.plane)))
-        .await?;
+    let one = match query.keys {
+        true => {
+            api.run(move |service| listed(&[record], true, Some(&*service.plane)))
+                .await?
+        }
+        // What is told is in memory and waits for nobody.
+        false => listed(&[record], true, None)?,
+    };
     Ok(([(header::CONTENT_TYPE, "application/json")], one).into_response())
 }
 
