@@ -33,7 +33,7 @@ pub(super) struct Writer {
 }
 
 /// Memory that the database may use for its pages. What it does not keep, the system does.
-const CACHE: usize = 4 << 20;
+const CACHE: usize = 1 << 20;
 
 /// How a database is opened. A damaged page is found here, not when it is used.
 pub(super) fn builder() -> Builder {
