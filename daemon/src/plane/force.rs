@@ -147,7 +147,6 @@ fn finish_waiting(nic: &Nic<PacketBuf>, now: Timestamp) {
 }
 
 /// Adds associations until one is refused.
-#[expect(clippy::type_complexity, reason = "used once, right above")]
 fn add(
     host: &mut Host<PacketBuf>,
     sas: Vec<(Arc<EspSa>, OffloadWish, bool)>,
