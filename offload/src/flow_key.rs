@@ -232,4 +232,73 @@ mod tests {
         }
         assert_eq!(FlowKey::of(&right[..23]), None);
     }
+
+    /// A frame of this packet from one station to another.
+    fn frame(from: u8, to: u8, packet: &[u8]) -> Vec<u8> {
+        let header = [2, 0, 0, 0, 0, to, 2, 0, 0, 0, 0, from, 8, 0];
+        [&header[..], packet].concat()
+    }
+
+    #[test]
+    fn frames_of_one_flow_match_and_no_others() {
+        let mut frames = Vec::new();
+        for (from, to) in [(1, 2), (1, 3), (3, 2)] {
+            for ports in [(1, 2), (2, 1)] {
+                for tcp in [false, true] {
+                    for source in [[10, 0, 0, 1], [10, 0, 0, 2]] {
+                        let packet = packet(source, [10, 1, 0, 1], ports, tcp);
+                        frames.push(frame(from, to, &packet));
+                    }
+                }
+            }
+        }
+        for (number, one) in frames.iter().enumerate() {
+            let key = FrameKey::of(one).unwrap();
+            for (other_number, other) in frames.iter().enumerate() {
+                assert_eq!(key.matches(other), number == other_number);
+            }
+        }
+        // What a flow may differ in: service, identification, hop limit, checksum, flag, length.
+        let key = FrameKey::of(&frames[0]).unwrap();
+        let mut same = frames[0].clone();
+        same.extend([7; 9]);
+        for at in [1, 4, 5, 8, 10, 11, 24, 28] {
+            same[HEADER_LEN + at] ^= 0x5a;
+        }
+        same[HEADER_LEN + 6] = 0x40;
+        assert!(key.matches(&same));
+        // Of each other byte a change is seen, and so is a frame that is cut.
+        let looked_at = (0..14).chain([14, 20, 21, 23]).chain(26..38);
+        for at in looked_at {
+            let mut other = frames[0].clone();
+            other[at] ^= 1;
+            assert!(!key.matches(&other), "{at}");
+        }
+        let whole = frames[0].len();
+        assert!((0..whole).all(|len| !key.matches(&frames[0][..len])));
+        let mut short = frames[0].clone();
+        short[HEADER_LEN + 3] = 23;
+        assert!(!key.matches(&short), "shorter than its ports");
+        assert_eq!(FrameKey::of(&short), None);
+    }
+
+    #[test]
+    fn esp_of_one_association_matches_and_no_other() {
+        let mut esp = packet([10, 0, 0, 1], [10, 0, 0, 2], (1, 2), false);
+        esp[9] = protocol::ESP;
+        esp.extend([0; 60]);
+        let esp = frame(1, 2, &esp);
+        let key = EspKey::of(&esp).unwrap();
+        for at in 0..esp.len() {
+            let mut other = esp.clone();
+            other[at] ^= 1;
+            // The header, whole packets of ESP in IPv4 without options, destination and SPI.
+            let looked_at = at < 15 || [20, 21, 23].contains(&at) || (30..38).contains(&at);
+            assert_eq!(key.matches(&other), !looked_at, "{at}");
+        }
+        assert!(!key.matches(&esp[..41]));
+        assert_eq!(EspKey::of(&esp[..41]), None);
+        let udp = packet([10, 0, 0, 1], [10, 0, 0, 2], (1, 2), false);
+        assert_eq!(EspKey::of(&frame(1, 2, &udp)), None);
+    }
 }

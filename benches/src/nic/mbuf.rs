@@ -31,6 +31,11 @@ impl Mbuf {
         }))
     }
 
+    /// Where its memory is, which tells it from all others.
+    pub(super) fn address(&self) -> usize {
+        (&raw const *self.0).addr()
+    }
+
     /// Lends all of its memory again.
     pub(super) fn reset(&mut self) {
         (self.0.start, self.0.end) = (0, MEMORY as u32);

@@ -2,6 +2,7 @@
 
 mod build;
 mod process;
+mod vpp;
 
 use std::fmt;
 use std::path::PathBuf;
@@ -82,6 +83,12 @@ pub(crate) enum PeersError {
         prefix: PathBuf,
         log: String,
     },
+    /// A prefix was given under which the program is not.
+    Program {
+        variable: &'static str,
+        prefix: PathBuf,
+        program: PathBuf,
+    },
     /// A program that was built does not work.
     Fault(Fault),
     /// The directory for the programs can not be written.
@@ -104,6 +111,17 @@ impl fmt::Display for PeersError {
                 f,
                 "{variable}={} holds no library that the program can be built with:\n{log}",
                 prefix.display()
+            ),
+            Self::Program {
+                variable,
+                prefix,
+                program,
+            } => write!(
+                f,
+                "{variable}={}: there is no program {}; give the prefix that it was installed to, \
+                 or unset the variable to do without",
+                prefix.display(),
+                program.display()
             ),
             Self::Fault(fault) => fault.fmt(f),
             Self::Directory(path, error) => write!(f, "{}: {error}", path.display()),
@@ -133,8 +151,8 @@ pub(crate) fn start(
         }
     }
     missing.into_result()?;
-    let huge = huge_pages_for_dpdk(level, notes);
     let mut peers: Vec<Box<dyn Contestant>> = Vec::new();
+    let huge = huge_pages_for_dpdk(level, notes);
     for (program, path) in built {
         for variant in program.variants {
             let mut arguments = variant.to_vec();
@@ -149,6 +167,11 @@ pub(crate) fn start(
                 peers.push(Box::new(process));
             }
         }
+    }
+    if level == Level::Esp
+        && let Some(vpp) = vpp::contestant(huge == "huge")?
+    {
+        peers.push(Box::new(vpp));
     }
     Ok(peers)
 }

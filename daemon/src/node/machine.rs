@@ -232,8 +232,8 @@ impl Machine {
     }
 
     fn take_completions(&mut self, now: Timestamp, nic: &Nic<PacketBuf>, pool: &mut Pool) -> usize {
-        nic.take_completions(self.vm, now, &mut self.completions);
-        let count = self.completions.len();
+        let sent = nic.take_failures(self.vm, now, &mut self.completions);
+        let count = sent + self.completions.len();
         for completion in self.completions.drain(..) {
             // The adapter has counted why a send failed.
             if let Some(buffer) = completion.buffer {

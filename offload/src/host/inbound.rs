@@ -6,16 +6,16 @@ use vesper_esp::wire::{EncapsulationPorts, IpHeader, Located, flow, locate, prot
 use vesper_esp::{Buffer, EspSa, Inbound, Reassembly, Verdict};
 use vesper_sa::{Action, Direction, Event, ReceiveKey, Receiver, SaHandle, Spi, Timestamp, VmId};
 
+use super::glance::{ClearFlow, Latest};
 use super::outbound::Way;
 use super::{DataPath, Host, SoftwareReason};
 use crate::HEADROOM;
+use crate::arrivals::move_between;
 use crate::crypto_status::{CryptoInfo, CryptoStatus};
 use crate::ethernet::{Frame, HEADER_LEN, Link, VlanId, ethertype, fill, lend};
 use crate::fate::Loss;
-use crate::flow_key::FlowKey;
-use crate::nic::{BATCH, peek};
+use crate::nic::BATCH;
 use crate::queue::QueueId;
-use crate::rings::move_between;
 use crate::transfer::{HostSend, HostWork, Received, ReceivedIpsec};
 use crate::unit::PortId;
 use crate::vswitch::Forward;
@@ -39,47 +39,6 @@ struct Batch<B> {
     sas: Vec<Arc<EspSa>>,
     latest: Option<Latest>,
     clear: Option<ClearFlow>,
-}
-
-/// A flow of clear frames, and who gets copies of them, with which tag.
-#[derive(Clone, Copy)]
-struct ClearFlow {
-    link: Link,
-    vlan: Option<VlanId>,
-    key: FlowKey,
-    to: (VmId, Option<VlanId>),
-}
-
-impl ClearFlow {
-    fn matches<B: Buffer>(&self, frame: &Frame<B>) -> bool {
-        (self.link, self.vlan) == (frame.link, frame.vlan)
-            && FlowKey::of(frame.payload.data()) == Some(self.key)
-    }
-}
-
-/// How the latest packet that a glance recognises came and what it was found to be: the next
-/// one that is like it is the same. Nothing that this depends on changes within a batch.
-#[derive(Clone, Copy, PartialEq, Eq)]
-struct Latest {
-    link: Link,
-    vlan: Option<VlanId>,
-    receiver: Option<VmId>,
-    queue: QueueId,
-    /// Address and SPI, see [`peek`].
-    key: u64,
-}
-
-impl Latest {
-    fn of<B: Buffer>(frame: &Frame<B>, receiver: Option<VmId>, queue: QueueId) -> Option<Self> {
-        let key = peek(frame.payload.data()).filter(|_| frame.link.ethertype == ethertype::IPV4)?;
-        Some(Self {
-            link: frame.link,
-            vlan: frame.vlan,
-            receiver,
-            queue,
-            key,
-        })
-    }
 }
 
 impl<B: Buffer> Batch<B> {
@@ -327,7 +286,8 @@ impl<B: Buffer> Host<B> {
                     batch.latest = batch.latest.and(latest);
                 } else {
                     self.deliver_copy(port, tag, &frame);
-                    batch.clear = vm.and_then(|vm| self.clear_flow(vm, tag, &frame));
+                    let admitting = vm.filter(|&vm| self.admits_clear(vm, &frame));
+                    batch.clear = admitting.and_then(|vm| ClearFlow::of(&frame, (vm, tag)));
                     self.nic.recycle(frame.payload);
                 }
             }
@@ -343,20 +303,6 @@ impl<B: Buffer> Host<B> {
             }
             Forward::Drop(loss) => self.lose(None, frame.payload, loss),
         }
-    }
-
-    /// The flow of a clear frame that went to a machine, if a glance recognises its next frame.
-    fn clear_flow(&self, vm: VmId, tag: Option<VlanId>, frame: &Frame<B>) -> Option<ClearFlow> {
-        let key = FlowKey::of(frame.payload.data()).filter(|_| frame.is_ip())?;
-        // Through some ports UDP carries ESP and other things.
-        let ports = EncapsulationPorts::default();
-        let is_clear = !key.ports().into_iter().any(|port| ports.contains(port));
-        (is_clear && self.admits_clear(vm, frame)).then_some(ClearFlow {
-            link: frame.link,
-            vlan: frame.vlan,
-            key,
-            to: (vm, tag),
-        })
     }
 
     /// Finds the association of an ESP packet: one of the receiver, else one that ends at the

@@ -1,6 +1,7 @@
 //! The host around the adapter: machines, the synthetic path through the software switch, the
 //! software fallback of IPsec, and where each association is at work.
 
+mod glance;
 mod inbound;
 mod machine;
 mod outbound;

@@ -8,7 +8,8 @@ use vesper_sa::VmId;
 
 use super::{Nic, VmEntry};
 use crate::queue::QueueId;
-use crate::rings::{Poster, VmCounters, VmPort, lock};
+use crate::rings::{VmPort, lock};
+use crate::sends::{Poster, VmCounters};
 use crate::settings::{SettingsError, Usage, VmAddress, VmSettings};
 use crate::sriov::VfId;
 use crate::unit::PortId;

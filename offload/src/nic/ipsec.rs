@@ -9,7 +9,8 @@ use super::{Config, Nic, NicEvent};
 use crate::capability::{Capabilities, OffloadMode, WhyNot};
 use crate::fate::Loss;
 use crate::fault::Fault;
-use crate::rings::{Poster, lock};
+use crate::rings::lock;
+use crate::sends::Poster;
 use crate::unit::{AddSaError, OffloadHandle, SaOffload, UpdateSaError};
 
 impl<B: Buffer> Nic<B> {

@@ -9,10 +9,11 @@ use vesper_sa::{Timestamp, VmId};
 
 use super::receive::Step;
 use super::{BATCH, Config, Nic, Processor};
+use crate::arrivals::{Arrival, Arrivals, Class, Indicated, move_between};
 use crate::capability::OffloadMode;
 use crate::fate::Loss;
 use crate::nic::large_send::checksum_is_right;
-use crate::rings::{Arrival, Arrivals, Class, Indicated, Queue, lock, move_between};
+use crate::rings::{Queue, lock};
 use crate::transfer::ReceivedIpsec;
 use crate::unit::Offloaded;
 

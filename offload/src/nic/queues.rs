@@ -9,10 +9,11 @@ use vesper_esp::Buffer;
 use vesper_sa::{Timestamp, VmId};
 
 use super::{Config, Nic, NicEvent};
+use crate::arrivals::{Indicated, move_between};
 use crate::fate::Loss;
 use crate::filter::{FilterError, FilterId, ReceiveFilter};
 use crate::queue::{QueueEvent, QueueId, QueueState, WrongState};
-use crate::rings::{Indicated, Queue, QueueCounters, lock, move_between};
+use crate::rings::{Queue, QueueCounters, lock};
 use crate::settings::InterruptModeration;
 use crate::sriov::Function;
 use crate::transfer::Received;

@@ -13,13 +13,14 @@ use vesper_sa::{Action, Direction, SaState, Spd, Timestamp, VmId};
 use super::opened::Opening;
 use super::steering::Steering;
 use super::{BATCH, Config, Nic, NicEvent, Processor};
+use crate::arrivals::{Arrivals, Class};
 use crate::capability::OffloadMode;
 use crate::crypto_status::{CryptoInfo, CryptoStatus};
 use crate::ethernet::{Frame, ethertype};
 use crate::fate::Loss;
 use crate::nic::large_send::checksum_is_right;
 use crate::queue::QueueState;
-use crate::rings::{Arrivals, Class, Queue, lock};
+use crate::rings::{Queue, lock};
 use crate::transfer::{HostWork, Received, ReceivedIpsec};
 use crate::unit::{Offloaded, SaOffload};
 

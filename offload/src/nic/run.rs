@@ -58,7 +58,10 @@ impl<B: Buffer> Nic<B> {
                         break;
                     }
                 }
-                state.cursor = (state.cursor + 1) % flows.len();
+                state.cursor += 1;
+                if state.cursor >= flows.len() {
+                    state.cursor = 0;
+                }
                 let Some(flow) = flows.get(state.cursor) else {
                     break;
                 };

@@ -9,13 +9,15 @@ use vesper_esp::{Buffer, Engine, Outbound, Verdict};
 use vesper_sa::Timestamp;
 
 use super::choose::Chooser;
+use super::send::violation;
 use super::transmit::{Protected, Step};
 use super::{BATCH, Config, Nic, Processor};
 use crate::completions::SentIds;
 use crate::ethernet::{Frame, HEADER_LEN, Link, MacAddress, VlanId, parse};
 use crate::fate::{Loss, SendError};
 use crate::flow_key::FrameKey;
-use crate::rings::{Pending, Poster, VmPort, lock, payload_len};
+use crate::rings::{VmPort, lock};
+use crate::sends::{Pending, Poster, payload_len};
 use crate::transfer::{Send, SendIpsec};
 use crate::unit::Offloaded;
 
@@ -283,27 +285,6 @@ fn begin_run<'a, B: Buffer>(
         link,
         count: 0,
     })
-}
-
-/// What a sender may not do through its function.
-pub(super) fn violation<B>(
-    (port, poster): (&VmPort<B>, Poster),
-    link: &Link,
-    vlan: Option<VlanId>,
-    ipsec: SendIpsec,
-) -> Option<Loss> {
-    if poster == Poster::Host {
-        None
-    } else if vlan.is_some() {
-        // The VLAN is the adapter's business, not the machine's.
-        Some(Loss::Vlan)
-    } else if !port.settings.trusted && link.source != port.address.mac {
-        Some(Loss::Spoofed)
-    } else if ipsec == SendIpsec::Done {
-        Some(Loss::Policy)
-    } else {
-        None
-    }
 }
 
 /// Whether the NIC switch has something to do with frames for an address: what it has found

@@ -7,8 +7,10 @@ use vesper_sa::{Timestamp, VmId};
 
 use super::{Config, Nic};
 use crate::completions::{Completed, Completions};
+use crate::ethernet::{Link, VlanId};
 use crate::fate::Loss;
-use crate::rings::{Poster, SendRing, VmPort, lock};
+use crate::rings::{VmPort, lock};
+use crate::sends::{Poster, SendRing};
 use crate::sriov::{VfId, VfState};
 use crate::transfer::{Completion, Send, SendIpsec};
 
@@ -193,6 +195,27 @@ impl<B: Buffer> Nic<B> {
         let large = admitted.iter().filter(large).count();
         ring.push_all(poster, &mut admitted, large);
         Posted { accepted, stopped }
+    }
+}
+
+/// What a sender may not do through its function.
+pub(super) fn violation<B>(
+    (port, poster): (&VmPort<B>, Poster),
+    link: &Link,
+    vlan: Option<VlanId>,
+    ipsec: SendIpsec,
+) -> Option<Loss> {
+    if poster == Poster::Host {
+        None
+    } else if vlan.is_some() {
+        // The VLAN is the adapter's business, not the machine's.
+        Some(Loss::Vlan)
+    } else if !port.settings.trusted && link.source != port.address.mac {
+        Some(Loss::Spoofed)
+    } else if ipsec == SendIpsec::Done {
+        Some(Loss::Policy)
+    } else {
+        None
     }
 }
 

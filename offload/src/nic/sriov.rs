@@ -9,7 +9,8 @@ use super::{Config, Nic, NicEvent, QueueError};
 use crate::fate::Loss;
 use crate::filter::ReceiveFilter;
 use crate::queue::{QueueEvent, QueueId};
-use crate::rings::{Poster, lock};
+use crate::rings::lock;
+use crate::sends::Poster;
 use crate::sriov::{
     Function, NicSwitch, NicSwitchParams, NicSwitchState, SriovError, VPort, VPortId, VfEvent,
     VfId, VfState, VirtualFunction,

@@ -9,13 +9,14 @@ use vesper_esp::wire::{Located, locate, protocol};
 use vesper_sa::{Mode, ReceiveKey, Receiver, Spi, VmId};
 
 use super::{Config, Nic};
+use crate::arrivals::Class;
 use crate::capability::OffloadMode;
 use crate::ethernet::{Frame, HEADER_LEN, MacAddress, VlanId};
 use crate::fate::Loss;
 use crate::filter::ReceiveFilter;
 use crate::flow_key::{EspKey, FlowKey, FrameKey, PLAIN, PLAIN_MASK, mix};
 use crate::queue::QueueId;
-use crate::rings::{Class, Queue, QueueInner, lock};
+use crate::rings::{Queue, QueueInner, lock};
 use crate::unit::Offloaded;
 
 /// Steers frames one after another. Neighbours are mostly alike: what was found for one frame
