@@ -4,7 +4,6 @@ mod bed;
 
 use std::fs;
 use std::ops::Deref;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -128,25 +127,6 @@ fn what_was_kept_comes_back() {
 }
 
 #[test]
-fn no_key_is_in_the_files() {
-    let directory = tempfile::tempdir().unwrap();
-    let (store, _) = open(directory.path());
-    put(&store, &words(1, OUT, 0xc0de_cafe)).unwrap();
-    drop(store);
-    let key = bed::key_text(0xc0de_cafe);
-    for file in ["store.redb", "store.anchor"] {
-        let bytes = fs::read(directory.path().join(file)).unwrap();
-        for needle in [&key.as_bytes()[..16], &[0xc0, 0xde, 0xca, 0xfe]] {
-            assert!(!bytes.windows(needle.len()).any(|window| window == needle));
-        }
-        let mode = fs::metadata(directory.path().join(file))
-            .unwrap()
-            .permissions();
-        assert_eq!(mode.mode() & 0o777, 0o600, "{file}");
-    }
-}
-
-#[test]
 fn numbers_go_on_after_a_crash_and_after_deletion() {
     let directory = tempfile::tempdir().unwrap();
     let out = words(1, OUT, 1);
@@ -231,34 +211,6 @@ fn a_stop_in_order_leaves_no_gap() {
     for found in open(directory.path()).1.sas {
         assert!(after(&found.standing) >= 2);
     }
-}
-
-#[test]
-fn a_second_daemon_is_refused() {
-    let directory = tempfile::tempdir().unwrap();
-    let kek = Kek::random().unwrap();
-    let files = Files::in_directory(directory.path());
-    let (store, _) = Store::open(files.clone(), &kek).unwrap();
-    assert!(matches!(
-        Store::open(files.clone(), &kek),
-        Err(StoreError::InUse { .. })
-    ));
-    // With an anchor of its own it does not get further.
-    let other = Files {
-        anchor: directory.path().join("other"),
-        ..files.clone()
-    };
-    assert!(matches!(
-        Store::open(other, &kek),
-        Err(StoreError::InUse { .. })
-    ));
-    drop(store);
-    let wrong = Kek::random().unwrap();
-    assert!(matches!(
-        Store::open(files.clone(), &wrong),
-        Err(StoreError::WrongKey)
-    ));
-    assert!(Store::open(files, &kek).unwrap().1.loss.is_none());
 }
 
 /// What is done to the files of a daemon that does not run, and what the next one must say.
@@ -511,27 +463,6 @@ fn starts_that_end_before_the_anchor_lose_nothing() {
     let (_, recovered) = Store::open(files(), &kek).unwrap();
     assert_eq!(recovered.loss, None, "{}", recovered.detail);
     assert!(after(&recovered.sas[0].standing) >= 1);
-}
-
-#[test]
-fn a_newer_format_is_refused() {
-    let directory = tempfile::tempdir().unwrap();
-    drop(open(directory.path()));
-    let path = directory.path().join("store.redb");
-    let database = redb::Database::open(&path).unwrap();
-    let meta: redb::TableDefinition<'_, &str, &[u8]> = redb::TableDefinition::new("meta");
-    let transaction = database.begin_write().unwrap();
-    transaction
-        .open_table(meta)
-        .unwrap()
-        .insert("format", 2_u32.to_be_bytes().as_slice())
-        .unwrap();
-    transaction.commit().unwrap();
-    drop(database);
-    let kek = Kek::read(&directory.path().join("kek")).unwrap();
-    let refused = Store::open(Files::in_directory(directory.path()), &kek).unwrap_err();
-    assert!(matches!(refused, StoreError::Newer { found: 2, known: 1 }));
-    assert!(refused.to_string().contains("newer release"));
 }
 
 /// Lifetimes are not renewed by a restart.
