@@ -180,6 +180,15 @@ fn policies_machines_and_counters() {
         counters.starts_with("NIC statistics:\n     rx_packets: 500\n"),
         "{counters}"
     );
+    for (port, expected) in [
+        ("nope", "port nope: not found; there are a/uplink, a/web1"),
+        ("a/nope", "port a/nope: not found; GET /v1/ports"),
+        ("nope/web1", "port nope/web1: not found; GET /v1/ports"),
+    ] {
+        let run = Run::of(&served, &format!("port stat {port}"));
+        assert_eq!(run.status, 4, "{}", run.error);
+        assert!(run.error.contains(expected), "{}", run.error);
+    }
     let stat = Run::good(&served, "stat");
     assert!(
         stat.contains("CPU 0: 25 % busy: a: host, adapter\n"),

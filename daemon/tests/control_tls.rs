@@ -1,6 +1,7 @@
 //! The control interface over TCP: only with a certificate of the configured authority.
 
 mod common;
+mod process;
 
 use std::fs;
 use std::io::{Read, Write};
@@ -12,6 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use common::Served;
+use process::Daemon;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 use vesper_daemon::control::{ControlError, TcpSettings};
@@ -172,4 +174,39 @@ fn only_holders_of_a_certificate_get_through() {
             .to_string()
             .contains("others may read it (mode 644); chmod 600")
     );
+}
+
+/// The same through the configuration, with the program: what `[control.tcp]` says is in force.
+#[test]
+fn the_configuration_opens_it_to_holders_alone() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path();
+    if !certificates(path) {
+        println!("skipped: there is no openssl to make certificates with");
+        return;
+    }
+    let address = TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap();
+    let at = |name: &str| path.join(name);
+    let machine = process::machine(1, 1, "\"sink\"", "");
+    let configuration = format!(
+        "{}[control.tcp]\naddress = \"{address}\"\ncertificate = {:?}\nkey = {:?}\n\
+         client_authorities = {:?}\n{}{machine}",
+        process::head(path),
+        at("server.pem"),
+        at("server.key"),
+        at("ca.pem"),
+        process::host(1, "\"loopback\"", ""),
+    );
+    let daemon = Daemon::start(path, &configuration);
+    let answer = ask(path, address, Some("client"));
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    assert!(answer.contains("\"vm1\""), "{answer}");
+    assert_eq!(ask(path, address, Some("stranger")), "");
+    assert_eq!(ask(path, address, None), "");
+    // It does not end for all that.
+    assert!(ask(path, address, Some("client")).starts_with("HTTP/1.1 200"));
+    assert!(daemon.stop().0);
 }

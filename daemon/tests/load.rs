@@ -8,11 +8,13 @@ mod process;
 use std::collections::HashMap;
 use std::fs;
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use hyper::Method;
 use process::{Daemon, add, delete, generator, head, host, is_long, machine, sa, wait_until};
+use vesper_daemon::control::client::Client;
 use vesper_daemon::control::types;
 use vesper_verify::capture::CaptureReader;
 
@@ -25,54 +27,40 @@ fn vm<'a>(stats: &'a types::Stats, host: &str, name: &str) -> &'a types::VmStats
 }
 
 /// Make before break, as `docs/control.md` says it: nothing is lost, and at most two inbound
-/// associations are there.
+/// associations are there. Several machines are rekeyed at the same time, as a key exchange does
+/// it.
 #[test]
 fn rekeys_under_traffic_lose_nothing() {
-    let rekeys: u32 = if is_long() { 10_000 } else { 150 };
+    let (rekeys, vms): (u32, u8) = if is_long() { (10_000, 10) } else { (150, 3) };
     let directory = tempfile::tempdir().unwrap();
-    let file = |number: u8| {
-        let path = directory.path().join(format!("{number}.sa"));
-        let (out, inward) = (
-            sa(number, 1, "out", 0x1000, ""),
-            sa(3 - number, 1, "in", 0x1000, ""),
-        );
-        process::secret_file(&path, &format!("{out}\n{inward}\n"));
-        format!("sa_file = {path:?}")
-    };
     let mut configuration = head(directory.path());
     for number in [1, 2] {
-        let port = generator(number, 1, if is_long() { 20_000 } else { 2_000 });
-        configuration += &host(number, CABLE, &machine(number, 1, &port, &file(number)));
+        let mut machines = String::new();
+        for vm in 1..=vms {
+            let path = directory.path().join(format!("{number}-{vm}.sa"));
+            let spi = 0x1000 + u32::from(vm);
+            let (out, inward) = (
+                sa(number, vm, "out", spi, ""),
+                sa(3 - number, vm, "in", spi, ""),
+            );
+            process::secret_file(&path, &format!("{out}\n{inward}\n"));
+            let port = generator(number, vm, if is_long() { 2_000 } else { 700 });
+            machines += &machine(number, vm, &port, &format!("sa_file = {path:?}"));
+        }
+        configuration += &host(number, CABLE, &machines);
     }
     let daemon = Daemon::start(directory.path(), &configuration);
-    let client = daemon.client();
-    let sas: types::Sas = client.get("/v1/sas").unwrap();
-    let mut old: HashMap<(String, String), u64> = (sas.sas.iter())
-        .map(|sa| ((sa.host.clone(), sa.dir.clone()), sa.id))
-        .collect();
-    assert_eq!(old.len(), 4);
     let begin = Instant::now();
-    let mut longest = Duration::ZERO;
-    for round in 0..rekeys {
-        let began = Instant::now();
-        // In turn one direction and the other.
-        let from = (round % 2) as u8 + 1;
-        let spi = 0x2000 + round;
-        let (here, there) = (process::name(from), process::name(3 - from));
-        let inward = add(&client, &sa(from, 1, "in", spi, ""));
-        let outward = add(&client, &sa(from, 1, "out", spi, ""));
-        let last = old.insert((here.into(), "out".into()), outward).unwrap();
-        delete(&client, last);
-        // The wire keeps the order: with the first packet of the new one all of the old one
-        // have arrived.
-        wait_until("the new association is used", || {
-            let sa: types::Sa = client.get(&format!("/v1/sas/{inward}")).unwrap();
-            sa.packets > 0
-        });
-        let last = old.insert((there.into(), "in".into()), inward).unwrap();
-        delete(&client, last);
-        longest = longest.max(began.elapsed());
-    }
+    let longest = AtomicU64::new(0);
+    thread::scope(|scope| {
+        for vm in 1..=vms {
+            let (daemon, longest) = (&daemon, &longest);
+            scope.spawn(move || {
+                let took = rekey(&daemon.client(), vm, rekeys / u32::from(vms));
+                longest.fetch_max(took.as_micros() as u64, Ordering::Relaxed);
+            });
+        }
+    });
     let took = begin.elapsed();
     let (is_accounted_for, said) = daemon.stop();
     assert!(is_accounted_for, "{said}");
@@ -82,16 +70,54 @@ fn rekeys_under_traffic_lose_nothing() {
         let numbers = row.split_whitespace().skip(2);
         numbers.map(|number| number.parse().unwrap()).collect()
     };
-    let (a, b) = (rows("a/vm1"), rows("b/vm1"));
+    let (mut sent, mut received) = (0, 0);
+    for vm in 1..=vms {
+        // With a space behind: vm1 is not vm10.
+        let (a, b) = (rows(&format!("a/vm{vm} ")), rows(&format!("b/vm{vm} ")));
+        sent += a[0] + b[0];
+        received += a[3] + b[3];
+        assert_eq!((a[0], a[1], b[2], b[3]), (a[0], a[0], a[0], a[0]), "{said}");
+        assert_eq!((b[0], b[1], a[2], a[3]), (b[0], b[0], b[0], b[0]), "{said}");
+        assert_eq!((a[4], b[4]), (0, 0), "{said}");
+    }
     println!(
-        "{rekeys} rekeys in {took:?}, the longest {longest:?}, {} packets sent, {} lost",
-        a[0] + b[0],
-        (a[0] + b[0]) - (a[3] + b[3])
+        "{rekeys} rekeys of {vms} machines at a time in {took:?}, the longest {longest:?} us, \
+         {sent} packets sent, {} lost",
+        sent - received
     );
-    assert_eq!((a[0], a[1], b[2], b[3]), (a[0], a[0], a[0], a[0]), "{said}");
-    assert_eq!((b[0], b[1], a[2], a[3]), (b[0], b[0], b[0], b[0]), "{said}");
-    assert_eq!((a[4], b[4]), (0, 0), "{said}");
     assert!(!said.contains("dropped"), "{said}");
+}
+
+/// Rekeys one machine so many times, in turn one direction and the other; the longest.
+fn rekey(client: &Client, vm: u8, rekeys: u32) -> Duration {
+    let query = |host| format!("/v1/sas?host={host}&vm=vm{vm}");
+    let mut old: HashMap<(String, String), u64> = HashMap::new();
+    for host in ["a", "b"] {
+        let sas: types::Sas = client.get(&query(host)).unwrap();
+        old.extend(sas.sas.into_iter().map(|sa| ((sa.host, sa.dir), sa.id)));
+    }
+    assert_eq!(old.len(), 4);
+    let mut longest = Duration::ZERO;
+    for round in 0..rekeys {
+        let began = Instant::now();
+        let from = (round % 2) as u8 + 1;
+        let spi = (u32::from(vm) << 20) + 0x2000 + round;
+        let (here, there) = (process::name(from), process::name(3 - from));
+        let inward = add(client, &sa(from, vm, "in", spi, ""));
+        let outward = add(client, &sa(from, vm, "out", spi, ""));
+        let last = old.insert((here.into(), "out".into()), outward).unwrap();
+        delete(client, last);
+        // The wire keeps the order: with the first packet of the new one all of the old one
+        // have arrived.
+        wait_until("the new association is used", || {
+            let sa: types::Sa = client.get(&format!("/v1/sas/{inward}")).unwrap();
+            sa.packets > 0
+        });
+        let last = old.insert((there.into(), "in".into()), inward).unwrap();
+        delete(client, last);
+        longest = longest.max(began.elapsed());
+    }
+    longest
 }
 
 /// Numbers preset to their ends and hard limits: everything before the limit arrives, nothing

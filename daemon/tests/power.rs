@@ -9,7 +9,7 @@ use std::sync::Arc;
 use bed::faulty::Disk;
 use bed::{NODE, NOW, Random, put, resume, stored, words};
 use vesper_daemon::store::{
-    Change, Kek, Loss, Recovered, Refill, RefillSettings, Standing, Store, Watched,
+    Change, Kek, Loss, Recovered, Refill, RefillSettings, Standing, Store, StoreError, Watched,
 };
 use vesper_esp::EspSa;
 use vesper_sa::Direction;
@@ -29,9 +29,23 @@ struct Outcome {
 struct Monitor {
     reached: HashMap<u32, u64>,
     violations: u64,
+    /// The key of each association that was said to be durable.
+    kept: HashMap<u32, u32>,
 }
 
 impl Monitor {
+    /// What was durable has to be there when the power is back.
+    fn expects(&mut self, recovered: &Recovered) {
+        let found: HashMap<u32, u32> = (recovered.sas.iter())
+            .map(|found| {
+                let number = found.sa.name.sa.spi.get() - 0x1000;
+                (number, key_of(&found.sa.words))
+            })
+            .collect();
+        let missing = (self.kept.iter()).filter(|(number, key)| found.get(number) != Some(key));
+        self.violations += missing.count() as u64;
+    }
+
     /// An association with this key is about to go on after `sequence`.
     fn begins(&mut self, key: u32, sequence: u64) {
         let reached = self.reached.entry(key).or_default();
@@ -110,6 +124,7 @@ fn work(
 ) {
     let (refill, thread) = Refill::start(store.clone(), SETTINGS, |_| ()).unwrap();
     let mut in_use: HashMap<u32, InUse> = HashMap::new();
+    monitor.expects(recovered);
     for found in &recovered.sas {
         let number = found.sa.name.sa.spi.get() - 0x1000;
         let key = key_of(&found.sa.words);
@@ -130,6 +145,7 @@ fn work(
                 let key = in_use.remove(&number).unwrap().key;
                 let name = stored(store, &words(number, direction(number), key)).name;
                 refill.unwatch(name.clone());
+                monitor.kept.remove(&number);
                 // Whether it is gone is not known if this fails.
                 let _ = store.apply(&[Change::DeleteSa(name)]);
             }
@@ -154,7 +170,16 @@ fn work(
                 let key = key * 2 + number % 2;
                 let shared = in_use.values().any(|other| other.key == key);
                 let words = words(number, direction(number), key);
-                if !shared && let Ok(standing) = put(store, &words) {
+                if shared {
+                    continue;
+                }
+                monitor.kept.remove(&number);
+                // Durable at once, or, as the plane does it, with its first numbers.
+                let standing = match random.below(2) {
+                    0 => put(store, &words),
+                    _ => prepare(store, &words),
+                };
+                if let Ok(standing) = standing {
                     begin(
                         &refill,
                         monitor,
@@ -164,12 +189,22 @@ fn work(
                         &standing,
                         outcome,
                     );
+                    if store.settle().is_ok() {
+                        monitor.kept.insert(number, key);
+                    }
                 }
             }
         }
     }
     drop(refill);
     thread.join().unwrap();
+}
+
+fn prepare(store: &Store, words: &str) -> Result<Standing, StoreError> {
+    let sa = stored(store, words);
+    let standing = store.standing(&sa)?;
+    store.prepare(&[Change::PutSa(sa)])?;
+    Ok(standing)
 }
 
 fn begin(

@@ -422,40 +422,6 @@ fn a_reload_is_all_or_nothing() {
     assert!(said[3].contains("nothing has changed"), "{text}");
 }
 
-/// Ten minutes, behind an environment variable: memory and descriptors stay as they are.
-#[test]
-fn a_long_run_needs_no_more_than_a_short_one() {
-    let Ok(minutes) = std::env::var("VESPER_SOAK_MINUTES") else {
-        return;
-    };
-    let minutes: u64 = minutes.parse().unwrap();
-    let child = vesperd().arg("--quiet").spawn().unwrap();
-    let sample = || {
-        let process = format!("/proc/{}", child.id());
-        let status = fs::read_to_string(format!("{process}/status")).unwrap();
-        let rss = status
-            .lines()
-            .find(|line| line.starts_with("VmRSS:"))
-            .unwrap();
-        let kilobytes: u64 = rss.split_whitespace().nth(1).unwrap().parse().unwrap();
-        let descriptors = fs::read_dir(format!("{process}/fd")).unwrap().count();
-        (kilobytes, descriptors)
-    };
-    thread::sleep(Duration::from_secs(20));
-    let (first, descriptors) = sample();
-    for _ in 0..minutes {
-        thread::sleep(Duration::from_secs(60));
-    }
-    let (last, descriptors_now) = sample();
-    let output = end(child, rustix::process::Signal::TERM);
-    let text = text(&output);
-    println!("{first} kB, {minutes} minutes later {last} kB\n{text}");
-    assert!(output.status.success(), "{text}");
-    assert_eq!(descriptors, descriptors_now);
-    // 1 MiB an hour, and a page or two that are touched late.
-    assert!(last <= first + 1024 * minutes / 60 + 64, "{first} {last}");
-}
-
 fn end(child: Child, signal: rustix::process::Signal) -> Output {
     let pid = rustix::process::Pid::from_child(&child);
     rustix::process::kill_process(pid, signal).unwrap();

@@ -79,8 +79,9 @@ pub fn prefetch(packet: &[u8]) {
 #[derive(Clone, Debug, Default)]
 pub struct PacketBuf {
     storage: Box<[u8]>,
-    start: u32,
-    end: u32,
+    /// Where the packet begins, and in the upper half where it ends: one word, since what is
+    /// written in two halves and then moved as a whole waits for its way into the cache.
+    place: u64,
 }
 
 impl PacketBuf {
@@ -117,8 +118,7 @@ impl PacketBuf {
         u32::try_from(storage.len()).ok()?;
         (packet.start <= packet.end && packet.end <= storage.len()).then_some(Self {
             storage,
-            start: packet.start as u32,
-            end: packet.end as u32,
+            place: place(packet.start, packet.end),
         })
     }
 
@@ -131,13 +131,23 @@ impl PacketBuf {
             return false;
         };
         room.copy_from_slice(packet);
-        (self.start, self.end) = (headroom as u32, end as u32);
+        self.place = place(headroom, end);
         true
+    }
+
+    #[inline]
+    const fn start(&self) -> usize {
+        self.place as u32 as usize
+    }
+
+    #[inline]
+    const fn end(&self) -> usize {
+        (self.place >> 32) as usize
     }
 
     /// The packet without a copy; the room around it is given up.
     pub fn into_bytes(self) -> Bytes {
-        let range = self.start as usize..self.end as usize;
+        let range = self.start()..self.end();
         Bytes::from(self.storage).slice(range)
     }
 }
@@ -145,41 +155,48 @@ impl PacketBuf {
 impl Buffer for PacketBuf {
     #[inline]
     fn data(&self) -> &[u8] {
-        &self.storage[self.start as usize..self.end as usize]
+        &self.storage[self.start()..self.end()]
     }
 
     #[inline]
     fn data_mut(&mut self) -> &mut [u8] {
-        &mut self.storage[self.start as usize..self.end as usize]
+        let (start, end) = (self.start(), self.end());
+        &mut self.storage[start..end]
     }
 
     #[inline]
     fn grow_front(&mut self, bytes: usize) -> bool {
-        let room = bytes <= self.start as usize;
+        let room = bytes <= self.start();
         if room {
-            self.start -= bytes as u32;
+            self.place -= place(bytes, 0);
         }
         room
     }
 
     #[inline]
     fn grow_back(&mut self, bytes: usize) -> bool {
-        let room = bytes <= self.storage.len() - self.end as usize;
+        let room = bytes <= self.storage.len() - self.end();
         if room {
-            self.end += bytes as u32;
+            self.place += place(0, bytes);
         }
         room
     }
 
     #[inline]
     fn trim_front(&mut self, bytes: usize) {
-        self.start += bytes.min((self.end - self.start) as usize) as u32;
+        self.place += place(bytes.min(self.end() - self.start()), 0);
     }
 
     #[inline]
     fn trim_back(&mut self, bytes: usize) {
-        self.end -= bytes.min((self.end - self.start) as usize) as u32;
+        self.place -= place(0, bytes.min(self.end() - self.start()));
     }
+}
+
+/// Two places in a storage of less than 4 GiB.
+#[inline]
+const fn place(start: usize, end: usize) -> u64 {
+    start as u64 | (end as u64) << 32
 }
 
 #[cfg(test)]

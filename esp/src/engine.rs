@@ -11,14 +11,11 @@ use crate::buffer::Buffer;
 use crate::fate::{Counters, DropReason, Opened, Verdict};
 use crate::inbound::{self, Candidate, Gate, Inbound, InboundSas};
 use crate::outbound::{self, Measured, Outbound, Path};
+use crate::recent::Recent;
 use crate::wire::EncapsulationPorts;
 
 /// How many packets are in flight between the passes. Longer batches are cut.
 pub const CHUNK: usize = 64;
-
-/// How many runs of packets of one association are. Associations and keys of more would drive
-/// each other, and the packets, out of the first cache.
-pub(crate) const RUNS: usize = 32;
 
 /// How many events are kept for collection; more are counted as lost.
 const EVENTS: usize = 256;
@@ -54,6 +51,7 @@ pub struct Engine {
     events: Vec<Event>,
     /// Where to try an ESP packet on a copy; `None`: never.
     scratch: Option<Vec<u8>>,
+    recent: Recent,
 }
 
 impl Default for Engine {
@@ -70,6 +68,7 @@ impl Engine {
             counters: Counters::default(),
             events: Vec::with_capacity(EVENTS),
             scratch: Some(Vec::new()),
+            recent: Recent::new(),
         }
     }
 
@@ -138,20 +137,21 @@ impl Engine {
         let mut rest = batch;
         while !rest.is_empty() {
             let chunk;
-            (chunk, rest) = rest.split_at_mut(outbound::prefetch(rest));
-            self.encapsulate_chunk::<B, ADAPTER>(now, chunk, rest);
+            let (len, soon) = self.recent.cut(rest.len(), |i| Some(rest[i].sa));
+            (chunk, rest) = rest.split_at_mut(len);
+            outbound::prefetch(chunk);
+            self.encapsulate_chunk::<B, ADAPTER>(now, chunk, &rest[..soon]);
         }
     }
 
-    /// As [`encapsulate_all`](Self::encapsulate_all), as many as are in flight at once; `next`
-    /// are those that follow.
+    /// As [`encapsulate_all`](Self::encapsulate_all), as many as are in flight at once; `next` are
+    /// some that follow, whose associations are likely not to be in the caches.
     fn encapsulate_chunk<B: Buffer, const ADAPTER: bool>(
         &mut self,
         now: Timestamp,
         chunk: &mut [Outbound<'_, B>],
         next: &[Outbound<'_, B>],
     ) {
-        let len = chunk.len();
         let mut with_checksum = false;
         let mut jobs: ArrayVec<Job<'_>, CHUNK> = ArrayVec::new();
         // Packets of the same association that stand together are a run.
@@ -161,9 +161,7 @@ impl Engine {
             with_checksum |= context.has_udp_checksum();
             self.frame_run(now, run, &mut jobs);
         }
-        if chunk_is_cut(len) {
-            prefetch_soon(next.iter().map(|entry| Some(entry.sa)));
-        }
+        prefetch_soon(next.iter().map(|entry| Some(entry.sa)));
         if !ADAPTER {
             seal_batch(&mut jobs);
         }
@@ -289,15 +287,16 @@ impl Engine {
     ) {
         let mut rest = batch;
         while !rest.is_empty() {
-            let len = inbound::prefetch(rest, sas);
             let chunk;
+            let (len, soon) = self.recent.cut(rest.len(), |i| rest[i].sa);
             (chunk, rest) = rest.split_at_mut(len);
-            self.decapsulate_chunk::<B, ADAPTER>(now, sas, chunk, rest);
+            inbound::prefetch(chunk, sas);
+            self.decapsulate_chunk::<B, ADAPTER>(now, sas, chunk, &rest[..soon]);
         }
     }
 
-    /// As [`decapsulate_all`](Self::decapsulate_all), as many as are in flight at once; `next`
-    /// are those that follow.
+    /// As [`decapsulate_all`](Self::decapsulate_all), as many as are in flight at once; `next` are
+    /// some that follow, whose associations are likely not to be in the caches.
     fn decapsulate_chunk<'a, B: Buffer, const ADAPTER: bool>(
         &mut self,
         now: Timestamp,
@@ -305,7 +304,6 @@ impl Engine {
         chunk: &mut [Inbound<'a, B>],
         next: &[Inbound<'a, B>],
     ) {
-        let len = chunk.len();
         let mut candidates: ArrayVec<Candidate<'a>, CHUNK> = ArrayVec::new();
         let mut jobs: ArrayVec<Job<'_>, CHUNK> = ArrayVec::new();
         let mut first = 0;
@@ -314,9 +312,7 @@ impl Engine {
             self.admit::<B, ADAPTER>(sas, run, first, &mut candidates, &mut jobs);
             first += len;
         }
-        if chunk_is_cut(len) {
-            prefetch_soon(next.iter().map(|entry| entry.sa));
-        }
+        prefetch_soon(next.iter().map(|entry| entry.sa));
         if !ADAPTER {
             open_batch(&mut jobs);
         }
@@ -483,18 +479,11 @@ fn write<'a, 'c, B: Buffer>(
     }
 }
 
-/// Whether a chunk of `len` packets is of so many associations that it was cut for them: then
-/// they are likely not to be in the caches.
-#[inline]
-const fn chunk_is_cut(len: usize) -> bool {
-    len == RUNS
-}
-
 /// Asks for the associations of the packets that follow, while those before them are with the
 /// cipher.
 #[inline(always)]
 fn prefetch_soon<'a>(sas: impl Iterator<Item = Option<&'a EspSa>>) {
-    for sa in sas.take(RUNS).flatten() {
+    for sa in sas.flatten() {
         aead::prefetch_soon(sa, 0);
         aead::prefetch_soon(sa, 64);
         sa.context().prefetch_soon();

@@ -12,7 +12,6 @@ use vesper_sa::Spi;
 use crate::aead;
 use crate::association::EspSa;
 use crate::buffer::Buffer;
-use crate::engine::{CHUNK, RUNS};
 use crate::fate::{DropReason, Verdict};
 use crate::wire::{
     EncapsulationPorts, IpVersion, Located, PlainLocation, locate, locate_plain, plain_key,
@@ -86,18 +85,12 @@ pub(crate) struct Candidate<'a> {
 }
 
 /// Asks for the memory of packets and associations that [`find`] will look at, and looks up
-/// the associations of plain packets that brought none along; how many packets that was: at
-/// most [`CHUNK`] in [`RUNS`] runs.
+/// the associations of plain packets that brought none along.
 #[inline]
-pub(crate) fn prefetch<'a, B: Buffer>(
-    batch: &mut [Inbound<'a, B>],
-    sas: &impl InboundSas<'a>,
-) -> usize {
+pub(crate) fn prefetch<'a, B: Buffer>(batch: &mut [Inbound<'a, B>], sas: &impl InboundSas<'a>) {
     let mut latest = Latest::NONE;
     let mut last: *const EspSa = ptr::null();
-    let mut runs = 0;
-    let most = batch.len().min(CHUNK);
-    for (index, entry) in batch[..most].iter_mut().enumerate() {
+    for entry in batch {
         let packet = entry.packet.data();
         aead::prefetch(packet, 0);
         if entry.sa.is_none() {
@@ -106,10 +99,6 @@ pub(crate) fn prefetch<'a, B: Buffer>(
         if let Some(sa) = entry.sa
             && !ptr::eq(last, sa)
         {
-            if runs == RUNS {
-                return index;
-            }
-            runs += 1;
             last = sa;
             // Sequence number and limits, window, then how it is framed.
             for offset in [0, 64, 128] {
@@ -118,7 +107,6 @@ pub(crate) fn prefetch<'a, B: Buffer>(
             aead::prefetch(sa.context().framing(), 0);
         }
     }
-    most
 }
 
 /// The association that the latest packet was for: most come in runs.

@@ -67,6 +67,7 @@ mod inbound;
 mod nat;
 mod outbound;
 mod reassembly;
+mod recent;
 mod suite;
 pub mod wire;
 

@@ -10,7 +10,6 @@ use vesper_sa::{Mode, OutboundRefusal};
 use crate::aead;
 use crate::association::{EspContext, EspSa, Framing, PlainOut};
 use crate::buffer::Buffer;
-use crate::engine::{CHUNK, RUNS};
 use crate::fate::{DropReason, Verdict};
 use crate::wire::{Brief, Checksum, DONT_FRAGMENT, IpHeader, IpVersion, protocol};
 use write::{write_any, write_plain};
@@ -115,18 +114,12 @@ impl Measured {
 }
 
 /// Asks for the memory of the packets that [`Path::measure`] and [`write`] will look at,
-/// and for that of their associations; how many packets that was: at most [`CHUNK`] in [`RUNS`]
-/// runs.
+/// and for that of their associations.
 #[inline]
-pub(crate) fn prefetch<B: Buffer>(batch: &[Outbound<'_, B>]) -> usize {
+pub(crate) fn prefetch<B: Buffer>(batch: &[Outbound<'_, B>]) {
     let mut last: *const EspSa = ptr::null();
-    let mut runs = 0;
-    for (index, entry) in batch.iter().take(CHUNK).enumerate() {
+    for entry in batch {
         if !ptr::eq(last, entry.sa) {
-            if runs == RUNS {
-                return index;
-            }
-            runs += 1;
             last = entry.sa;
             // Sequence number and limits, then how it is framed.
             aead::prefetch(entry.sa, 0);
@@ -135,7 +128,6 @@ pub(crate) fn prefetch<B: Buffer>(batch: &[Outbound<'_, B>]) -> usize {
         }
         aead::prefetch(entry.packet.data(), 0);
     }
-    batch.len().min(CHUNK)
 }
 
 /// What the packets of a run have in common.

@@ -89,7 +89,39 @@ pub(crate) struct Header {
     is_tagged: bool,
 }
 
+impl Header {
+    /// Puts the header in front of a payload; `false`, and nothing happened, if the buffer has
+    /// no room for it.
+    #[inline(always)]
+    pub(crate) fn put_before<B: Buffer>(&self, payload: &mut B) -> bool {
+        let Self { bytes, is_tagged } = self;
+        let len = HEADER_LEN + usize::from(*is_tagged) * TAG_LEN;
+        if !payload.grow_front(len) {
+            return false;
+        }
+        let data = payload.data_mut();
+        match is_tagged {
+            false => {
+                if let (Some(place), Some(bytes)) = (data.first_chunk_mut(), bytes.first_chunk()) {
+                    *place = *bytes as [u8; HEADER_LEN];
+                }
+            }
+            true => {
+                if let Some(place) = data.first_chunk_mut() {
+                    *place = *bytes;
+                }
+            }
+        }
+        true
+    }
+}
+
 impl Link {
+    /// Whether the header says that an IP packet follows.
+    pub(crate) const fn is_ip(&self) -> bool {
+        matches!(self.ethertype, ethertype::IPV4 | ethertype::IPV6)
+    }
+
     /// Of a frame that holds this IP packet now, with other addresses if there are any.
     #[inline(always)]
     pub(crate) fn of_packet(self, packet: &[u8], rewrite: Option<&Rewrite>) -> Self {
@@ -181,25 +213,10 @@ impl<B: Buffer> Frame<B> {
     /// As [`close`](Self::close), with a header that was [made](Link::header) before.
     #[inline(always)]
     pub(crate) fn close_with(mut self, header: &Header) -> Result<B, Self> {
-        let Header { bytes, is_tagged } = header;
-        let len = HEADER_LEN + usize::from(*is_tagged) * TAG_LEN;
-        if !self.payload.grow_front(len) {
-            return Err(self);
+        match header.put_before(&mut self.payload) {
+            true => Ok(self.payload),
+            false => Err(self),
         }
-        let data = self.payload.data_mut();
-        match is_tagged {
-            false => {
-                if let (Some(place), Some(bytes)) = (data.first_chunk_mut(), bytes.first_chunk()) {
-                    *place = *bytes as [u8; HEADER_LEN];
-                }
-            }
-            true => {
-                if let Some(place) = data.first_chunk_mut() {
-                    *place = *bytes;
-                }
-            }
-        }
-        Ok(self.payload)
     }
 
     /// Gives the frame of a packet that was protected, or opened, its VLAN and addresses.
@@ -218,12 +235,13 @@ impl<B: Buffer> Frame<B> {
 
     /// Whether the payload says that it is an IP packet.
     pub const fn is_ip(&self) -> bool {
-        matches!(self.link.ethertype, ethertype::IPV4 | ethertype::IPV6)
+        self.link.is_ip()
     }
 }
 
+/// The header of a whole frame, its VLAN, and the bytes of both.
 #[inline]
-fn parse(data: &[u8]) -> Result<(Link, Option<VlanId>, usize), FrameError> {
+pub(crate) fn parse(data: &[u8]) -> Result<(Link, Option<VlanId>, usize), FrameError> {
     let header: &[u8; HEADER_LEN] = data.first_chunk().ok_or(FrameError::Truncated)?;
     let [a, b, c, d, e, g, h, i, j, k, l, m, kind @ ..] = *header;
     let mut link = Link {

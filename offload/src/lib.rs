@@ -55,6 +55,7 @@
 //! it to that, is in `docs/adapter.md` and `docs/seed.md`.
 #![forbid(unsafe_code)]
 
+mod arrivals;
 mod capability;
 mod completions;
 mod crypto_status;
@@ -69,6 +70,7 @@ mod nic;
 mod profile;
 mod queue;
 mod rings;
+mod sends;
 mod settings;
 mod sriov;
 mod transfer;
@@ -92,7 +94,8 @@ pub use nic::{
 };
 pub use profile::Profile;
 pub use queue::{QueueEvent, QueueId, QueueState, WrongState};
-pub use rings::{QueueCounters, RateLimiter, VmCounters};
+pub use rings::QueueCounters;
+pub use sends::{RateLimiter, VmCounters};
 pub use settings::{
     Admission, Fallback, InterruptModeration, SettingsError, Usage, VmAddress, VmSettings,
 };

@@ -1,4 +1,4 @@
-//! The rings of the adapter: receive queues and send queues, with their accounts.
+//! The rings of the adapter, with their accounts: a receive queue, and a machine with what it sends.
 
 use core::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::collections::VecDeque;
@@ -7,15 +7,14 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use vesper_esp::Buffer;
 use vesper_sa::{Timestamp, VmId};
 
-use crate::completions::Completions;
-use crate::ethernet::Frame;
-use crate::fate::{Loss, Losses, SendError};
-use crate::nic::Posted;
+use crate::arrivals::{Arrivals, Indicated, Ready};
+use crate::fate::Loss;
 use crate::queue::{QueueId, QueueState};
+use crate::sends::SendRing;
 use crate::settings::{InterruptModeration, VmAddress, VmSettings};
 use crate::sriov::Function;
-use crate::transfer::{Completion, Received, SendIpsec};
-use crate::unit::{OffloadHandle, PortId};
+use crate::transfer::Received;
+use crate::unit::PortId;
 
 /// Locks, whatever a panicking thread left behind: the adapter's own code does not panic while
 /// it holds a lock.
@@ -55,26 +54,6 @@ pub(crate) const fn quantum(weight: u16) -> i64 {
     weight as i64 * weight_of(1500) * 8 / 100
 }
 
-/// A frame that waits for its processor.
-#[derive(Debug)]
-pub(crate) struct Waiting<B> {
-    pub(crate) frame: Frame<B>,
-    pub(crate) class: Class,
-}
-
-/// What the parser found a received frame to be.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Class {
-    /// Not ESP.
-    Clear,
-    /// ESP of an offloaded association.
-    Esp(OffloadHandle),
-    /// ESP that the adapter has no association for, or a fragment.
-    Unknown,
-    /// Not ESP, and copied into a posted buffer already.
-    Copy,
-}
-
 /// What a receive queue has done.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct QueueCounters {
@@ -88,8 +67,9 @@ pub struct QueueCounters {
     pub interrupts: u64,
 }
 
-/// A receive queue.
+/// A receive queue. Those of different processors share no cache line.
 #[derive(Debug)]
+#[repr(align(64))]
 pub(crate) struct Queue<B> {
     pub(crate) id: QueueId,
     /// The machine that it serves; the default queue serves none.
@@ -112,9 +92,10 @@ pub(crate) struct Queue<B> {
 #[derive(Debug)]
 pub(crate) struct QueueInner<B> {
     pub(crate) state: QueueState,
-    pub(crate) waiting: VecDeque<Waiting<B>>,
-    pub(crate) posted: VecDeque<B>,
-    pub(crate) ready: VecDeque<Received<B>>,
+    pub(crate) waiting: Arrivals<B>,
+    /// The one that was posted last is filled first: it is the most likely to be in the cache.
+    pub(crate) posted: Vec<B>,
+    pub(crate) ready: Ready<B>,
     /// Indicated, and not yet returned.
     pub(crate) outstanding: u32,
     pub(crate) oldest: Option<Timestamp>,
@@ -143,9 +124,9 @@ impl<B: Buffer> Queue<B> {
             is_ready: AtomicBool::new(false),
             inner: Mutex::new(QueueInner {
                 state: QueueState::Allocated,
-                waiting: VecDeque::new(),
-                posted: VecDeque::new(),
-                ready: VecDeque::new(),
+                waiting: Arrivals::new(),
+                posted: Vec::new(),
+                ready: Ready::new(),
                 outstanding: 0,
                 oldest: None,
                 moderation: settings.interrupts,
@@ -169,7 +150,7 @@ impl<B: Buffer> QueueInner<B> {
     pub(crate) fn claim(&mut self, queue: &Queue<B>, exchange: bool) -> Result<Option<B>, Loss> {
         match queue.owner {
             Some(_) if !exchange => Ok(None),
-            Some(_) => match self.posted.pop_front() {
+            Some(_) => match self.posted.pop() {
                 Some(buffer) => Ok(Some(buffer)),
                 None => Err(Loss::NoBuffer),
             },
@@ -184,7 +165,20 @@ impl<B: Buffer> QueueInner<B> {
         self.counters.received += 1;
         self.counters.bytes += received.frame.payload.data().len() as u64;
         self.oldest.get_or_insert(now);
-        self.ready.push_back(received);
+        let Received {
+            frame,
+            queue: id,
+            owner,
+            ipsec,
+        } = received;
+        let what = Indicated {
+            link: frame.link,
+            vlan: frame.vlan,
+            queue: id,
+            owner,
+            ipsec,
+        };
+        self.ready.push(what, frame.payload);
         queue.is_ready.store(true, Ordering::Relaxed);
     }
 
@@ -218,61 +212,9 @@ impl<B: Buffer> QueueInner<B> {
     }
 }
 
-/// A frame that waits to be sent.
+/// A machine as the adapter knows it. Those of different processors share no cache line.
 #[derive(Debug)]
-pub(crate) struct Pending<B> {
-    pub(crate) id: u64,
-    /// Of a large send, which is completed as a whole.
-    pub(crate) is_segment: bool,
-    pub(crate) frame: Frame<B>,
-    /// An association that a handle names is kept until the frame has left the ring, even if
-    /// it is deleted meanwhile.
-    pub(crate) ipsec: SendIpsec,
-    pub(crate) segment_size: Option<u16>,
-    pub(crate) checksum: bool,
-    pub(crate) from: Function,
-}
-
-impl<B> Pending<B> {
-    /// A segment of this large send.
-    pub(crate) fn segment(&self, frame: Frame<B>) -> Self {
-        Self {
-            id: self.id,
-            is_segment: true,
-            frame,
-            ipsec: self.ipsec,
-            segment_size: None,
-            checksum: false,
-            from: self.from,
-        }
-    }
-}
-
-/// What a virtual machine, or the host itself, has done through the adapter.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct VmCounters {
-    /// Frames accepted for sending.
-    pub posted: u64,
-    /// Frames sent, to the wire or to a function of this adapter.
-    pub sent: u64,
-    /// Their bytes as posted.
-    pub sent_bytes: u64,
-    /// Frames that went to the host's software because the adapter could not protect them.
-    pub to_host: u64,
-    /// Packets that the adapter sealed.
-    pub sealed: u64,
-    /// Packets that the adapter opened.
-    pub opened: u64,
-    /// Segments made of large sends.
-    pub segments: u64,
-    /// Frames lost on their way out.
-    pub send_losses: Losses,
-    /// Frames lost on their way in.
-    pub receive_losses: Losses,
-}
-
-/// A machine as the adapter knows it.
-#[derive(Debug)]
+#[repr(align(64))]
 pub(crate) struct VmPort<B> {
     pub(crate) vm: VmId,
     pub(crate) port: PortId,
@@ -283,20 +225,6 @@ pub(crate) struct VmPort<B> {
     /// Its processor has to look inside.
     pub(crate) attention: AtomicBool,
     pub(crate) sends: Mutex<SendRing<B>>,
-}
-
-#[derive(Debug)]
-pub(crate) struct SendRing<B> {
-    pub(crate) pending: VecDeque<Pending<B>>,
-    /// How many of them are large sends.
-    pub(crate) large: usize,
-    /// Empty, but while frames are posted.
-    staged: Vec<Pending<B>>,
-    pub(crate) completions: Completions<B>,
-    /// Completions that a fault has delayed.
-    pub(crate) late: Vec<(Timestamp, Completion<B>)>,
-    pub(crate) limiter: RateLimiter,
-    pub(crate) counters: VmCounters,
 }
 
 impl<B> VmPort<B> {
@@ -315,188 +243,7 @@ impl<B> VmPort<B> {
             ring,
             deficit: AtomicI64::new(0),
             attention: AtomicBool::new(false),
-            sends: Mutex::new(SendRing {
-                pending: VecDeque::new(),
-                large: 0,
-                staged: Vec::new(),
-                completions: Completions::new(),
-                late: Vec::new(),
-                limiter: RateLimiter::new(settings.rate_limit),
-                counters: VmCounters::default(),
-            }),
+            sends: Mutex::new(SendRing::new(settings.rate_limit)),
         }
-    }
-}
-
-impl<B: Buffer> SendRing<B> {
-    /// Ends a send that was not admitted.
-    #[cold]
-    pub(crate) fn refuse(&mut self, id: u64, buffer: B, loss: Loss) {
-        self.counters.send_losses.count(loss);
-        self.completions.push(Completion {
-            id,
-            result: Err(SendError::Lost(loss)),
-            buffer: Some(buffer),
-        });
-    }
-
-    /// Ends a send that failed; the buffer comes back.
-    pub(crate) fn fail(&mut self, pending: Pending<B>, error: SendError) {
-        self.counters.send_losses.count(error.loss());
-        self.completions.push(Completion {
-            id: pending.id,
-            result: Err(error),
-            buffer: Some(pending.frame.give_back()),
-        });
-    }
-
-    /// Ends a send that failed on its way out. The buffer of a segment is free.
-    #[cold]
-    pub(crate) fn fail_frame(
-        &mut self,
-        id: u64,
-        is_segment: bool,
-        frame: Frame<B>,
-        error: SendError,
-        free: &mut Vec<B>,
-    ) {
-        self.counters.send_losses.count(error.loss());
-        if is_segment {
-            return free.push(frame.payload);
-        }
-        self.completions.push(Completion {
-            id,
-            result: Err(error),
-            buffer: Some(frame.give_back()),
-        });
-    }
-
-    /// Takes up to `most` frames off the ring, as far as the rate limit allows. A large send is
-    /// a batch of its own.
-    pub(crate) fn take_batch(
-        &mut self,
-        now: Timestamp,
-        most: usize,
-        batch: &mut VecDeque<Pending<B>>,
-    ) {
-        let is_large = |pending: &Pending<B>| pending.segment_size.is_some();
-        while batch.len() < most {
-            let Some(next) = self.pending.front() else {
-                break;
-            };
-            let alone = is_large(next) || batch.back().is_some_and(is_large);
-            if alone && !batch.is_empty() {
-                break;
-            }
-            let len = next.frame.payload.data().len();
-            if !self.limiter.admit(now, len) {
-                break;
-            }
-            if let Some(next) = self.pending.pop_front() {
-                self.large -= usize::from(is_large(&next));
-                batch.push_back(next);
-            }
-        }
-    }
-
-    /// Takes everything off the ring.
-    pub(crate) fn take_all(&mut self) -> VecDeque<Pending<B>> {
-        self.large = 0;
-        core::mem::take(&mut self.pending)
-    }
-
-    /// Adds a frame to those that [`commit`](Self::commit) puts onto the ring.
-    #[inline(always)]
-    pub(crate) fn push(&mut self, pending: Pending<B>) {
-        self.large += usize::from(pending.segment_size.is_some());
-        self.staged.push(pending);
-    }
-
-    /// Puts what was added onto the ring: as a whole, if the ring is empty.
-    pub(crate) fn commit(&mut self) {
-        append(&mut self.pending, &mut self.staged);
-    }
-
-    /// Puts frames that there is room for onto the ring.
-    pub(crate) fn push_all(&mut self, frames: &mut Vec<Pending<B>>, flag: &AtomicBool) -> Posted {
-        let large = |pending: &&Pending<B>| pending.segment_size.is_some();
-        self.large += frames.iter().filter(large).count();
-        let accepted = frames.len();
-        self.counters.posted += accepted as u64;
-        append(&mut self.pending, frames);
-        flag.store(true, Ordering::Relaxed);
-        Posted {
-            accepted,
-            stopped: None,
-        }
-    }
-
-    /// Whether a frame in the ring is bound to an association.
-    pub(crate) fn binds(&self, handle: OffloadHandle) -> bool {
-        let mut pending = self.pending.iter();
-        pending.any(|pending| pending.ipsec == SendIpsec::Handle(handle))
-    }
-}
-
-/// A limit in bits a second that allows bursts of a millisecond, or of 64 KiB if that is more
-/// (the generic cell rate algorithm: one number, no timer).
-#[derive(Clone, Copy, Debug)]
-pub struct RateLimiter {
-    /// Bits a second; 0 is unlimited.
-    rate: u64,
-    /// The moment in nanoseconds by which everything sent so far would have left at the rate.
-    due: u64,
-}
-
-/// Bits of a burst that is always allowed.
-const BURST_BITS: u64 = 64 * 1024 * 8;
-
-impl RateLimiter {
-    /// A limit of `rate` bits a second; 0 is none.
-    pub const fn new(rate: u64) -> Self {
-        Self { rate, due: 0 }
-    }
-
-    /// Whether there is no limit.
-    pub const fn is_unlimited(&self) -> bool {
-        self.rate == 0
-    }
-
-    /// Charges a packet of this many bytes, or says that it has to wait.
-    pub fn admit(&mut self, now: Timestamp, bytes: usize) -> bool {
-        if self.rate == 0 {
-            return true;
-        }
-        let nanos = |bits: u64| {
-            let nanos = u128::from(bits) * 1_000_000_000 / u128::from(self.rate);
-            u64::try_from(nanos).unwrap_or(u64::MAX)
-        };
-        let burst = nanos(BURST_BITS).max(1_000_000);
-        let now = now.as_nanos();
-        if self.due > now.saturating_add(burst) {
-            return false;
-        }
-        self.due = self.due.max(now).saturating_add(nanos(bytes as u64 * 8));
-        true
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_rate_is_kept_over_a_second() {
-        let mut limiter = RateLimiter::new(100_000_000);
-        let mut sent = 0;
-        for nanos in (0..1_000_000_000).step_by(10_000) {
-            while limiter.admit(Timestamp::from_nanos(nanos), 1_000) {
-                sent += 1_000;
-            }
-        }
-        // 12.5 MB and a burst, give or take a packet.
-        let most = 12_500_000 + 64 * 1024 + 2_000;
-        assert!((12_500_000..=most).contains(&sent), "{sent}");
-        assert!(RateLimiter::new(0).admit(Timestamp::ZERO, usize::MAX));
     }
 }

@@ -131,22 +131,27 @@ impl Offloaded {
         }
     }
 
-    /// The Ethernet header around its packets, where that is the same for all of them: in tunnel
-    /// mode, with addresses of its own.
-    pub(crate) fn link(&self) -> Option<Link> {
-        let rewrite = self.offload.rewrite.as_ref()?;
-        Some(Link {
-            destination: rewrite.destination,
-            source: rewrite.source,
-            ethertype: match self.sa.params().destination {
-                IpAddr::V4(_) => ethertype::IPV4,
-                IpAddr::V6(_) => ethertype::IPV6,
-            },
-        })
+    /// The Ethernet header around what it makes of packets that had this one, in tunnel mode:
+    /// with other addresses, if there are any.
+    pub(crate) fn link(&self, packet: Link) -> Link {
+        let rewrite = self.offload.rewrite.as_ref();
+        tunnel_link(packet, rewrite, self.sa.params().destination)
     }
 
     pub(crate) fn push(&self, sequence: u64) {
         self.pushed.store(sequence, Ordering::Relaxed);
+    }
+}
+
+/// The header around the packets of a tunnel to this address.
+pub(crate) fn tunnel_link(packet: Link, rewrite: Option<&Rewrite>, destination: IpAddr) -> Link {
+    Link {
+        destination: rewrite.map_or(packet.destination, |rewrite| rewrite.destination),
+        source: rewrite.map_or(packet.source, |rewrite| rewrite.source),
+        ethertype: match destination {
+            IpAddr::V4(_) => ethertype::IPV4,
+            IpAddr::V6(_) => ethertype::IPV6,
+        },
     }
 }
 

@@ -95,6 +95,17 @@ pub enum Forward {
     Drop(Loss),
 }
 
+/// Where a frame may go, before floods are counted.
+enum Route {
+    To(PortId, Option<VlanId>),
+    /// To more than one port.
+    Many {
+        isolated: bool,
+        vlan: Option<VlanId>,
+    },
+    Drop(Loss),
+}
+
 /// The software switch. Port 0 is the uplink.
 #[derive(Debug)]
 pub struct VirtualSwitch {
@@ -197,9 +208,9 @@ impl VirtualSwitch {
             let (to, tag) = latest.to;
             return Forward::To(to, tag);
         }
-        let forward = self.look_up(from, link, tag, now);
-        self.latest = match forward {
-            Forward::To(to, exit) => Some(Forwarded {
+        let route = self.route(from, link, tag, now);
+        self.latest = match route {
+            Route::To(to, exit) => Some(Forwarded {
                 from,
                 link: *link,
                 tag,
@@ -208,29 +219,46 @@ impl VirtualSwitch {
             }),
             _ => None,
         };
-        forward
+        match route {
+            Route::To(to, tag) => Forward::To(to, tag),
+            Route::Drop(loss) => Forward::Drop(loss),
+            Route::Many { isolated, vlan } => match self.may_flood(from, now) {
+                true => {
+                    Forward::Flood(self.exits(from, isolated, vlan, link.destination).collect())
+                }
+                false => Forward::Drop(Loss::Flood),
+            },
+        }
     }
 
-    fn look_up(
+    /// Where frames go that enter at `from` with this header and tag, if that is one place.
+    pub(crate) fn one_way(
         &mut self,
         from: PortId,
         link: &Link,
         tag: Option<VlanId>,
         now: Timestamp,
-    ) -> Forward {
+    ) -> Option<(PortId, Option<VlanId>)> {
+        match self.route(from, link, tag, now) {
+            Route::To(to, tag) => Some((to, tag)),
+            Route::Many { .. } | Route::Drop(_) => None,
+        }
+    }
+
+    fn route(&mut self, from: PortId, link: &Link, tag: Option<VlanId>, now: Timestamp) -> Route {
         let Some(port) = self.ports.get(&from) else {
-            return Forward::Drop(Loss::Gone);
+            return Route::Drop(Loss::Gone);
         };
         let vlan = match port.vlan.admit(tag) {
             Ok(vlan) => vlan,
-            Err(loss) => return Forward::Drop(loss),
+            Err(loss) => return Route::Drop(loss),
         };
         if link.source.is_group() || port.guard.is_some_and(|mac| mac != link.source) {
-            return Forward::Drop(Loss::Spoofed);
+            return Route::Drop(Loss::Spoofed);
         }
         let isolated = port.isolated;
         if !self.learn(from, link.source, vlan, now) {
-            return Forward::Drop(Loss::Spoofed);
+            return Route::Drop(Loss::Spoofed);
         }
         let known = self
             .addresses
@@ -240,20 +268,15 @@ impl VirtualSwitch {
         if let Some(place) = known {
             let to = place.port;
             return match self.exit(from, isolated, to, vlan) {
-                Some(tag) => Forward::To(to, tag),
-                None => Forward::Drop(Loss::NoDestination),
+                Some(tag) => Route::To(to, tag),
+                None => Route::Drop(Loss::NoDestination),
             };
         }
         let mut exits = self.exits(from, isolated, vlan, link.destination);
         match (exits.next(), exits.next()) {
-            (None, _) => return Forward::Drop(Loss::NoDestination),
-            (Some((to, tag)), None) => return Forward::To(to, tag),
-            _ => {}
-        }
-        drop(exits);
-        match self.may_flood(from, now) {
-            true => Forward::Flood(self.exits(from, isolated, vlan, link.destination).collect()),
-            false => Forward::Drop(Loss::Flood),
+            (None, _) => Route::Drop(Loss::NoDestination),
+            (Some((to, tag)), None) => Route::To(to, tag),
+            _ => Route::Many { isolated, vlan },
         }
     }
 

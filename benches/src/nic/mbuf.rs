@@ -4,6 +4,8 @@ use vesper_esp::Buffer;
 
 /// Bytes before a frame, as in a packet buffer of DPDK.
 const HEADROOM: usize = 128;
+/// Bytes between the beginnings of a frame and of its packet.
+const ETHERNET_HEADER: usize = 14;
 /// Bytes of a buffer's memory.
 const MEMORY: usize = 2176;
 
@@ -29,16 +31,30 @@ impl Mbuf {
         }))
     }
 
+    /// Where its memory is, which tells it from all others.
+    pub(super) fn address(&self) -> usize {
+        (&raw const *self.0).addr()
+    }
+
     /// Lends all of its memory again.
     pub(super) fn reset(&mut self) {
         (self.0.start, self.0.end) = (0, MEMORY as u32);
     }
 
-    /// Holds a copy of this packet, which is at most 1,600 bytes long.
-    pub(super) fn set(&mut self, packet: &[u8]) {
-        let end = HEADROOM + packet.len();
-        self.0.bytes[HEADROOM..end].copy_from_slice(packet);
-        (self.0.start, self.0.end) = (HEADROOM as u32, end as u32);
+    /// Holds a copy of this frame, which is at most 1,600 bytes long.
+    pub(super) fn set(&mut self, frame: &[u8]) {
+        self.set_at(HEADROOM, frame);
+    }
+
+    /// Holds a copy of this packet, where it is in a frame.
+    pub(super) fn set_packet(&mut self, packet: &[u8]) {
+        self.set_at(HEADROOM + ETHERNET_HEADER, packet);
+    }
+
+    fn set_at(&mut self, start: usize, data: &[u8]) {
+        let end = start + data.len();
+        self.0.bytes[start..end].copy_from_slice(data);
+        (self.0.start, self.0.end) = (start as u32, end as u32);
     }
 }
 

@@ -147,7 +147,7 @@ fn compare(
     let figures = runners.into_iter().flat_map(|runner| {
         let copies = runner.track.copies();
         let path = runner.path;
-        let names = path.map_or(("engine", ""), |path| (path.name(), path.offload_name()));
+        let names = path.map_or(("engine", ""), |path| (path.name(), path.ipsec_name()));
         let directions = ["out", "in"].into_iter().zip(runner.samples);
         directions.map(move |(direction, samples)| {
             let doubtful = samples[3].are_doubtful();
@@ -269,7 +269,7 @@ mod tests {
                     .unwrap_or_else(|fault| panic!("{path:?}: {fault}"));
             }
             let through_default_queue = path.kind == node::Kind::Synthetic
-                || path.kind == node::Kind::Queue && path.offload.is_none();
+                || path.kind == node::Kind::Queue && path.ipsec == node::Ipsec::Software;
             let expected = f64::from(u8::from(through_default_queue));
             assert_eq!(wired.copies(), expected, "{path:?}");
         }

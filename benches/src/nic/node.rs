@@ -27,8 +27,18 @@ const KEPT: usize = 128;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Path {
     pub(super) kind: Kind,
-    /// `None`: software does it.
-    pub(super) offload: Option<OffloadMode>,
+    pub(super) ipsec: Ipsec,
+}
+
+/// Who does IPsec.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ipsec {
+    /// Nobody: packets travel in clear.
+    None,
+    /// The host's software.
+    Software,
+    /// The adapter.
+    Offloaded(OffloadMode),
 }
 
 /// Who is between a machine and the adapter.
@@ -86,17 +96,20 @@ pub(super) fn sa(case: &Case, vm: VmId, direction: Direction) -> Result<Arc<EspS
 
 impl Path {
     /// All that are compared.
-    pub(super) const ALL: [Path; 6] = [
-        Path::new(Kind::Synthetic, None),
-        Path::new(Kind::Synthetic, Some(OffloadMode::Packet)),
-        Path::new(Kind::Queue, None),
-        Path::new(Kind::Queue, Some(OffloadMode::Crypto)),
-        Path::new(Kind::Queue, Some(OffloadMode::Packet)),
-        Path::new(Kind::Function, Some(OffloadMode::Packet)),
+    pub(super) const ALL: [Path; 9] = [
+        Path::new(Kind::Synthetic, Ipsec::None),
+        Path::new(Kind::Synthetic, Ipsec::Software),
+        Path::new(Kind::Synthetic, Ipsec::Offloaded(OffloadMode::Packet)),
+        Path::new(Kind::Queue, Ipsec::None),
+        Path::new(Kind::Queue, Ipsec::Software),
+        Path::new(Kind::Queue, Ipsec::Offloaded(OffloadMode::Crypto)),
+        Path::new(Kind::Queue, Ipsec::Offloaded(OffloadMode::Packet)),
+        Path::new(Kind::Function, Ipsec::None),
+        Path::new(Kind::Function, Ipsec::Offloaded(OffloadMode::Packet)),
     ];
 
-    pub(super) const fn new(kind: Kind, offload: Option<OffloadMode>) -> Self {
-        Self { kind, offload }
+    pub(super) const fn new(kind: Kind, ipsec: Ipsec) -> Self {
+        Self { kind, ipsec }
     }
 
     /// The name of the path.
@@ -109,11 +122,12 @@ impl Path {
     }
 
     /// Who does IPsec.
-    pub(super) const fn offload_name(self) -> &'static str {
-        match self.offload {
-            None => "software",
-            Some(OffloadMode::Crypto) => "crypto",
-            Some(OffloadMode::Packet) => "packet",
+    pub(super) const fn ipsec_name(self) -> &'static str {
+        match self.ipsec {
+            Ipsec::None => "none",
+            Ipsec::Software => "software",
+            Ipsec::Offloaded(OffloadMode::Crypto) => "crypto",
+            Ipsec::Offloaded(OffloadMode::Packet) => "packet",
         }
     }
 }
@@ -140,7 +154,8 @@ impl Node {
         })
     }
 
-    /// Adds a machine, all of whose packets are protected with an association of its own.
+    /// Adds a machine; if there is IPsec, all of its packets are protected with an association of
+    /// its own.
     pub(super) fn add(&mut self, case: &Case, path: Path, vm: VmId) -> Result<(), Fault> {
         let fault = |what: &dyn std::fmt::Display| Fault::new("nic", what);
         let settings = VmSettings {
@@ -155,31 +170,14 @@ impl Node {
         self.host
             .add_machine(vm, address, settings)
             .map_err(|error| fault(&error))?;
-        let policies = [Direction::Outbound, Direction::Inbound].map(|direction| Policy {
-            direction,
-            selector: Selector::default(),
-            action: Action::Protect(Protection {
-                reqid: vm.0,
-                tunnel: Some(tunnel(1)),
-            }),
-        });
-        self.host
-            .set_policies(vm, Some(Spd::new(policies.to_vec())));
-        let (direction, destination) = match self.number {
-            0 => (Direction::Outbound, mac(1, VmId(0xff))),
-            _ => (Direction::Inbound, mac(1, vm)),
+        let modes = match path.ipsec {
+            Ipsec::None => None,
+            Ipsec::Software => Some(Vec::new()),
+            Ipsec::Offloaded(mode) => Some(vec![mode]),
         };
-        let wish = OffloadWish {
-            modes: path.offload.into_iter().collect(),
-            rewrite: Some(Rewrite {
-                destination,
-                source: mac(0, VmId(0xff)),
-            }),
-            ..OffloadWish::default()
-        };
-        self.host
-            .add_sa(sa(case, vm, direction)?, wish)
-            .map_err(|error| fault(&error))?;
+        if let Some(modes) = modes {
+            self.protect(case, vm, modes)?;
+        }
         if path.kind == Kind::Function {
             let nic = Arc::clone(self.host.nic());
             nic.declare_guest_driver(vm, true)
@@ -209,5 +207,35 @@ impl Node {
             true => Ok(()),
             false => Err(fault(&"the adapter gave the machine another path")),
         }
+    }
+
+    /// Protects all packets of a machine, with one of these modes of offload if there are any.
+    fn protect(&mut self, case: &Case, vm: VmId, modes: Vec<OffloadMode>) -> Result<(), Fault> {
+        let policies = [Direction::Outbound, Direction::Inbound].map(|direction| Policy {
+            direction,
+            selector: Selector::default(),
+            action: Action::Protect(Protection {
+                reqid: vm.0,
+                tunnel: Some(tunnel(1)),
+            }),
+        });
+        self.host
+            .set_policies(vm, Some(Spd::new(policies.to_vec())));
+        let (direction, destination) = match self.number {
+            0 => (Direction::Outbound, mac(1, VmId(0xff))),
+            _ => (Direction::Inbound, mac(1, vm)),
+        };
+        let wish = OffloadWish {
+            modes,
+            rewrite: Some(Rewrite {
+                destination,
+                source: mac(0, VmId(0xff)),
+            }),
+            ..OffloadWish::default()
+        };
+        self.host
+            .add_sa(sa(case, vm, direction)?, wish)
+            .map_err(|error| Fault::new("nic", error))?;
+        Ok(())
     }
 }

@@ -55,7 +55,10 @@ pub(crate) fn table(figures: &[Figures], pairs: &[Pairs]) -> String {
             format!("{:.1}", figure.host),
             format!("{:.1}", figure.adapter),
             format!("{:.1}{marked}", figure.total),
-            format!("{:.1}", figure.total - engine),
+            match figure.offload {
+                "none" => String::new(),
+                _ => format!("{:.1}", figure.total - engine),
+            },
             format!("{:.0}", figure.copies),
         ]);
     }

@@ -1,7 +1,7 @@
 //! Passes of packets through hosts and adapters, with the time that each party spends.
 
 use vesper_esp::{Engine, EspSa, Inbound, Outbound, Verdict};
-use vesper_offload::{Completion, Host, Received, Send};
+use vesper_offload::{Completion, Host, Send};
 use vesper_sa::{Direction, Timestamp, VmId};
 
 use super::mbuf::Mbuf;
@@ -82,7 +82,7 @@ impl Bare {
 impl Track for Bare {
     fn pass(&mut self) -> Result<[Spent; 2], Fault> {
         for (buffer, packet) in self.buffers.iter_mut().zip(&self.packets) {
-            buffer.set(packet);
+            buffer.set_packet(packet);
         }
         let now = Timestamp::from_secs(1);
         let mut spent = [Spent::default(); 2];
@@ -178,7 +178,7 @@ impl Wired {
             nic.run_processor(0, self.now, BATCH);
             let sent = sys::ticks();
             if function.is_some() {
-                nic.take_completions(VM, self.now, &mut completions);
+                nic.take_failures(VM, self.now, &mut completions);
                 completions.clear();
             }
             let completed = sys::ticks();
@@ -199,7 +199,6 @@ impl Wired {
         let Node { host, function, .. } = &mut self.nodes[1];
         let nic = std::sync::Arc::clone(host.nic());
         let mut spent = Spent::default();
-        let mut indicated: Vec<Received<Mbuf>> = Vec::with_capacity(BATCH);
         let mut wire = core::mem::take(&mut self.wire).into_iter();
         while wire.len() > 0 {
             self.now = later(self.now);
@@ -218,10 +217,8 @@ impl Wired {
             let switched = sys::ticks();
             match function {
                 Some((_, queue)) => {
-                    nic.take_indication(*queue, &mut indicated, BATCH);
-                    let _ = nic.return_packets(*queue, indicated.len() as u32);
-                    let frames = indicated.drain(..).filter_map(Received::into_untagged);
-                    self.received.extend(frames);
+                    let count = nic.take_frames(*queue, &mut self.received, BATCH);
+                    let _ = nic.return_packets(*queue, count as u32);
                 }
                 None => {
                     let _ = host.take_received(VM, &mut self.received);

@@ -14,6 +14,8 @@ pub(super) enum Stop {
     Client(ClientError),
     /// The usage is at fault.
     Usage(String),
+    /// What the command line names does not exist.
+    NotFound(String),
     /// The command was done, and what it found is not good.
     Found,
     /// A file, the terminal or standard output.
@@ -35,6 +37,7 @@ impl Stop {
                 (error.to_string(), status)
             }
             Self::Usage(message) => (message, 2),
+            Self::NotFound(message) => (message, 4),
             Self::Found => return ExitCode::from(1),
             // Who closed the pipe has seen enough.
             Self::System(error) if error.kind() == io::ErrorKind::BrokenPipe => {

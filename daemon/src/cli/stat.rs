@@ -115,12 +115,25 @@ fn path(client: &Client, port: &str) -> Result<String, Stop> {
         .collect();
     match names.as_slice() {
         [(host, name)] => Ok(format!("/v1/ports/{}/{}", escaped(host), escaped(name))),
-        // The daemon says that it is not found.
-        [] => Ok(format!("/v1/ports/-/{}", escaped(port))),
+        [] => Err(Stop::NotFound(format!(
+            "port {port}: not found; there are {}",
+            known(&found)
+        ))),
         _ => Err(Stop::Usage(format!(
             "{port}: several hosts have one; say HOST/{port}"
         ))),
     }
+}
+
+/// The names of the ports that there are, or of the first of many.
+fn known(found: &types::Ports) -> String {
+    const SHOWN: usize = 12;
+    let names = found.ports.iter().map(|port| port.name.as_str());
+    let mut names: Vec<_> = names.take(SHOWN).collect();
+    if found.ports.len() > SHOWN {
+        names.push("others (`vesper port list`)");
+    }
+    names.join(", ")
 }
 
 fn print(out: &mut dyn Write, stats: &types::Stats) -> Result<(), Stop> {

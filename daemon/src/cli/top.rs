@@ -96,7 +96,14 @@ fn draw(frame: &mut Frame<'_>, view: &View) {
     .areas(frame.area());
     frame.render_widget(Line::from(title(view)).bold(), head);
 
-    let rows = rates(view).into_iter().map(|rates| {
+    let all = rates(view);
+    // Two lines are the border, one is the heading.
+    let room = usize::from(machines.height).saturating_sub(3);
+    let name = match all.len() > room {
+        true => format!("machines: {room} of {}; enlarge the window", all.len()),
+        false => "machines".to_owned(),
+    };
+    let rows = all.into_iter().map(|rates| {
         let style = match rates.losing {
             true => Style::new().fg(Color::Yellow),
             false => Style::new(),
@@ -129,7 +136,7 @@ fn draw(frame: &mut Frame<'_>, view: &View) {
     ];
     let table = Table::new(rows, widths)
         .header(heading.bold())
-        .block(Block::bordered().title("machines"));
+        .block(Block::bordered().title(name));
     frame.render_widget(table, machines);
 
     let block = Block::bordered().title("workers");

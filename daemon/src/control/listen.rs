@@ -28,6 +28,9 @@ const SYNC: Duration = Duration::from_secs(5);
 /// How far the threads of the control interface stand back behind those of the packets.
 const CONTROL_NICE: i32 = 10;
 
+/// How long a thread that may wait for a worker or a disk stays without anything to do.
+const KEEP: Duration = Duration::from_secs(3600);
+
 /// Connections of one machine at a time.
 const VM_CONNECTIONS: usize = 8;
 
@@ -58,6 +61,8 @@ impl Control {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .max_blocking_threads(16)
+            // Each new thread has memory of its own to be warmed up.
+            .thread_keep_alive(KEEP)
             .thread_name("control")
             // Packets go first: on Linux this concerns the thread alone.
             .on_thread_start(|| {
@@ -189,11 +194,12 @@ fn caller(stream: &UnixStream, allowed: &Allowed, scope: Scope) -> Caller {
     }
 }
 
-/// A listening socket with mode 0660, for the group if there is one.
+/// A listening socket, for the group if there is one. Its mode is 0660, and 0666 if users are
+/// named: to whom the file system can not give it, and whom the kernel names when they connect.
 fn bind(path: &Path, allowed: &Allowed) -> Result<UnixListener, ControlError> {
     let fault = |error| ControlError::Path(path.to_owned(), error);
     if let Some(directory) = path.parent() {
-        fs::create_dir_all(directory).map_err(fault)?;
+        make_directory(directory, allowed.names_others()).map_err(fault)?;
     }
     let is_socket = fs::symlink_metadata(path).is_ok_and(|file| file.file_type().is_socket());
     if is_socket {
@@ -207,8 +213,25 @@ fn bind(path: &Path, allowed: &Allowed) -> Result<UnixListener, ControlError> {
     if let Some(gid) = allowed.gid {
         chown(path, None, Some(gid.as_raw())).map_err(fault)?;
     }
-    fs::set_permissions(path, fs::Permissions::from_mode(0o660)).map_err(fault)?;
+    let mode = if allowed.names_users() { 0o666 } else { 0o660 };
+    fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(fault)?;
     Ok(listener)
+}
+
+/// Makes a directory if there is none, which others may pass, whatever the umask, if sockets in
+/// it are for them. What there is already stays as it is.
+fn make_directory(path: &Path, for_others: bool) -> io::Result<()> {
+    if path.as_os_str().is_empty() || path.is_dir() {
+        return Ok(());
+    }
+    if let Some(parent) = path.parent() {
+        make_directory(parent, for_others)?;
+    }
+    fs::create_dir(path)?;
+    if for_others {
+        fs::set_permissions(path, fs::Permissions::from_mode(0o711))?;
+    }
+    Ok(())
 }
 
 /// The sockets of the machines.

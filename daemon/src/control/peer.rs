@@ -39,6 +39,16 @@ impl Allowed {
         })
     }
 
+    /// Whether users are named.
+    pub(super) const fn names_users(&self) -> bool {
+        !self.uids.is_empty()
+    }
+
+    /// Whether anybody is named.
+    pub(super) const fn names_others(&self) -> bool {
+        self.names_users() || self.gid.is_some()
+    }
+
     /// Whether a process of this user and group may use the socket.
     pub(super) fn admits(&self, uid: u32, gid: u32) -> bool {
         uid == 0

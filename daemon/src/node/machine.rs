@@ -74,11 +74,10 @@ pub(super) struct Machine {
     pub(super) earlier: PortStatus,
     /// Frames that can not be given to it: they do not fit.
     pub(super) unusable: u64,
+    /// Out of the port, not yet taken by the host ...
     incoming: Vec<Incoming>,
-    /// Out of the port, not yet taken by its function ...
+    /// ... or by its function.
     sends: Vec<Send<PacketBuf>>,
-    /// ... or by the host.
-    frames: Vec<HostSend<PacketBuf>>,
     /// It has sent large packets, to be cut.
     pub(super) sends_large: bool,
     next_id: u64,
@@ -102,7 +101,6 @@ impl Machine {
             unusable: 0,
             incoming: Vec::with_capacity(BURST),
             sends: Vec::with_capacity(BURST),
-            frames: Vec::with_capacity(BURST),
             sends_large: false,
             next_id: 0,
             completions: Vec::with_capacity(BURST),
@@ -147,15 +145,9 @@ impl Machine {
                 }
             }
             None => {
-                let sends = self.incoming.drain(..).map(|incoming| HostSend {
-                    frame: incoming.frame,
-                    segment_size: incoming.segment_size,
-                    checksum: incoming.checksum,
-                });
-                self.frames.extend(sends);
-                if !self.frames.is_empty() {
+                if !self.incoming.is_empty() {
                     // The machine exists as long as its port.
-                    moved += host.send_frames(self.vm, &mut self.frames).unwrap_or(0);
+                    moved += host.send_frames(self.vm, &mut self.incoming).unwrap_or(0);
                 }
             }
         }
@@ -197,7 +189,7 @@ impl Machine {
         if self.function != function {
             self.function = function;
             self.posted = 0;
-            self.frames
+            self.incoming
                 .extend(self.sends.drain(..).map(|send| HostSend {
                     frame: send.frame,
                     segment_size: send.segment_size,
@@ -220,12 +212,12 @@ impl Machine {
 
     /// Frames that the machine has sent and nobody has taken.
     pub(super) const fn has_backlog(&self) -> bool {
-        !self.sends.is_empty() || !self.frames.is_empty()
+        !self.sends.is_empty() || !self.incoming.is_empty()
     }
 
     /// Frames between the port and the adapter, or the host, in both directions.
     pub(super) const fn in_flight(&self) -> usize {
-        self.sends.len() + self.frames.len() + self.outgoing.len()
+        self.sends.len() + self.incoming.len() + self.outgoing.len()
     }
 
     /// Gives every buffer back; the frames in them are lost.
@@ -233,15 +225,15 @@ impl Machine {
         let lost = self.in_flight();
         let sends = self.sends.drain(..).map(|send| send.frame);
         let buffers = sends
-            .chain(self.frames.drain(..).map(|send| send.frame))
+            .chain(self.incoming.drain(..).map(|send| send.frame))
             .chain(self.outgoing.drain(..));
         buffers.for_each(|buffer| pool.give(buffer));
         lost
     }
 
     fn take_completions(&mut self, now: Timestamp, nic: &Nic<PacketBuf>, pool: &mut Pool) -> usize {
-        nic.take_completions(self.vm, now, &mut self.completions);
-        let count = self.completions.len();
+        let sent = nic.take_failures(self.vm, now, &mut self.completions);
+        let count = sent + self.completions.len();
         for completion in self.completions.drain(..) {
             // The adapter has counted why a send failed.
             if let Some(buffer) = completion.buffer {

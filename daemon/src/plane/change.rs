@@ -5,12 +5,12 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use vesper_esp::{EspSa, PacketBuf};
-use vesper_offload::{Host, Nic, OffloadWish, Placement, SettingsError, SoftwareReason};
-use vesper_sa::{Action, AddError, Lifetime, Mode, Policy, Protection, SaHandle, Spd, VmId};
-use vesper_verify::xfrm::{PolicyAction, Template};
+use vesper_esp::EspSa;
+use vesper_offload::OffloadWish;
+use vesper_sa::{AddError, Lifetime, VmId};
 use zeroize::Zeroizing;
 
+use super::force::{Added, MachineLimits, NodeChange, NodeRefusal, table};
 use super::persistence::{Change, Secret};
 use super::record::{Origin, PolicyRecord, SaId, SaRecord, VmRecord};
 use super::registry::{Registry, SaName};
@@ -56,6 +56,8 @@ pub(super) struct NewSa {
     pub(super) wish: OffloadWish,
     /// It must be in the adapter, or not be at all.
     pub(super) packet_only: bool,
+    /// Its words leave it to the machine how it is offloaded.
+    pub(super) follows_machine: bool,
     pub(super) limit: u32,
     pub(super) lifetime: Lifetime,
     pub(super) words: Arc<str>,
@@ -76,57 +78,36 @@ pub(super) struct NewPolicies {
     pub(super) list: Vec<Arc<PolicyRecord>>,
 }
 
-/// What one node is asked to do.
-#[derive(Default)]
-struct NodeChange {
-    /// Deleted first, since others take their names.
-    replaced: Vec<(VmId, SaHandle)>,
-    add: Vec<(Arc<EspSa>, OffloadWish, bool)>,
-    policies: Vec<(VmId, Option<Spd>)>,
-    remove: Vec<(VmId, SaHandle)>,
-    /// The limits of the owners that get associations or other limits, before and after. They
-    /// are lifted while both the new and the old associations are there.
-    limits: HashMap<VmId, [u32; 2]>,
-    machines: Vec<MachineLimits>,
-}
-
-/// What the adapter is told of a machine that is there.
-struct MachineLimits {
-    vm: VmId,
-    offload_before: u32,
-    offload: u32,
-    processor: Option<usize>,
-}
-
-type Added = std::vec::IntoIter<(SaHandle, Placement)>;
-
-/// Why a node has refused an association, of which this is the place in the list.
-enum NodeRefusal {
-    Add(usize, AddError),
-    Packet(SoftwareReason),
-    Machine(VmId, SettingsError),
-}
-
 impl Plane {
     /// Makes all of the changes, or none. The caller holds [`Plane::begin_change`].
     pub(super) fn apply(&self, draft: Draft) -> Result<Vec<SaId>, Refusal> {
-        let replaced = check(&self.registry(), &draft)?;
-        let mut nodes = nodes_of(&draft, &replaced);
+        let mut nodes = {
+            let registry = self.registry();
+            let replaced = check(&registry, &draft)?;
+            nodes_of(&registry, &draft, &replaced)
+        };
         // A node that has ended fails here, where nothing has changed.
         for index in nodes.keys() {
             Self::now(&self.node(*index)?)?;
         }
         let undo = self.undo_of(&draft)?;
-        self.persistence.commit(&changes_of(&draft))?;
-        let done = self
-            .begin(&draft)
-            .and_then(|()| self.call_nodes(&draft, &mut nodes));
+        let changes = changes_of(&draft);
+        match draft.add.is_empty() {
+            true => self.persistence.commit(&changes)?,
+            // One synchronisation of the disk for them and for what they begin with.
+            false => self.persistence.prepare(&changes)?,
+        }
+        let done = match draft.add.is_empty() {
+            true => Ok(()),
+            false => self.begin(&draft),
+        };
+        let done = done.and_then(|()| self.call_nodes(&draft, &mut nodes));
         let mut added = match done {
             Ok(added) => added,
             Err(refusal) => {
                 let undo: Vec<_> = undo.iter().map(Undo::change).collect();
                 // If this fails as well, the store is what the operator hears of.
-                self.persistence.commit(&undo)?;
+                self.persistence.revert(&undo)?;
                 return Err(refusal);
             }
         };
@@ -153,7 +134,7 @@ impl Plane {
             let node = self.node(index)?;
             let answer = node
                 .handle
-                .call(move |host, _| put_in_force(host, change))?;
+                .call(move |host, now| change.put_in_force(host, now))?;
             let here = answer.map_err(|refusal| {
                 let mut here = draft.add.iter().filter(|new| new.node == index);
                 match refusal {
@@ -208,6 +189,7 @@ impl Plane {
                     lifetime: new.lifetime,
                     added: SystemTime::now(),
                     placement,
+                    follows_machine: new.follows_machine,
                     needs_rekey: new.needs_rekey,
                 });
             }
@@ -371,7 +353,11 @@ pub(super) fn check(registry: &Registry, draft: &Draft) -> Result<HashSet<SaId>,
     Ok(replaced)
 }
 
-fn nodes_of(draft: &Draft, replaced: &HashSet<SaId>) -> BTreeMap<usize, NodeChange> {
+fn nodes_of(
+    registry: &Registry,
+    draft: &Draft,
+    replaced: &HashSet<SaId>,
+) -> BTreeMap<usize, NodeChange> {
     let mut nodes: BTreeMap<usize, NodeChange> = BTreeMap::new();
     for record in &draft.remove {
         let node = nodes.entry(record.node).or_default();
@@ -407,133 +393,16 @@ fn nodes_of(draft: &Draft, replaced: &HashSet<SaId>) -> BTreeMap<usize, NodeChan
             offload: spec.settings.ipsec_offload_limit,
             processor: *processor,
         });
+        if spec.offload != record.spec.offload {
+            let going: HashSet<SaId> = draft.remove.iter().map(|record| record.id).collect();
+            let stay = registry.sas.values().filter(|sa| {
+                sa.sa.owner() == record.id && sa.follows_machine && !going.contains(&sa.id)
+            });
+            node.modes
+                .extend(stay.map(|sa| (record.id, sa.handle, spec.offload.clone())));
+        }
     }
     nodes
-}
-
-/// Runs on the worker, between two batches of the host and of all processors of the adapter: no
-/// packet sees a part of the change.
-fn put_in_force(host: &mut Host<PacketBuf>, change: NodeChange) -> Result<Added, NodeRefusal> {
-    let nic = Arc::clone(host.nic());
-    let _paused = nic.pause();
-    for (place, machine) in change.machines.iter().enumerate() {
-        if let Err(error) = machine.put_in_force(&nic) {
-            for undone in change.machines.iter().take(place) {
-                // It was there a moment ago.
-                let _ = nic.set_ipsec_offload_limit(undone.vm, undone.offload_before);
-            }
-            return Err(NodeRefusal::Machine(machine.vm, error));
-        }
-    }
-    for owner in change.limits.keys() {
-        host.set_sa_limit(*owner, u32::MAX);
-    }
-    for (owner, handle) in change.replaced {
-        // It is there: the registry mirrors the database.
-        let _ = host.delete_sa(owner, handle);
-    }
-    let mut added: Vec<(VmId, SaHandle, Placement)> = Vec::with_capacity(change.add.len());
-    let mut refusal = None;
-    for (place, (sa, wish, packet_only)) in change.add.into_iter().enumerate() {
-        let owner = sa.owner();
-        match host.add_sa(sa, wish) {
-            Ok(handle) => {
-                let placement = host.placement(owner, handle).cloned();
-                let placement = placement.unwrap_or(Placement::Software(SoftwareReason::NotAsked));
-                added.push((owner, handle, placement.clone()));
-                if let (true, Placement::Software(reason)) = (packet_only, placement) {
-                    refusal = Some(NodeRefusal::Packet(reason));
-                    break;
-                }
-            }
-            Err(error) => {
-                refusal = Some(NodeRefusal::Add(place, error));
-                break;
-            }
-        }
-    }
-    if refusal.is_some() {
-        for (owner, handle, _) in &added {
-            let _ = host.delete_sa(*owner, *handle);
-        }
-        for undone in &change.machines {
-            let _ = nic.set_ipsec_offload_limit(undone.vm, undone.offload_before);
-        }
-    } else {
-        for (vm, policies) in change.policies {
-            host.set_policies(vm, policies);
-        }
-        for (owner, handle) in change.remove {
-            let _ = host.delete_sa(owner, handle);
-        }
-        // There is room now that was not there while both were.
-        for (owner, handle, placement) in &mut added {
-            if host.offload(*owner, *handle)
-                && let Some(now) = host.placement(*owner, *handle)
-            {
-                *placement = now.clone();
-            }
-        }
-        if !change.machines.is_empty() {
-            // A higher limit may let in what was refused before.
-            host.restore();
-        }
-    }
-    for (owner, [before, after]) in change.limits {
-        let limit = if refusal.is_some() { before } else { after };
-        host.set_sa_limit(owner, limit);
-    }
-    match refusal {
-        Some(refusal) => Err(refusal),
-        None => Ok(added
-            .into_iter()
-            .map(|(_, handle, placement)| (handle, placement))
-            .collect::<Vec<_>>()
-            .into_iter()),
-    }
-}
-
-impl MachineLimits {
-    fn put_in_force(&self, nic: &Nic<PacketBuf>) -> Result<(), SettingsError> {
-        nic.set_ipsec_offload_limit(self.vm, self.offload)?;
-        match self.processor {
-            Some(processor) => nic.set_processor(self.vm, processor),
-            None => Ok(()),
-        }
-    }
-}
-
-/// The table that a node looks packets up in; `None`: they pass as they are.
-pub(super) fn table(list: &[Arc<PolicyRecord>], require_protection: bool) -> Option<Spd> {
-    let policies: Vec<_> = list
-        .iter()
-        .map(|record| Policy {
-            direction: record.line.direction,
-            selector: record.line.selector.clone(),
-            action: action(&record.line.action),
-        })
-        .collect();
-    match (require_protection, policies.is_empty()) {
-        (true, _) => Some(Spd::new(policies)),
-        (false, true) => None,
-        (false, false) => Some(Spd::with_default(policies, Action::Bypass)),
-    }
-}
-
-fn action(action: &PolicyAction) -> Action {
-    match action {
-        PolicyAction::Block => Action::Discard,
-        PolicyAction::Pass => Action::Bypass,
-        PolicyAction::Protect(Template {
-            destination,
-            reqid,
-            mode,
-            ..
-        }) => Action::Protect(Protection {
-            reqid: *reqid,
-            tunnel: destination.filter(|_| *mode == Mode::Tunnel),
-        }),
-    }
 }
 
 pub(super) fn quota_exceeded(vm: Option<&str>, limit: u32) -> Refusal {

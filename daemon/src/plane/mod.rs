@@ -17,6 +17,7 @@ mod change;
 mod doctor;
 mod event;
 mod filter;
+mod force;
 mod kept;
 mod persistence;
 mod policy;
@@ -26,6 +27,7 @@ mod registry;
 mod reload;
 mod sa;
 mod spec;
+mod together;
 mod vm;
 
 use std::fmt;
@@ -61,6 +63,8 @@ pub struct Plane {
     registry: RwLock<Registry>,
     /// Held by whoever changes something, from the check to the end.
     changing: Mutex<()>,
+    /// What waits for whoever does so next.
+    waiting: together::Waiting,
     persistence: Arc<dyn Persistence>,
     events: Events,
     /// Begins the fingerprints of keys, so that they mean nothing outside of this process.
@@ -87,6 +91,7 @@ impl Plane {
             nodes: RwLock::default(),
             registry: RwLock::default(),
             changing: Mutex::default(),
+            waiting: together::Waiting::default(),
             persistence,
             events: Events::default(),
             salt,

@@ -24,6 +24,18 @@ pub trait Persistence: Send + Sync {
     /// Makes all of these changes durable, or none.
     fn commit(&self, changes: &[Change<'_>]) -> Result<(), PersistenceError>;
 
+    /// Makes all of these changes, or none, so that they are durable once
+    /// [`begin`](Self::begin), which has to follow, has returned.
+    fn prepare(&self, changes: &[Change<'_>]) -> Result<(), PersistenceError> {
+        self.commit(changes)
+    }
+
+    /// Takes back what was made durable, or was only prepared, by undoing it in the reverse way:
+    /// what is not there need not be deleted.
+    fn revert(&self, changes: &[Change<'_>]) -> Result<(), PersistenceError> {
+        self.commit(changes)
+    }
+
     /// Where an association with these keys goes on, before it is made: they may have been in
     /// use before, under this name or another. `configured`: the configuration asks for it.
     fn standing(
@@ -38,7 +50,8 @@ pub trait Persistence: Send + Sync {
     }
 
     /// Makes associations ready for their first packets: outbound ones get their first lease,
-    /// inbound ones their first mark. Called after [`commit`](Self::commit), before any packet.
+    /// inbound ones their first mark. Called after [`prepare`](Self::prepare), which it makes
+    /// durable, and before any packet.
     fn begin(&self, sas: &[(&str, &Arc<EspSa>)]) -> Result<(), PersistenceError>;
 
     /// An event of an association: it may need more numbers. Does not block.

@@ -1,6 +1,5 @@
 //! Verbs on policies.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use vesper_verify::xfrm::PolicyLine;
@@ -8,6 +7,7 @@ use vesper_verify::xfrm::PolicyLine;
 use super::change::{Draft, NewPolicies};
 use super::event::Subject;
 use super::record::{Origin, PolicyRecord, SaId, VmRecord};
+use super::sa::Making;
 use super::spec::SaSpec;
 use super::{Plane, PolicyFilter, Refusal, Scope};
 
@@ -43,9 +43,9 @@ impl Plane {
         self.check_quotas(scope, &sas)?;
         let _changing = self.begin_change();
         let mut draft = Draft::default();
-        let mut clocks = HashMap::new();
+        let mut making = Making::default();
         for spec in sas {
-            draft.add.push(self.make(scope, spec, origin, &mut clocks)?);
+            draft.add.push(self.make(scope, spec, origin, &mut making)?);
         }
         for line in policies {
             self.draft_policy(&mut draft, line, false, origin)?;

@@ -50,6 +50,8 @@ pub struct SaRecord {
     pub added: SystemTime,
     /// Where it is at work, as far as it is known.
     pub placement: Placement,
+    /// Its words leave it to the machine how it is offloaded.
+    pub(crate) follows_machine: bool,
     /// Why it has to be replaced before anything passes.
     pub needs_rekey: Option<Arc<str>>,
 }

@@ -7,6 +7,7 @@ use vesper_verify::xfrm::State;
 
 use super::change::{Diff, Draft, NewMachine, check};
 use super::record::{Origin, SaId};
+use super::sa::Making;
 use super::spec::{Desired, MachineSpec, SaSpec};
 use super::{Plane, Refusal, Scope};
 
@@ -113,7 +114,11 @@ impl Plane {
                 .collect()
         };
         let mut kept = HashSet::new();
-        let mut clocks = HashMap::new();
+        let mut making = Making::default();
+        for machine in &draft.machines {
+            let modes = machine.spec.offload.clone();
+            making.modes.insert(machine.record.id, modes);
+        }
         for state in states {
             let same = configured
                 .get(&self.fingerprint(state))
@@ -124,7 +129,7 @@ impl Plane {
                 continue;
             }
             let spec = SaSpec::new(state.clone());
-            let new = self.make(Scope::All, spec, Origin::Configured, &mut clocks)?;
+            let new = self.make(Scope::All, spec, Origin::Configured, &mut making)?;
             draft.add.push(new);
         }
         let registry = self.registry();

@@ -21,6 +21,15 @@ use super::spec::{Resume, SaSpec};
 use super::{Node, Plane, Refusal, SaFilter, Scope};
 use crate::store::Standing;
 
+/// What associations that are made together share.
+#[derive(Default)]
+pub(super) struct Making {
+    /// The moment at each node.
+    clocks: HashMap<usize, Timestamp>,
+    /// How machines that change with them will prefer them to be offloaded.
+    pub(super) modes: HashMap<VmId, Vec<OffloadMode>>,
+}
+
 /// An association as its words describe it, before its keys are expanded.
 struct Described {
     index: usize,
@@ -47,13 +56,18 @@ impl Plane {
     ) -> Result<Vec<SaId>, Refusal> {
         // Counted before keys are expanded, so that asking for too much costs little.
         self.check_quotas(scope, &specs)?;
-        let _changing = self.begin_change();
-        let mut draft = Draft::default();
-        let mut clocks = HashMap::new();
-        for spec in specs {
-            draft.add.push(self.make(scope, spec, origin, &mut clocks)?);
-        }
-        let ids = self.apply(draft)?;
+        let made = self.change_sas(move |plane| {
+            let mut draft = Draft::default();
+            let mut making = Making::default();
+            for spec in &specs {
+                let spec = spec.clone();
+                draft
+                    .add
+                    .push(plane.make(scope, spec, origin, &mut making)?);
+            }
+            Ok(draft)
+        })?;
+        let ids = made.ids;
         for record in ids.iter().filter_map(|id| self.sa(Scope::All, *id)) {
             self.tell_sa("sa-added", &record);
         }
@@ -117,37 +131,37 @@ impl Plane {
 
     /// Deletes the associations that are meant; how many there were.
     pub fn delete_sas(&self, scope: Scope, filter: &SaFilter) -> Result<usize, Refusal> {
-        let _changing = self.begin_change();
-        let remove = self.sas(scope, filter);
-        self.delete(remove)
+        let filter = filter.clone();
+        self.delete(move |plane| Ok(plane.sas(scope, &filter)))
     }
 
     /// Deletes the one association that is meant.
     pub fn delete_one(&self, scope: Scope, filter: &SaFilter) -> Result<(), Refusal> {
-        let _changing = self.begin_change();
-        let remove = self.sas(scope, filter);
-        match remove.len() {
-            0 => Err(Refusal::not_found(
-                "spi",
-                filter.spi.map(|spi| spi.to_string()).unwrap_or_default(),
-            )),
-            1 => self.delete(remove).map(drop),
-            several => Err(Refusal::conflict(
-                "spi",
-                filter.spi.map(|spi| spi.to_string()).unwrap_or_default(),
-                format!("these words mean {several} SAs"),
-                "say more of host, vm, src, dst, spi and dir, or flush them",
-            )),
-        }
+        let filter = filter.clone();
+        self.delete(move |plane| {
+            let spi = || filter.spi.map(|spi| spi.to_string()).unwrap_or_default();
+            let meant = plane.sas(scope, &filter);
+            match meant.len() {
+                0 => Err(Refusal::not_found("spi", spi())),
+                1 => Ok(meant),
+                several => Err(Refusal::conflict(
+                    "spi",
+                    spi(),
+                    format!("these words mean {several} SAs"),
+                    "say more of host, vm, src, dst, spi and dir, or flush them",
+                )),
+            }
+        })
+        .map(drop)
     }
 
     /// Deletes the association with this number.
     pub fn delete_sa(&self, scope: Scope, id: SaId) -> Result<(), Refusal> {
-        let _changing = self.begin_change();
-        let record = self
-            .sa(scope, id)
-            .ok_or_else(|| Refusal::not_found("sa", id.0))?;
-        self.delete(vec![record]).map(drop)
+        self.delete(move |plane| {
+            let record = plane.sa(scope, id);
+            Ok(vec![record.ok_or_else(|| Refusal::not_found("sa", id.0))?])
+        })
+        .map(drop)
     }
 
     /// The associations that are meant, oldest first.
@@ -257,10 +271,14 @@ impl Plane {
         scope: Scope,
         spec: SaSpec,
         origin: Origin,
-        clocks: &mut HashMap<usize, Timestamp>,
+        making: &mut Making,
     ) -> Result<NewSa, Refusal> {
         let SaSpec { state, resume } = spec;
-        let described = self.describe(scope, &state)?;
+        let mut described = self.describe(scope, &state)?;
+        let follows_machine = state.offload.is_none() && described.vm.is_some();
+        if follows_machine && let Some(modes) = making.modes.get(&described.params.owner) {
+            described.wish.modes.clone_from(modes);
+        }
         if described.packet_only {
             let enabled = described.node.handle.nic().enabled();
             let suite = state.keys.suite();
@@ -270,11 +288,11 @@ impl Plane {
                 return Err(packet_refused(&reasons.join("; ")));
             }
         }
-        let now = match clocks.get(&described.index) {
+        let now = match making.clocks.get(&described.index) {
             Some(now) => *now,
             None => {
                 let now = Self::now(&described.node)?;
-                clocks.insert(described.index, now);
+                making.clocks.insert(described.index, now);
                 now
             }
         };
@@ -313,6 +331,7 @@ impl Plane {
             sa: Arc::new(sa),
             wish: described.wish,
             packet_only: described.packet_only,
+            follows_machine,
             limit: described.limit,
             lifetime: state.lifetime,
             words: state.words().into(),
@@ -438,17 +457,18 @@ impl Plane {
         Ok(())
     }
 
-    fn delete(&self, remove: Vec<Arc<SaRecord>>) -> Result<usize, Refusal> {
-        let count = remove.len();
-        let told: Vec<_> = remove
-            .iter()
-            .map(|record| (Arc::clone(&record.host), self.subject(&record.identity())))
-            .collect();
-        self.apply(Draft {
-            remove,
-            ..Draft::default()
+    fn delete(
+        &self,
+        meant: impl Fn(&Self) -> Result<Vec<Arc<SaRecord>>, Refusal> + Send + 'static,
+    ) -> Result<usize, Refusal> {
+        let made = self.change_sas(move |plane| {
+            Ok(Draft {
+                remove: meant(plane)?,
+                ..Draft::default()
+            })
         })?;
-        for (host, subject) in told {
+        let count = made.gone.len();
+        for (host, subject) in made.gone {
             let text = describe_subject(&subject);
             self.events
                 .tell("sa-deleted", &host, subject, format!("{text} deleted"));

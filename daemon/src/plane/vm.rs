@@ -1,13 +1,16 @@
 //! Verbs on machines.
 
 use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use vesper_offload::{Admission, MachineError, OffloadMode, RemoveVmError, VmUsage};
 use vesper_sa::VmId;
 
-use super::change::{Draft, NewMachine, NewPolicies, table};
+use super::change::{Draft, NewMachine, NewPolicies};
 use super::event::Subject;
+use super::force::table;
 use super::record::{Origin, VmRecord};
 use super::spec::MachineSpec;
 use super::{Change, Node, Plane, Refusal, SaFilter, Scope, kept};
@@ -28,6 +31,12 @@ pub struct VmChange {
     /// Packets that no policy matches are discarded.
     pub require_protection: Option<bool>,
 }
+
+/// How long the adapter may take to let go of a machine's queue, which is one turn of a processor.
+const FREEING: Duration = Duration::from_secs(2);
+
+/// How often it is asked.
+const FREED: Duration = Duration::from_millis(1);
 
 impl Plane {
     /// Adds a machine to its host and adapter. Until it has policies nothing of it passes, if
@@ -232,9 +241,12 @@ impl Plane {
         })
     }
 
-    /// Removes a machine with its port, policies and associations. A machine with a receive
-    /// queue but without a port takes two calls: the first one takes everything from it and asks
-    /// the adapter for the queue, and is refused with a conflict that says so.
+    /// Removes a machine with its port, policies and associations. Waits until the adapter has let
+    /// go of its receive queue.
+    ///
+    /// # Errors
+    /// The adapter keeps the queue for longer than two seconds: the machine is there without its
+    /// policies and associations, and is to be removed again.
     pub fn remove_vm(&self, host: Option<&str>, name: &str) -> Result<(), Refusal> {
         let _changing = self.begin_change();
         let vm = self.vm_named(host, name)?;
@@ -251,14 +263,33 @@ impl Plane {
         }
         self.apply(draft)?;
         let (node, id) = (self.node(vm.node)?, vm.id);
+        let deadline = Instant::now() + FREEING;
         if vm.has_port {
             node.handle
                 .detach(id)?
                 .map_err(|error| attach_refused(&vm.spec, &error))?;
+            // Its worker goes on with it; one of the same name may come as soon as it is gone.
+            while node
+                .handle
+                .call(move |host, _| host.data_path(id).is_some())?
+                && Instant::now() < deadline
+            {
+                thread::sleep(FREED);
+            }
         } else {
-            node.handle
-                .call(move |host, _| host.remove_machine(id))?
-                .map_err(|error| machine_refused(&vm.spec, &error))?;
+            loop {
+                match node.handle.call(move |host, _| host.remove_machine(id))? {
+                    Err(MachineError::Remove(RemoveVmError::HasQueue(_)))
+                        if Instant::now() < deadline =>
+                    {
+                        thread::sleep(FREED);
+                    }
+                    removed => {
+                        removed.map_err(|error| machine_refused(&vm.spec, &error))?;
+                        break;
+                    }
+                }
+            }
         }
         {
             let mut registry = self.registry_mut();
@@ -359,7 +390,7 @@ fn machine_refused(spec: &MachineSpec, error: &MachineError) -> Refusal {
     let remedy = match error {
         MachineError::Settings(_) => "change its settings",
         MachineError::Remove(RemoveVmError::HasQueue(_)) => {
-            "it is being freed; remove the machine again in a moment"
+            "the adapter does not let go of it; look at `vesper doctor`, and remove the machine again"
         }
         MachineError::Remove(RemoveVmError::HasFunction(_)) => "detach its virtual function first",
         MachineError::Unknown(_) | MachineError::Remove(RemoveVmError::Unknown(_)) => {

@@ -3,7 +3,6 @@
 use std::collections::VecDeque;
 
 use vesper_esp::{Buffer, PacketBuf};
-use vesper_offload::HEADROOM;
 
 use super::virtio_net::{Allowed, HEADER_LEN, HEADERS, Header, MOST_SEGMENTS, Segmentation, Work};
 use super::{Incoming, Pool, PortStatus};
@@ -118,15 +117,12 @@ impl Intake {
             return false;
         }
         for index in 0..plan.count {
-            let Some(mut segment) = pool.take() else {
+            let payload = &frame[plan.header_len..][plan.payload(index)];
+            let Some(mut segment) = pool.take_for(plan.header_len + payload.len()) else {
                 // It is out of the kernel already: what has no buffer is lost.
                 status.dropped += (plan.count - index) as u64;
                 break;
             };
-            let payload = &frame[plan.header_len..][plan.payload(index)];
-            segment.trim_front(HEADROOM);
-            let behind = segment.data().len() - plan.header_len - payload.len();
-            segment.trim_back(behind);
             let (headers, room) = segment.data_mut().split_at_mut(plan.header_len);
             headers.copy_from_slice(&frame[..plan.header_len]);
             room.copy_from_slice(payload);
@@ -143,11 +139,7 @@ impl Intake {
 
 /// A free buffer whose data is the room for a frame.
 pub(super) fn room(pool: &mut Pool) -> Option<PacketBuf> {
-    let mut buffer = pool.take()?;
-    buffer.trim_front(HEADROOM);
-    let behind = buffer.data().len().saturating_sub(pool.frame_capacity());
-    buffer.trim_back(behind);
-    Some(buffer)
+    pool.take_for(pool.frame_capacity())
 }
 
 /// Puts the VLAN tag back behind the addresses.

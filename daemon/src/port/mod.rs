@@ -19,7 +19,7 @@ use std::fmt;
 use std::os::fd::BorrowedFd;
 
 use vesper_esp::{Buffer, PacketBuf};
-use vesper_offload::{HEADROOM, MacAddress};
+use vesper_offload::{HEADROOM, HostSend, MacAddress};
 use vesper_sa::Timestamp;
 
 pub use af_packet::AfPacket;
@@ -31,27 +31,9 @@ pub use pcap::Pcap;
 pub use sink::Sink;
 pub use tap::{MOST_TAP_QUEUES, Tap};
 
-/// A frame that came out of a port, and what its sender leaves to the adapter.
-#[derive(Clone, Debug)]
-pub struct Incoming {
-    /// The whole Ethernet frame, with [`HEADROOM`] in front and [`TAILROOM`] behind it.
-    pub frame: PacketBuf,
-    /// Large send: cut the TCP packet into segments with at most this many bytes of payload.
-    pub segment_size: Option<u16>,
-    /// The TCP or UDP checksum is not computed yet.
-    pub checksum: bool,
-}
-
-impl Incoming {
-    /// A finished frame.
-    pub const fn new(frame: PacketBuf) -> Self {
-        Self {
-            frame,
-            segment_size: None,
-            checksum: false,
-        }
-    }
-}
+/// A frame that came out of a port, with [`HEADROOM`] in front and [`TAILROOM`] behind it, and
+/// what its sender leaves to the adapter.
+pub type Incoming = HostSend<PacketBuf>;
 
 /// One end of a link, polled by the one worker that owns it.
 ///
@@ -163,6 +145,21 @@ impl Pool {
             let mut buffer = self.free.pop()?;
             // A buffer from elsewhere that is too small is not worth keeping.
             if buffer.refill(&[], 0) && buffer.grow_back(whole) {
+                return Some(buffer);
+            }
+        }
+    }
+
+    /// A free buffer whose data are `len` bytes of unspecified content, with [`HEADROOM`] in front
+    /// and [`TAILROOM`] behind them; `None` if there is none, or the frame is too long.
+    pub fn take_for(&mut self, len: usize) -> Option<PacketBuf> {
+        if len > self.frame {
+            return None;
+        }
+        loop {
+            let mut buffer = self.free.pop()?;
+            // A buffer from elsewhere that is too small is not worth keeping.
+            if buffer.refill(&[], HEADROOM) && buffer.grow_back(len) {
                 return Some(buffer);
             }
         }

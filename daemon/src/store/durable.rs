@@ -198,6 +198,13 @@ impl Durable {
         }
     }
 
+    fn changes(&self, changes: &[plane::Change<'_>]) -> Result<Vec<Change>, PersistenceError> {
+        let changes = changes.iter();
+        changes
+            .filter_map(|change| self.change(change).transpose())
+            .collect()
+    }
+
     /// What is to be made durable of a change.
     fn change(&self, change: &plane::Change<'_>) -> Result<Option<Change>, PersistenceError> {
         Ok(Some(match change {
@@ -317,13 +324,29 @@ impl Persistence for Durable {
     }
 
     fn commit(&self, changes: &[plane::Change<'_>]) -> Result<(), PersistenceError> {
-        let changes: Vec<Change> = changes
-            .iter()
-            .filter_map(|change| self.change(change).transpose())
-            .collect::<Result<_, _>>()?;
+        let changes = self.changes(changes)?;
         if changes.is_empty() {
             return Ok(());
         }
+        self.store.apply(&changes).map_err(|error| failed(&error))?;
+        Ok(())
+    }
+
+    fn prepare(&self, changes: &[plane::Change<'_>]) -> Result<(), PersistenceError> {
+        let changes = self.changes(changes)?;
+        if changes.is_empty() {
+            return Ok(());
+        }
+        self.store.prepare(&changes).map_err(|error| failed(&error))
+    }
+
+    fn revert(&self, changes: &[plane::Change<'_>]) -> Result<(), PersistenceError> {
+        let mut changes = self.changes(changes)?;
+        // What was prepared and did not become durable may be gone.
+        changes.retain(|change| match change {
+            Change::DeleteSa(name) => self.store.knows(name),
+            _ => true,
+        });
         self.store.apply(&changes).map_err(|error| failed(&error))?;
         Ok(())
     }
@@ -344,7 +367,9 @@ impl Persistence for Durable {
         // Taken out of the lock: the thread may have much to do.
         let refill = self.refill().as_ref().map(|(refill, _)| refill.clone());
         let refill = refill.ok_or_else(|| failed(&StoreError::Stopped))?;
-        refill.watch(watched).map_err(|error| failed(&error))
+        refill.watch(watched).map_err(|error| failed(&error))?;
+        // Not all of them need numbers.
+        self.store.settle().map_err(|error| failed(&error))
     }
 
     fn notice(&self, host: &str, event: &Event) {

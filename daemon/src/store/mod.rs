@@ -140,6 +140,24 @@ impl Store {
         self.writer().apply(&self.0.keys, changes)
     }
 
+    /// Makes all of the changes, or none of them, so that they are durable together with the next
+    /// change that is, or after [`settle`](Self::settle): nothing may be used before.
+    ///
+    /// What follows at once, as first leases do, then costs one synchronisation and not two.
+    pub fn prepare(&self, changes: &[Change]) -> Result<(), StoreError> {
+        self.writer().prepare(&self.0.keys, changes)
+    }
+
+    /// Makes durable what was prepared, if that is still to be done.
+    pub fn settle(&self) -> Result<(), StoreError> {
+        self.writer().settle(&self.0.keys)
+    }
+
+    /// Whether there is an association of this name.
+    pub(crate) fn knows(&self, name: &SaName) -> bool {
+        self.writer().index.key(name).is_some()
+    }
+
     /// Where an association may go on that is about to be put; changes nothing.
     pub fn standing(&self, sa: &StoredSa) -> Result<Standing, StoreError> {
         self.writer().standing(&self.0.keys, sa)

@@ -44,6 +44,7 @@ pub(super) fn open(
         anchor,
         head: next_head(head, anchored.as_ref(), loss)?,
         index: Index::default(),
+        prepared: false,
         loss,
         statistics: StoreStatistics::default(),
     };

@@ -129,6 +129,68 @@ pub(super) fn words(
     record.words(keys, &name).ok_or_else(damaged).map(Some)
 }
 
+/// Where an association may go on that is about to be put.
+pub(super) fn standing(
+    database: &Database,
+    keys: &StoreKeys,
+    sa: &StoredSa,
+    loss: Option<Loss>,
+    now: &Moment,
+) -> Result<Standing, StoreError> {
+    let damaged = |table| StoreError::Damaged { table };
+    let transaction = database.begin_read()?;
+    let name = sa.name.encode();
+    let kept = match transaction.open_table(SAS)?.get(name.as_slice())? {
+        Some(bytes) => Some(SaRecord::decode(bytes.value()).ok_or_else(|| damaged("sas"))?)
+            .filter(|record| record.key == sa.key),
+        None => None,
+    };
+    let numbers = transaction.open_table(NUMBERS)?;
+    let known = match numbers.get(sa.key.0.as_slice())? {
+        Some(bytes) => {
+            let numbers = Numbers::decode(keys, sa.key, bytes.value());
+            Some(numbers.ok_or_else(|| damaged("numbers"))?)
+        }
+        None => None,
+    };
+    Ok(judge(sa, kept.as_ref(), known, loss, now).1)
+}
+
+/// What is known of the numbers of an association, and what follows from it.
+fn judge(
+    sa: &StoredSa,
+    kept: Option<&SaRecord>,
+    known: Option<Numbers>,
+    loss: Option<Loss>,
+    now: &Moment,
+) -> (Numbers, Standing) {
+    let direction = sa.name.sa.direction;
+    let loss = loss.filter(|_| sa.origin == Origin::File && known.is_none());
+    let is_known = known.is_some();
+    let numbers = known.unwrap_or(Numbers {
+        burnt: loss,
+        ..Numbers::default()
+    });
+    let standing = if let Some(loss) = numbers.burnt {
+        Standing::NeedsRekey(loss)
+    } else if !is_known || numbers.reached(direction) == 0 {
+        Standing::Fresh
+    } else {
+        let (packets, bytes) = numbers.past(direction);
+        Standing::After {
+            sequence: numbers.reached(direction).max(sa.sequence),
+            past: Past {
+                packets,
+                bytes,
+                age: kept
+                    .map(|record| now.since(&record.born))
+                    .unwrap_or_default(),
+            },
+        }
+    };
+    (numbers, standing)
+}
+
 /// Reads which key each association has.
 pub(super) fn index(database: &Database) -> Result<Index, StoreError> {
     let damaged = || StoreError::Damaged { table: "sas" };
@@ -272,7 +334,8 @@ impl<'t, 'k> SaTables<'t, 'k> {
     ) -> Result<Standing, StoreError> {
         let name = sa.name.encode();
         let kept = self.record(&name)?.filter(|record| record.key == sa.key);
-        let (mut numbers, standing) = self.judge(sa, kept.as_ref(), loss, now)?;
+        let known = self.numbers.get(sa.key)?;
+        let (mut numbers, standing) = judge(sa, kept.as_ref(), known, loss, now);
         self.begin(&mut numbers, sa)?;
         self.numbers.put(sa.key, &numbers)?;
         let mut record = SaRecord {
@@ -289,53 +352,6 @@ impl<'t, 'k> SaTables<'t, 'k> {
             self.retire(unused)?;
         }
         Ok(standing)
-    }
-
-    /// Where an association may go on that is about to be put.
-    pub(super) fn standing(
-        &self,
-        sa: &StoredSa,
-        loss: Option<Loss>,
-        now: &Moment,
-    ) -> Result<Standing, StoreError> {
-        let kept = self.record(&sa.name.encode())?;
-        let kept = kept.filter(|record| record.key == sa.key);
-        Ok(self.judge(sa, kept.as_ref(), loss, now)?.1)
-    }
-
-    /// What is known of the numbers of an association, and what follows from it.
-    fn judge(
-        &self,
-        sa: &StoredSa,
-        kept: Option<&SaRecord>,
-        loss: Option<Loss>,
-        now: &Moment,
-    ) -> Result<(Numbers, Standing), StoreError> {
-        let direction = sa.name.sa.direction;
-        let known = self.numbers.get(sa.key)?;
-        let loss = loss.filter(|_| sa.origin == Origin::File && known.is_none());
-        let numbers = known.unwrap_or(Numbers {
-            burnt: loss,
-            ..Numbers::default()
-        });
-        let standing = if let Some(loss) = numbers.burnt {
-            Standing::NeedsRekey(loss)
-        } else if known.is_none() || numbers.reached(direction) == 0 {
-            Standing::Fresh
-        } else {
-            let (packets, bytes) = numbers.past(direction);
-            Standing::After {
-                sequence: numbers.reached(direction).max(sa.sequence),
-                past: Past {
-                    packets,
-                    bytes,
-                    age: kept
-                        .map(|record| now.since(&record.born))
-                        .unwrap_or_default(),
-                },
-            }
-        };
-        Ok((numbers, standing))
     }
 
     /// The words may say that numbers were used elsewhere.

@@ -25,13 +25,15 @@ pub(super) struct Writer {
     pub(super) file: u64,
     pub(super) machine: [u8; 16],
     pub(super) index: Index,
+    /// Changes are in the database that only its next durable change makes durable.
+    pub(super) prepared: bool,
     /// How the store lost its memory, if it did in this epoch.
     pub(super) loss: Option<Loss>,
     pub(super) statistics: StoreStatistics,
 }
 
-/// Memory that the database may use for its pages.
-const CACHE: usize = 16 << 20;
+/// Memory that the database may use for its pages. What it does not keep, the system does.
+const CACHE: usize = 1 << 20;
 
 /// How a database is opened. A damaged page is found here, not when it is used.
 pub(super) fn builder() -> Builder {
@@ -48,20 +50,52 @@ impl Writer {
         keys: &StoreKeys,
         changes: &[Change],
     ) -> Result<Vec<Standing>, StoreError> {
-        let now = Moment::now();
         let loss = self.loss;
         self.change(keys, |transaction, index| {
-            let mut standings = Vec::new();
-            let mut sas = SaTables::open(transaction, keys)?;
-            for change in changes {
-                match change {
-                    Change::PutSa(sa) => standings.push(sas.put(index, sa, loss, &now)?),
-                    Change::DeleteSa(name) => sas.delete(index, name)?,
-                    other => plain::change(transaction, other)?,
-                }
-            }
-            Ok(standings)
+            apply(keys, changes, loss, transaction, index)
         })
+    }
+
+    /// Makes changes that are durable with the next durable change, or with
+    /// [`settle`](Self::settle), and not before.
+    pub(super) fn prepare(
+        &mut self,
+        keys: &StoreKeys,
+        changes: &[Change],
+    ) -> Result<(), StoreError> {
+        self.mend(keys)?;
+        let Some(database) = &self.database else {
+            return Err(StoreError::ChangedOutside);
+        };
+        let loss = self.loss;
+        let attempt = (|| {
+            let mut transaction = database.begin_write()?;
+            // The generation stays: on the disk this is the same store still.
+            transaction
+                .set_durability(Durability::None)
+                .map_err(|error| StoreError::Database(Box::new(error.into())))?;
+            apply(keys, changes, loss, &transaction, &mut self.index)?;
+            transaction.commit()?;
+            Ok(())
+        })();
+        match attempt {
+            Ok(()) => {
+                self.prepared = true;
+                Ok(())
+            }
+            Err(error) => {
+                self.unwind(&error)?;
+                Err(error)
+            }
+        }
+    }
+
+    /// Makes durable what was prepared and is not yet.
+    pub(super) fn settle(&mut self, keys: &StoreKeys) -> Result<(), StoreError> {
+        match self.prepared {
+            true => self.change(keys, |_, _| Ok(())),
+            false => Ok(()),
+        }
     }
 
     /// Where an association may go on that is about to be put; changes nothing.
@@ -74,10 +108,7 @@ impl Writer {
         let Some(database) = &self.database else {
             return Err(StoreError::ChangedOutside);
         };
-        let transaction = database.begin_write()?;
-        let standing = SaTables::open(&transaction, keys)?.standing(sa, self.loss, &Moment::now());
-        transaction.abort()?;
-        standing
+        tables::standing(database, keys, sa, self.loss, &Moment::now())
     }
 
     pub(super) fn words(
@@ -212,21 +243,27 @@ impl Writer {
         match attempt {
             Ok(answer) => {
                 self.head.generation = generation;
+                self.prepared = false;
                 self.raise_anchor(keys)?;
                 Ok(answer)
             }
-            Err(StoreError::NotFound) => {
-                // Nothing was changed, but the index may have gone ahead.
-                self.index = tables::index(database)?;
-                Err(StoreError::NotFound)
-            }
             Err(error) => {
-                // Whether the change is on the disk is not known; and the index may have gone
-                // ahead. Both are read again.
-                self.database = None;
+                self.unwind(&error)?;
                 Err(error)
             }
         }
+    }
+
+    /// Forgets what a change that failed has left behind.
+    fn unwind(&mut self, error: &StoreError) -> Result<(), StoreError> {
+        match (error, &self.database) {
+            // Nothing was changed, but the index may have gone ahead.
+            (StoreError::NotFound, Some(database)) => self.index = tables::index(database)?,
+            // Whether the change is on the disk is not known; and the index may have gone
+            // ahead. Both are read again.
+            _ => self.database = None,
+        }
+        Ok(())
     }
 
     /// Tells the anchor the generation of the store.
@@ -258,6 +295,7 @@ impl Writer {
             }
             self.index = tables::index(&database)?;
             self.head = head;
+            self.prepared = false;
             self.database = Some(database);
         }
         if self.anchor.generation() != self.head.generation {
@@ -265,6 +303,26 @@ impl Writer {
         }
         Ok(())
     }
+}
+
+fn apply(
+    keys: &StoreKeys,
+    changes: &[Change],
+    loss: Option<Loss>,
+    transaction: &WriteTransaction,
+    index: &mut Index,
+) -> Result<Vec<Standing>, StoreError> {
+    let now = Moment::now();
+    let mut standings = Vec::new();
+    let mut sas = SaTables::open(transaction, keys)?;
+    for change in changes {
+        match change {
+            Change::PutSa(sa) => standings.push(sas.put(index, sa, loss, &now)?),
+            Change::DeleteSa(name) => sas.delete(index, name)?,
+            other => plain::change(transaction, other)?,
+        }
+    }
+    Ok(standings)
 }
 
 impl StoreStatistics {

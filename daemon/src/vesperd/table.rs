@@ -3,6 +3,8 @@
 use std::fmt::Write as _;
 use std::io::{self, Write};
 
+use rustix::termios::{Winsize, tcgetwinsize};
+
 use crate::node::{MachineStatistics, NodeStatistics, Statistics, WorkerStatistics};
 
 /// Shows rates: redrawn in place on a terminal, one line per machine elsewhere.
@@ -13,6 +15,12 @@ pub(super) struct Table {
     lines: usize,
     before: Option<Statistics>,
 }
+
+/// Columns of a line that is not made for a terminal, or for one that does not tell.
+const WIDE: usize = 100;
+
+/// Columns below which the numbers stand closer.
+const NARROW: usize = 96;
 
 impl Table {
     pub(super) const fn new(is_terminal: bool) -> Self {
@@ -26,7 +34,18 @@ impl Table {
     /// Shows what has changed since the last call.
     pub(super) fn draw(&mut self, out: &mut impl Write, now: &Statistics) -> io::Result<()> {
         let before = self.before.replace(now.clone()).unwrap_or_default();
-        let text = render(&before, now);
+        let size = self.is_terminal.then(|| tcgetwinsize(io::stdout()).ok());
+        let text = match size.flatten() {
+            Some(Winsize {
+                ws_col: columns @ 1..,
+                ws_row: rows @ 1..,
+                ..
+            }) => {
+                let columns = usize::from(columns);
+                fit(&render(&before, now, columns), columns, usize::from(rows))
+            }
+            _ => render(&before, now, WIDE),
+        };
         if self.is_terminal {
             if self.lines > 0 {
                 // To where the table begins, and everything below it away.
@@ -39,19 +58,42 @@ impl Table {
     }
 }
 
-fn render(before: &Statistics, now: &Statistics) -> String {
+/// What fits, so that no line breaks and the whole can be drawn over: lines end at the last column
+/// but one, and the machines that have no line any more are counted in the last.
+fn fit(text: &str, columns: usize, rows: usize) -> String {
+    let lines: Vec<&str> = text.lines().collect();
+    let room = rows.saturating_sub(1).max(1);
+    let shown = match lines.len() <= room {
+        true => lines.len(),
+        false => room - 1,
+    };
+    let mut fitting = String::new();
+    for line in lines.iter().take(shown) {
+        fitting.extend(line.chars().take(columns.saturating_sub(1)));
+        fitting.push('\n');
+    }
+    if shown < lines.len() {
+        let more = format!("and {} lines more: enlarge the window", lines.len() - shown);
+        fitting.extend(more.chars().take(columns.saturating_sub(1)));
+        fitting.push('\n');
+    }
+    fitting
+}
+
+fn render(before: &Statistics, now: &Statistics, columns: usize) -> String {
     let mut text = String::new();
-    // Writing to a String does not fail.
-    let _ = writeln!(
-        text,
-        "{:<20} {:<9} {:>10} {:>10} {:>10} {:>10} {:>11} {:>10}",
-        "machine", "path", "out Mpps", "out Gbit/s", "in Mpps", "in Gbit/s", "SAs", "drops"
+    row(
+        &mut text,
+        columns,
+        [
+            "machine", "path", "out Mpps", "Gbit/s", "in Mpps", "Gbit/s", "SAs", "drops",
+        ],
     );
     for (index, node) in now.nodes.iter().enumerate() {
         let old = before.nodes.get(index);
         for machine in &node.machines {
             let old = old.and_then(|node| Some((find(node, machine)?, node)));
-            machine_line(&mut text, node, machine, old);
+            machine_line(&mut text, columns, node, machine, old);
         }
     }
     for (index, worker) in now.workers.iter().enumerate() {
@@ -60,8 +102,38 @@ fn render(before: &Statistics, now: &Statistics) -> String {
     text
 }
 
+/// One line, closer together where there is little room; names that are too long are cut.
+fn row(text: &mut String, columns: usize, cells: [&str; 8]) {
+    let [
+        name,
+        path,
+        out_packets,
+        out_bits,
+        in_packets,
+        in_bits,
+        sas,
+        drops,
+    ] = cells;
+    let (name_width, width) = match columns < NARROW {
+        true => (20, 6),
+        false => (28, 8),
+    };
+    let cut: String = match name.chars().count() > name_width {
+        true => name.chars().take(name_width - 1).chain(['…']).collect(),
+        false => name.to_owned(),
+    };
+    // Writing to a String does not fail.
+    let _ = writeln!(
+        text,
+        "{cut:<name_width$} {path:<9} {out_packets:>8} {out_bits:>width$} {in_packets:>8} \
+         {in_bits:>width$} {sas:>8} {drops:>more$}",
+        more = width + 1,
+    );
+}
+
 fn machine_line(
     text: &mut String,
+    columns: usize,
     node: &NodeStatistics,
     machine: &MachineStatistics,
     old: Option<(&MachineStatistics, &NodeStatistics)>,
@@ -77,17 +149,20 @@ fn machine_line(
             0.0
         }
     };
-    let _ = writeln!(
+    let three = |rate: f64| format!("{rate:.3}");
+    row(
         text,
-        "{:<20} {:<9} {:>10.3} {:>10.3} {:>10.3} {:>10.3} {:>11} {:>10}",
-        format!("{}/{}", node.name, machine.name),
-        machine.path,
-        rate(|machine| machine.port.received, 1e6),
-        rate(|machine| machine.port.received_bytes, 1e9 / 8.0),
-        rate(|machine| machine.port.sent, 1e6),
-        rate(|machine| machine.port.sent_bytes, 1e9 / 8.0),
-        format!("{}/{}", machine.sas.associations, machine.sas.limit),
-        machine.lost(),
+        columns,
+        [
+            &format!("{}/{}", node.name, machine.name),
+            &machine.path.to_string(),
+            &three(rate(|machine| machine.port.received, 1e6)),
+            &three(rate(|machine| machine.port.received_bytes, 1e9 / 8.0)),
+            &three(rate(|machine| machine.port.sent, 1e6)),
+            &three(rate(|machine| machine.port.sent_bytes, 1e9 / 8.0)),
+            &format!("{}/{}", machine.sas.associations, machine.sas.limit),
+            &machine.lost().to_string(),
+        ],
     );
 }
 
@@ -119,4 +194,43 @@ fn find<'a>(
     machine: &MachineStatistics,
 ) -> Option<&'a MachineStatistics> {
     node.machines.iter().find(|other| other.vm == machine.vm)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_is_wider_or_higher_than_the_terminal() {
+        let mut text = String::new();
+        let name = "a/a-machine-with-a-name-of-64-letters";
+        for columns in [80, 120] {
+            row(
+                &mut text,
+                columns,
+                [
+                    name,
+                    "synthetic",
+                    "12.345",
+                    "99.999",
+                    "12.345",
+                    "99.999",
+                    "512/512",
+                    "9999999",
+                ],
+            );
+        }
+        let widths: Vec<_> = text.lines().map(|line| line.chars().count()).collect();
+        assert!(widths[0] < 80 && widths[1] < 120, "{text}");
+        assert!(
+            text.starts_with("a/a-machine-with-a-… synthetic   12.345 99.999"),
+            "{text}"
+        );
+        let many: String = (0..30).map(|line| format!("line {line}\n")).collect();
+        let fitted = fit(&many, 20, 24);
+        assert_eq!(fitted.lines().count(), 23);
+        assert!(fitted.lines().all(|line| line.chars().count() < 20));
+        assert_eq!(fitted.lines().last(), Some("and 8 lines more: e"));
+        assert_eq!(fit("one\ntwo\n", 80, 24), "one\ntwo\n");
+    }
 }

@@ -6,6 +6,8 @@
     reason = "each test file uses a part of it"
 )]
 
+pub mod visits;
+
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};

@@ -6,15 +6,17 @@ use vesper_esp::wire::{EncapsulationPorts, IpHeader, Located, flow, locate, prot
 use vesper_esp::{Buffer, EspSa, Inbound, Reassembly, Verdict};
 use vesper_sa::{Action, Direction, Event, ReceiveKey, Receiver, SaHandle, Spi, Timestamp, VmId};
 
-use super::outbound::{ToProtect, Way};
+use super::glance::{ClearFlow, Latest};
+use super::outbound::Way;
 use super::{DataPath, Host, SoftwareReason};
 use crate::HEADROOM;
+use crate::arrivals::move_between;
 use crate::crypto_status::{CryptoInfo, CryptoStatus};
-use crate::ethernet::{Frame, Link, VlanId, ethertype, fill, lend};
+use crate::ethernet::{Frame, HEADER_LEN, Link, VlanId, ethertype, fill, lend};
 use crate::fate::Loss;
-use crate::nic::{BATCH, peek};
+use crate::nic::BATCH;
 use crate::queue::QueueId;
-use crate::transfer::{HostWork, Received, ReceivedIpsec};
+use crate::transfer::{HostSend, HostWork, Received, ReceivedIpsec};
 use crate::unit::PortId;
 use crate::vswitch::Forward;
 
@@ -36,31 +38,7 @@ struct Batch<B> {
     /// Their associations; neighbours share an entry.
     sas: Vec<Arc<EspSa>>,
     latest: Option<Latest>,
-}
-
-/// How the latest packet that a glance recognises came and what it was found to be: the next
-/// one that is like it is the same. Nothing that this depends on changes within a batch.
-#[derive(Clone, Copy, PartialEq, Eq)]
-struct Latest {
-    link: Link,
-    vlan: Option<VlanId>,
-    receiver: Option<VmId>,
-    queue: QueueId,
-    /// Address and SPI, see [`peek`].
-    key: u64,
-}
-
-impl Latest {
-    fn of<B: Buffer>(frame: &Frame<B>, receiver: Option<VmId>, queue: QueueId) -> Option<Self> {
-        let key = peek(frame.payload.data()).filter(|_| frame.link.ethertype == ethertype::IPV4)?;
-        Some(Self {
-            link: frame.link,
-            vlan: frame.vlan,
-            receiver,
-            queue,
-            key,
-        })
-    }
+    clear: Option<ClearFlow>,
 }
 
 impl<B: Buffer> Batch<B> {
@@ -127,17 +105,18 @@ impl<B: Buffer> Host<B> {
             });
         for (id, owner) in due.drain(..) {
             while moved < budget {
-                self.nic.take_indication(id, &mut batch, BATCH);
-                if batch.is_empty() {
+                let count = self.take_indicated(id, owner, &mut batch);
+                if count == 0 {
                     break;
                 }
-                let count = batch.len();
                 moved += count;
                 if owner.is_some() {
                     // The buffers are the machine's now: nothing is kept back.
                     let _ = self.nic.return_packets(id, count as u32);
                 }
-                self.take(now, &mut batch);
+                if !batch.is_empty() {
+                    self.take(now, &mut batch);
+                }
             }
         }
         self.scratch.received = batch;
@@ -147,23 +126,16 @@ impl<B: Buffer> Host<B> {
 
     /// Takes the packets of one queue.
     fn take(&mut self, now: Timestamp, received: &mut Vec<Received<B>>) {
-        if self.deliver_opened(received) {
-            return;
-        }
         let mut batch = Batch {
             packets: Vec::with_capacity(received.len()),
             sas: Vec::new(),
             latest: None,
+            clear: None,
         };
         for received in received.drain(..) {
             match (received.owner, received.ipsec) {
                 (Some(owner), ReceivedIpsec::Host(HostWork::Protect { segment_size })) => {
-                    let opened = ToProtect {
-                        frame: received.frame,
-                        segment_size,
-                        checksum: false,
-                    };
-                    self.protect(owner, now, opened, Way::Wire);
+                    self.protect_for_function(owner, now, received.frame, segment_size);
                 }
                 (owner, ReceivedIpsec::Crypto(info)) => {
                     self.finish_crypto(owner, received, info, &mut batch);
@@ -191,38 +163,63 @@ impl<B: Buffer> Host<B> {
         self.recycle_all();
     }
 
-    /// Delivers packets that the adapter has opened into buffers of their machine, if they all
-    /// are: what nearly all are that come through a queue.
-    fn deliver_opened(&mut self, received: &mut Vec<Received<B>>) -> bool {
-        let Some(&Received { queue, owner, .. }) = received.first() else {
-            return false;
-        };
-        let is_opened = |packet: &Received<B>| {
-            (packet.owner, packet.queue) == (owner, queue)
-                && matches!(packet.ipsec, ReceivedIpsec::Opened { .. })
-        };
-        let machine = owner.and_then(|owner| self.machines.get_mut(&owner));
-        let Some(machine) = machine else { return false };
-        if queue == QueueId::DEFAULT || !received.iter().all(is_opened) {
-            return false;
-        }
-        for packet in received.drain(..) {
-            let untagged = Frame {
-                vlan: None,
-                ..packet.frame
-            };
-            match untagged.close() {
-                Ok(buffer) => {
-                    machine.counters.received += 1;
-                    machine.ready.push_back(buffer);
+    /// Takes what a queue indicates, a batch at most. Packets that the adapter has opened into
+    /// buffers of their machine, which is what nearly all are that come through its queue, are
+    /// delivered at once; the others are left in `others`. Returns how many there were.
+    fn take_indicated(
+        &mut self,
+        id: QueueId,
+        owner: Option<VmId>,
+        others: &mut Vec<Received<B>>,
+    ) -> usize {
+        let Self { nic, machines, .. } = self;
+        let mut machine = owner.and_then(|owner| machines.get_mut(&owner));
+        let mut delivered = 0;
+        let count = nic.take_ready(id, BATCH, |what, count, payloads| {
+            let is_opened =
+                what.owner == owner && matches!(what.ipsec, ReceivedIpsec::Opened { .. });
+            match &mut machine {
+                Some(machine) if is_opened && id != QueueId::DEFAULT && others.is_empty() => {
+                    let header = what.link.header(None);
+                    move_between(payloads, count, |mut payload| {
+                        if header.put_before(&mut payload) {
+                            machine.ready.push_back(payload);
+                            delivered += 1;
+                        } else {
+                            machine.counters.losses.count(Loss::NoRoom);
+                            nic.recycle(payload);
+                        }
+                    });
                 }
-                Err(frame) => {
-                    machine.counters.losses.count(Loss::NoRoom);
-                    self.nic.recycle(frame.payload);
-                }
+                _ => move_between(payloads, count, |payload| {
+                    others.push(what.received(payload));
+                }),
             }
+        });
+        if let Some(machine) = machine {
+            machine.counters.received += delivered;
         }
-        true
+        count
+    }
+
+    /// A frame that a function has sent, and that the adapter could not protect.
+    fn protect_for_function(
+        &mut self,
+        owner: VmId,
+        now: Timestamp,
+        frame: Frame<B>,
+        segment_size: Option<u16>,
+    ) {
+        match frame.close() {
+            Ok(frame) => {
+                let send = HostSend {
+                    segment_size,
+                    ..HostSend::new(frame)
+                };
+                self.protect(owner, now, send, Way::Wire);
+            }
+            Err(frame) => self.lose(Some(owner), frame.payload, Loss::NoRoom),
+        }
     }
 
     /// Crypto mode: the adapter has done the cryptography, the host does the rest; what failed
@@ -269,6 +266,13 @@ impl<B: Buffer> Host<B> {
     /// A frame that came to the default queue unprotected, or protected with an association
     /// that only software has.
     fn switch_received(&mut self, now: Timestamp, frame: Frame<B>, batch: &mut Batch<B>) {
+        if let Some(flow) = &batch.clear
+            && flow.matches(&frame)
+        {
+            let (vm, tag) = flow.to;
+            self.copy_to(vm, tag, &frame);
+            return self.scratch.free.push(frame.payload);
+        }
         let latest = Latest::of(&frame, None, QueueId::DEFAULT);
         batch.latest = None;
         let to = self
@@ -282,6 +286,8 @@ impl<B: Buffer> Host<B> {
                     batch.latest = batch.latest.and(latest);
                 } else {
                     self.deliver_copy(port, tag, &frame);
+                    let admitting = vm.filter(|&vm| self.admits_clear(vm, &frame));
+                    batch.clear = admitting.and_then(|vm| ClearFlow::of(&frame, (vm, tag)));
                     self.nic.recycle(frame.payload);
                 }
             }
@@ -556,8 +562,26 @@ impl<B: Buffer> Host<B> {
         }
     }
 
+    /// As [`copy_to`](Self::copy_to), a whole frame without a tag.
+    pub(super) fn copy_whole(&mut self, vm: VmId, frame: &[u8]) {
+        let Some(machine) = self.machines.get_mut(&vm) else {
+            return self.losses.count(Loss::NoDestination);
+        };
+        let losses = &mut machine.counters.losses;
+        let Some(mut buffer) = machine.posted.pop_front() else {
+            return losses.count(Loss::NoBuffer);
+        };
+        if !fill(&mut buffer, HEADROOM - HEADER_LEN, &[frame]) {
+            machine.posted.push_front(buffer);
+            return losses.count(Loss::NoBuffer);
+        }
+        machine.counters.received += 1;
+        machine.counters.copies += 1;
+        machine.ready.push_back(buffer);
+    }
+
     /// Gives the adapter the buffers back of which the content was copied.
-    fn recycle_all(&mut self) {
+    pub(super) fn recycle_all(&mut self) {
         if !self.scratch.free.is_empty() {
             self.nic.recycle_all(&mut self.scratch.free);
         }
@@ -569,13 +593,18 @@ impl<B: Buffer> Host<B> {
 
     /// Whether a machine takes this frame without protection.
     fn admits_clear(&self, vm: VmId, frame: &Frame<B>) -> bool {
+        self.admits_packet(vm, &frame.link, frame.payload.data())
+    }
+
+    /// As [`admits_clear`](Self::admits_clear), of a packet and the header before it.
+    pub(super) fn admits_packet(&self, vm: VmId, link: &Link, packet: &[u8]) -> bool {
         let Some(policies) = self.policies.get(&vm) else {
             return true;
         };
-        if !frame.is_ip() {
-            return frame.link.ethertype == ethertype::ARP;
+        if !link.is_ip() {
+            return link.ethertype == ethertype::ARP;
         }
-        flow(frame.payload.data())
+        flow(packet)
             .is_some_and(|flow| policies.lookup(Direction::Inbound, &flow) == Action::Bypass)
     }
 }

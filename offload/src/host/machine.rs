@@ -237,7 +237,7 @@ impl<B: Buffer> Host<B> {
                 ..
             } = machine;
             let sends = sends.into_iter().map(|send| send.frame);
-            let unsent = unsent.into_iter().map(|send| send.frame.payload);
+            let unsent = unsent.into_iter().map(|send| send.frame);
             for buffer in sends.chain(unsent).chain(posted).chain(ready) {
                 self.nic.recycle(buffer);
             }

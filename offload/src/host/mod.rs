@@ -1,6 +1,7 @@
 //! The host around the adapter: machines, the synthetic path through the software switch, the
 //! software fallback of IPsec, and where each association is at work.
 
+mod glance;
 mod inbound;
 mod machine;
 mod outbound;
@@ -15,9 +16,8 @@ use vesper_sa::{Event, SaHandle, Sad, Spd, Timestamp, VmId};
 
 use crate::fate::{Loss, Losses};
 use crate::nic::{Nic, NicEvent};
-use crate::rings::Pending;
 use crate::settings::{Admission, VmAddress, VmSettings};
-use crate::transfer::HostSend;
+use crate::transfer::{HostSend, Send};
 use crate::unit::{OffloadHandle, PortId};
 use crate::vswitch::{SwitchLimits, VirtualSwitch};
 
@@ -70,7 +70,7 @@ struct Machine<B> {
     /// Sent by the machine, not yet switched.
     sends: VecDeque<HostSend<B>>,
     /// Switched and protected, not yet taken by the adapter.
-    unsent: Vec<Pending<B>>,
+    unsent: Vec<Send<B>>,
     deficit: i64,
     posted: VecDeque<B>,
     ready: VecDeque<B>,

@@ -11,26 +11,18 @@ use super::placement::WireForm;
 use super::{AdapterWork, Host, Outstanding, Placement};
 use crate::capability::OffloadMode;
 use crate::completions::Completed;
-use crate::ethernet::{Frame, ethertype};
+use crate::ethernet::{Frame, Link, VlanId, ethertype, parse};
 use crate::fate::{Loss, SendError};
-use crate::flow_key::FlowKey;
+use crate::flow_key::FrameKey;
 use crate::nic::{BATCH, fill_checksum};
 use crate::queue::QueueId;
-use crate::rings::{Pending, move_front, quantum, weight_of};
-use crate::sriov::Function;
-use crate::transfer::{HostSend, Received, SendIpsec};
+use crate::rings::{move_front, quantum, weight_of};
+use crate::transfer::{HostSend, Received, Send, SendIpsec};
 use crate::unit::{OffloadHandle, PortId};
 use crate::vswitch::Forward;
 
 /// A completion that has not come after this time will not come.
 const COMPLETION_TIMEOUT: Duration = Duration::from_secs(1);
-
-/// A frame of a machine, taken apart, and what is left to be done to it.
-pub(super) struct ToProtect<B> {
-    pub(super) frame: Frame<B>,
-    pub(super) segment_size: Option<u16>,
-    pub(super) checksum: bool,
-}
 
 /// Where frames go that need no protection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,54 +66,79 @@ struct Batch<B> {
     plans: Vec<Plan>,
     /// What is not yet in `posting`.
     planned: Vec<Planned<B>>,
+    way: Way,
     /// Whether the adapter cuts large packets, once that was asked.
     cuts: Option<bool>,
     /// The flow that the last plan is for; `None`: that frame alone.
-    key: Option<FlowKey>,
-    /// The last plan is that the adapter does it all.
-    adapter: Option<OffloadHandle>,
+    key: Option<FrameKey>,
+    /// What the last plan comes to for frames that need nothing else.
+    short: Short,
+}
+
+/// What a plan comes to, where frames stay as they are.
+#[derive(Clone, Copy)]
+enum Short {
+    /// Post them for the adapter, which does it all.
+    Adapter(OffloadHandle),
+    /// Post them as they are: to the wire.
+    Wire,
+    /// Copy them to this machine, if its policies let them in.
+    Copy(VmId),
+    /// Look closer.
+    No,
 }
 
 /// What a machine is about to post to the adapter.
 struct Posting<B> {
     now: Timestamp,
-    unsent: Vec<Pending<B>>,
+    unsent: Vec<Send<B>>,
     outstanding: Outstanding,
+    /// The identifier of the next send; those from `outstanding.next()` on have this work.
+    next: u64,
+    work: AdapterWork,
 }
 
 impl<B> Posting<B> {
     /// `framed`: the frame holds an ESP packet in clear.
     #[inline(always)]
-    fn push(&mut self, frame: ToProtect<B>, ipsec: SendIpsec, framed: bool) {
-        let ToProtect {
+    fn push(&mut self, send: HostSend<B>, ipsec: SendIpsec, framed: bool) {
+        let HostSend {
             frame,
             segment_size,
             checksum,
-        } = frame;
+        } = send;
         let work = AdapterWork {
             framed,
             segment_size,
             checksum,
         };
-        self.unsent.push(Pending {
-            id: self.outstanding.begin(self.now, work),
-            is_segment: false,
+        if work != self.work {
+            self.begin();
+            self.work = work;
+        }
+        let id = self.next;
+        self.next += 1;
+        self.unsent.push(Send {
+            id,
             frame,
             ipsec,
             segment_size,
             checksum,
-            from: Function::Physical,
         });
+    }
+
+    /// Takes note of what was pushed since the last time, all with the same work.
+    fn begin(&mut self) {
+        let count = self.next - self.outstanding.next();
+        self.outstanding.begin_all(self.now, self.work, count);
     }
 }
 
-/// A frame, the number of its plan, and what is left to be done to it.
+/// A frame that was taken apart, and the number of its plan.
 #[derive(Debug)]
 struct Planned<B> {
     frame: Frame<B>,
     plan: u32,
-    segment_size: Option<u16>,
-    checksum: bool,
     /// Why ESP refused it.
     refused: Option<Loss>,
     /// It is where it belongs, and its buffer is free.
@@ -134,8 +151,6 @@ impl<B> Planned<B> {
         Self {
             frame,
             plan,
-            segment_size: None,
-            checksum: false,
             refused: None,
             is_delivered: false,
         }
@@ -187,7 +202,7 @@ impl<B: Buffer> Host<B> {
             return false;
         };
         if !machine.unsent.is_empty() {
-            self.nic.post_from_host(vm, &mut machine.unsent);
+            self.nic.send_from_host(vm, &mut machine.unsent);
         }
         if !machine.unsent.is_empty() || machine.sends.is_empty() {
             return false;
@@ -216,106 +231,137 @@ impl<B: Buffer> Host<B> {
     }
 
     fn protect_sends(&mut self, vm: VmId, now: Timestamp, sends: &mut Vec<HostSend<B>>) {
-        let mut malformed = Vec::new();
-        let Some(mut batch) = self.begin(vm, now) else {
+        let Some(mut batch) = self.begin(vm, now, Way::Switch) else {
             sends
                 .drain(..)
                 .for_each(|send| self.nic.recycle(send.frame));
             return;
         };
         for send in sends.drain(..) {
-            match Frame::open(send.frame) {
-                Ok(frame) => {
-                    let opened = ToProtect {
-                        frame,
-                        segment_size: send.segment_size,
-                        checksum: send.checksum,
-                    };
-                    self.add(&mut batch, opened);
-                }
-                Err((buffer, _)) => malformed.push(buffer),
-            }
+            self.add(&mut batch, send);
         }
-        self.finish(batch, Way::Switch);
-        for buffer in malformed {
-            self.lose(Some(vm), buffer, Loss::Malformed);
-        }
+        self.finish(batch);
     }
 
     /// Applies policy to a frame of a machine and sends it on.
-    pub(super) fn protect(&mut self, vm: VmId, now: Timestamp, frame: ToProtect<B>, way: Way) {
-        match self.begin(vm, now) {
+    pub(super) fn protect(&mut self, vm: VmId, now: Timestamp, send: HostSend<B>, way: Way) {
+        match self.begin(vm, now, way) {
             Some(mut batch) => {
-                self.add(&mut batch, frame);
-                self.finish(batch, way);
+                self.add(&mut batch, send);
+                self.finish(batch);
             }
-            None => self.nic.recycle(frame.frame.payload),
+            None => self.nic.recycle(send.frame),
         }
     }
 
     /// Begins a batch of frames of a machine, if there is such a machine.
-    fn begin(&mut self, vm: VmId, now: Timestamp) -> Option<Batch<B>> {
+    fn begin(&mut self, vm: VmId, now: Timestamp, way: Way) -> Option<Batch<B>> {
         let machine = self.machines.get_mut(&vm)?;
         Some(Batch {
             vm,
             posting: Posting {
                 now,
+                next: machine.outstanding.next(),
+                work: AdapterWork::default(),
                 unsent: core::mem::take(&mut machine.unsent),
                 outstanding: core::mem::take(&mut machine.outstanding),
             },
             plans: core::mem::take(&mut self.scratch.plans),
             planned: core::mem::take(&mut self.scratch.frames),
+            way,
             cuts: None,
             key: None,
-            adapter: None,
+            short: Short::No,
         })
     }
 
     /// Applies policy to the next frame. Neighbours of one flow share a plan: nothing that it
     /// depends on changes before all of them are planned.
     #[inline(always)]
-    fn add(&mut self, batch: &mut Batch<B>, frame: ToProtect<B>) {
-        let key = match frame.frame.is_ip() {
-            true => FlowKey::of(frame.frame.payload.data()),
-            false => None,
+    fn add(&mut self, batch: &mut Batch<B>, send: HostSend<B>) {
+        let frame = send.frame.data();
+        let is_known = batch.key.is_some_and(|key| key.matches(frame));
+        if !is_known && !self.add_plan(batch, frame) {
+            return self.lose(Some(batch.vm), send.frame, Loss::Malformed);
+        }
+        match batch.short {
+            // The adapter cuts what it protects itself, if it can.
+            Short::Adapter(handle)
+                if send.segment_size.is_none()
+                    || *batch.cuts.get_or_insert_with(|| self.nic.cuts()) =>
+            {
+                let ipsec = SendIpsec::Handle(handle);
+                batch.posting.push(send, ipsec, false);
+            }
+            Short::Wire if send.segment_size.is_none() && !send.checksum => {
+                batch.posting.push(send, SendIpsec::Done, false);
+            }
+            Short::Copy(to) if send.segment_size.is_none() && !send.checksum => {
+                self.copy_whole(to, send.frame.data());
+                self.scratch.free.push(send.frame);
+            }
+            _ => self.prepare(batch, send),
+        }
+    }
+
+    /// Plans for a frame and those that are like it; `false` if it is malformed.
+    #[inline(never)]
+    fn add_plan(&mut self, batch: &mut Batch<B>, frame: &[u8]) -> bool {
+        let Ok((link, tag, len)) = parse(frame) else {
+            return false;
         };
-        if key.is_none() || batch.key != key {
-            let plan = self.plan(batch.vm, &frame.frame);
-            batch.adapter = match plan {
-                Plan::Adapter(handle) => Some(handle),
-                _ => None,
-            };
-            batch.plans.push(plan);
-            batch.key = key;
+        let packet = frame.get(len..).unwrap_or_default();
+        let plan = self.plan(batch.vm, &link, packet);
+        batch.key = FrameKey::of(frame);
+        batch.short = match plan {
+            Plan::Adapter(handle) => Short::Adapter(handle),
+            Plan::Clear if batch.way == Way::Wire => Short::Wire,
+            // What is looked at once holds for all that are like it.
+            Plan::Clear if batch.key.is_some() => self.short_way(batch, &link, tag, packet),
+            _ => Short::No,
+        };
+        batch.plans.push(plan);
+        true
+    }
+
+    /// Where the software switch sends clear frames of this flow, if they stay as they are.
+    fn short_way(
+        &mut self,
+        batch: &Batch<B>,
+        link: &Link,
+        tag: Option<VlanId>,
+        packet: &[u8],
+    ) -> Short {
+        let Some(port) = self.machines.get(&batch.vm).map(|machine| machine.port) else {
+            return Short::No;
+        };
+        match self.switch.one_way(port, link, tag, batch.posting.now) {
+            Some((PortId::HOST, None)) => Short::Wire,
+            Some((port, None)) => match self.ports.get(&port).copied() {
+                Some(to) if self.admits_packet(to, link, packet) => Short::Copy(to),
+                _ => Short::No,
+            },
+            _ => Short::No,
         }
-        // The adapter cuts what it protects itself, if it can.
-        if let Some(handle) = batch.adapter
-            && (frame.segment_size.is_none() || *batch.cuts.get_or_insert_with(|| self.nic.cuts()))
-        {
-            let ipsec = SendIpsec::Handle(handle);
-            return batch.posting.push(frame, ipsec, false);
-        }
-        if frame.segment_size.is_some() || frame.checksum {
-            return self.prepare(batch, frame);
-        }
-        let number = batch.plans.len() as u32 - 1;
-        batch.planned.push(Planned::new(frame.frame, number));
     }
 
     /// Protects what the host has to, and sends everything on.
-    fn finish(&mut self, batch: Batch<B>, way: Way) {
+    fn finish(&mut self, batch: Batch<B>) {
         let Batch {
             vm,
             mut posting,
             mut plans,
             mut planned,
+            way,
             ..
         } = batch;
         if !planned.is_empty() {
             self.encapsulate(vm, posting.now, &plans, &mut planned);
             self.route(vm, &plans, &mut planned, &mut posting, way);
         }
-        self.nic.post_from_host(vm, &mut posting.unsent);
+        posting.begin();
+        self.nic.send_from_host(vm, &mut posting.unsent);
+        self.recycle_all();
         if let Some(machine) = self.machines.get_mut(&vm) {
             machine.unsent = posting.unsent;
             machine.outstanding = posting.outstanding;
@@ -325,32 +371,35 @@ impl<B: Buffer> Host<B> {
         self.scratch.frames = planned;
     }
 
-    /// Cuts and completes a frame that the adapter does not do this for.
+    /// Takes a frame apart, and cuts and completes it if the adapter does not.
     #[inline(never)]
-    fn prepare(&mut self, batch: &mut Batch<B>, frame: ToProtect<B>) {
+    fn prepare(&mut self, batch: &mut Batch<B>, send: HostSend<B>) {
         let Batch { plans, planned, .. } = batch;
         let Some(plan) = plans.last() else { return };
         let number = plans.len() as u32 - 1;
-        let mut frame = Planned {
-            segment_size: frame.segment_size,
-            checksum: frame.checksum,
-            ..Planned::new(frame.frame, number)
+        let opened = match Frame::open(send.frame) {
+            Ok(frame) => frame,
+            Err((buffer, _)) => return self.lose(Some(batch.vm), buffer, Loss::Malformed),
         };
+        let mut frame = Planned::new(opened, number);
         if matches!(plan, Plan::Lose(_)) {
             return planned.push(frame);
         }
-        let Some(size) = frame.segment_size else {
-            fill_checksum(frame.frame.payload.data_mut());
-            frame.checksum = false;
-            return planned.push(frame);
-        };
-        match self.nic.cut(&frame.frame, size) {
-            Some(segments) => {
-                self.nic.recycle(frame.frame.payload);
-                let segments = segments.into_iter();
-                planned.extend(segments.map(|frame| Planned::new(frame, number)));
+        match send.segment_size {
+            None => {
+                if send.checksum {
+                    fill_checksum(frame.frame.payload.data_mut());
+                }
+                planned.push(frame);
             }
-            None => self.lose(Some(batch.vm), frame.frame.payload, Loss::LargeSend),
+            Some(size) => match self.nic.cut(&frame.frame, size) {
+                Some(segments) => {
+                    self.nic.recycle(frame.frame.payload);
+                    let segments = segments.into_iter();
+                    planned.extend(segments.map(|frame| Planned::new(frame, number)));
+                }
+                None => self.lose(Some(batch.vm), frame.frame.payload, Loss::LargeSend),
+            },
         }
     }
 
@@ -426,28 +475,29 @@ impl<B: Buffer> Host<B> {
                 }
                 (None, Some(Plan::Clear | Plan::Software(..)) | None) => SendIpsec::Done,
             };
-            let frame = ToProtect {
-                frame: planned.frame,
-                segment_size: planned.segment_size,
-                checksum: planned.checksum,
-            };
-            posting.push(frame, ipsec, matches!(plan, Some(Plan::Frame(..))));
+            match planned.frame.close() {
+                Ok(frame) => {
+                    let framed = matches!(plan, Some(Plan::Frame(..)));
+                    posting.push(HostSend::new(frame), ipsec, framed);
+                }
+                Err(frame) => self.lose(Some(vm), frame.payload, Loss::NoRoom),
+            }
         }
     }
 
     /// What is to be done with the frames of a flow, by the policies of their machine.
     #[inline(never)]
-    fn plan(&mut self, vm: VmId, frame: &Frame<B>) -> Plan {
+    fn plan(&mut self, vm: VmId, link: &Link, packet: &[u8]) -> Plan {
         let Some(policies) = self.policies.get(&vm) else {
             return Plan::Clear;
         };
-        if !frame.is_ip() {
-            return match frame.link.ethertype {
+        if !link.is_ip() {
+            return match link.ethertype {
                 ethertype::ARP => Plan::Clear,
                 _ => Plan::Lose(Loss::Policy),
             };
         }
-        let Some(flow) = flow(frame.payload.data()) else {
+        let Some(flow) = flow(packet) else {
             return Plan::Lose(Loss::Malformed);
         };
         let protection = match policies.lookup(Direction::Outbound, &flow) {
@@ -469,9 +519,7 @@ impl<B: Buffer> Host<B> {
             Some(Placement::Offloaded {
                 handle: offloaded,
                 mode: OffloadMode::Packet,
-            }) if sa.mode() == Mode::Tunnel
-                || self.nic.offload_ok(vm, *offloaded, frame.payload.data()) =>
-            {
+            }) if sa.mode() == Mode::Tunnel || self.nic.offload_ok(vm, *offloaded, packet) => {
                 Plan::Adapter(*offloaded)
             }
             Some(Placement::Offloaded {

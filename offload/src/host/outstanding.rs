@@ -49,21 +49,33 @@ pub struct OutstandingCounters {
 
 impl Outstanding {
     /// The identifier for a send that is about to be posted.
-    #[inline]
     pub fn begin(&mut self, now: Timestamp, work: AdapterWork) -> u64 {
-        let id = self.next;
-        self.next += 1;
-        self.count += 1;
+        self.begin_all(now, work, 1)
+    }
+
+    /// The first of the consecutive identifiers for sends that are about to be posted.
+    pub(crate) fn begin_all(&mut self, now: Timestamp, work: AdapterWork, count: u64) -> u64 {
+        let first = self.next;
+        self.next += count;
+        self.count += count;
         match self.runs.back_mut() {
-            Some(run) if run.end() == id && run.since == now && run.work == work => run.count += 1,
+            Some(run) if run.end() == first && run.since == now && run.work == work => {
+                run.count += count;
+            }
+            _ if count == 0 => {}
             _ => self.runs.push_back(Run {
-                first: id,
-                count: 1,
+                first,
+                count,
                 since: now,
                 work,
             }),
         }
-        id
+        first
+    }
+
+    /// The identifier of the next send.
+    pub(crate) const fn next(&self) -> u64 {
+        self.next
     }
 
     /// The adapter has completed a send: what it was to do, if the send was outstanding.

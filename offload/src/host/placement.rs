@@ -166,6 +166,20 @@ impl<B: Buffer> Host<B> {
         false
     }
 
+    /// The modes in which an association is to be offloaded from now on, the preferred one first;
+    /// one that is in the adapter otherwise moves, and works in software meanwhile.
+    pub fn set_modes(&mut self, owner: VmId, handle: SaHandle, modes: Vec<OffloadMode>) {
+        let Some(placed) = self.placements.get_mut(&(owner, handle)) else {
+            return;
+        };
+        if placed.wish.modes == modes {
+            return;
+        }
+        placed.wish.modes = modes;
+        self.fall_back(owner, handle, SoftwareReason::NotAsked);
+        self.offload(owner, handle);
+    }
+
     /// Takes an association back into software. The software has it all the time: the adapter
     /// only lets go.
     pub fn withdraw(&mut self, owner: VmId, handle: SaHandle) {
@@ -192,11 +206,25 @@ impl<B: Buffer> Host<B> {
 
     /// Ends an association, in the adapter first.
     pub fn delete_sa(&mut self, owner: VmId, handle: SaHandle) -> Result<(), NotFound> {
-        self.fall_back(owner, handle, SoftwareReason::Withdrawn);
-        self.placements.remove(&(owner, handle));
-        self.sad.delete(owner, handle)?;
+        self.end_sa(owner, handle)?;
         self.reap_sas();
         Ok(())
+    }
+
+    /// Ends all of these that are there, in the adapter first; how many there were. Where many
+    /// are to go, one search for those that no packet uses any more is enough.
+    pub fn delete_sas(&mut self, sas: impl IntoIterator<Item = (VmId, SaHandle)>) -> usize {
+        let sas = sas.into_iter();
+        let ended = sas.filter(|(owner, handle)| self.end_sa(*owner, *handle).is_ok());
+        let count = ended.count();
+        self.reap_sas();
+        count
+    }
+
+    fn end_sa(&mut self, owner: VmId, handle: SaHandle) -> Result<(), NotFound> {
+        self.fall_back(owner, handle, SoftwareReason::Withdrawn);
+        self.placements.remove(&(owner, handle));
+        self.sad.delete(owner, handle)
     }
 
     /// Lets go of deleted associations, keys included, that no packet in flight uses any more;

@@ -7,7 +7,7 @@ use vesper_sa::{Action, Direction, Mode, Spd, VmId};
 
 use super::Config;
 use crate::capability::OffloadMode;
-use crate::ethernet::{Frame, ethertype};
+use crate::ethernet::{Link, ethertype};
 use crate::fate::Loss;
 use crate::flow_key::FlowKey;
 use crate::transfer::SendIpsec;
@@ -40,38 +40,8 @@ pub(super) struct Chooser<'a, B> {
     config: &'a Config<B>,
     owner: VmId,
     policies: Option<&'a Spd>,
-    flow: Known<'a, FlowKey>,
-    bound: Known<'a, OffloadHandle>,
-}
-
-/// What was chosen last.
-struct Known<'a, K> {
-    /// For which frames; `None`: nothing was chosen.
-    key: Option<K>,
-    choice: Choice<'a>,
-    /// Of [`Choice::Packet`] in tunnel mode the association, apart from the others: what is
-    /// nearly always chosen is read as one word.
-    tunnel: Option<&'a Offloaded>,
-}
-
-impl<'a, K> Known<'a, K> {
-    const NOTHING: Self = Self {
-        key: None,
-        choice: Choice::ToHost,
-        tunnel: None,
-    };
-
-    fn set(&mut self, key: Option<K>, choice: Choice<'a>) {
-        let tunnel = match choice {
-            Choice::Packet(offloaded) if offloaded.sa.mode() == Mode::Tunnel => Some(offloaded),
-            _ => None,
-        };
-        *self = Self {
-            key,
-            choice,
-            tunnel,
-        };
-    }
+    flow: Option<(FlowKey, Choice<'a>)>,
+    bound: Option<(OffloadHandle, Choice<'a>)>,
 }
 
 impl<'a, B: Buffer> Chooser<'a, B> {
@@ -81,71 +51,68 @@ impl<'a, B: Buffer> Chooser<'a, B> {
             config,
             owner,
             policies: config.unit.policies(owner),
-            flow: Known::NOTHING,
-            bound: Known::NOTHING,
+            flow: None,
+            bound: None,
         }
     }
 
-    /// The association of the next frame, if the adapter makes ESP of it in tunnel mode.
-    #[inline(always)]
-    pub(super) fn tunnel(&mut self, ipsec: SendIpsec, frame: &Frame<B>) -> Option<&'a Offloaded> {
-        let key = match ipsec {
-            SendIpsec::Handle(handle) => {
-                if self.bound.key != Some(handle) {
-                    self.by_handle(handle);
-                }
-                return self.bound.tunnel;
-            }
-            SendIpsec::Policy if frame.is_ip() => FlowKey::of(frame.payload.data())?,
-            _ => return None,
-        };
-        if self.flow.key != Some(key) {
-            self.choose(ipsec, frame);
+    /// The association of the next packet, if the adapter makes ESP of it in tunnel mode.
+    pub(super) fn tunnel(
+        &mut self,
+        ipsec: SendIpsec,
+        link: &Link,
+        packet: &[u8],
+    ) -> Option<&'a Offloaded> {
+        match self.choose(ipsec, link, packet) {
+            Choice::Packet(offloaded) if offloaded.sa.mode() == Mode::Tunnel => Some(offloaded),
+            _ => None,
         }
-        self.flow.tunnel
     }
 
-    /// What to do for the next frame.
+    /// What to do for the next packet, which was behind this header.
     #[inline(never)]
-    pub(super) fn choose(&mut self, ipsec: SendIpsec, frame: &Frame<B>) -> Choice<'a> {
+    pub(super) fn choose(&mut self, ipsec: SendIpsec, link: &Link, packet: &[u8]) -> Choice<'a> {
         match ipsec {
             SendIpsec::Done => Choice::Clear,
-            SendIpsec::Handle(handle) => {
-                if self.bound.key != Some(handle) {
-                    self.by_handle(handle);
-                }
-                self.bound.choice
-            }
+            SendIpsec::Handle(handle) => match self.bound {
+                Some((bound, choice)) if bound == handle => choice,
+                _ => self.by_handle(handle),
+            },
             SendIpsec::Policy => match self.policies {
-                Some(policies) => self.by_policy(policies, frame),
+                Some(policies) => self.by_policy(policies, link, packet),
                 None => Choice::Clear,
             },
         }
     }
 
     #[inline(never)]
-    fn by_handle(&mut self, handle: OffloadHandle) {
+    fn by_handle(&mut self, handle: OffloadHandle) -> Choice<'a> {
         let found = self.config.unit.at_or_draining(handle);
         let choice = found.map_or(Choice::Fail(Loss::ForeignHandle), |offloaded| {
             Choice::of(offloaded)
         });
-        self.bound.set(Some(handle), choice);
+        self.bound = Some((handle, choice));
+        choice
     }
 
-    fn by_policy(&mut self, policies: &Spd, frame: &Frame<B>) -> Choice<'a> {
-        if !frame.is_ip() {
-            return match frame.link.ethertype {
+    fn by_policy(&mut self, policies: &Spd, link: &Link, packet: &[u8]) -> Choice<'a> {
+        if !link.is_ip() {
+            return match link.ethertype {
                 ethertype::ARP => Choice::Clear,
                 _ => Choice::Fail(Loss::Policy),
             };
         }
-        let packet = frame.payload.data();
-        let key = FlowKey::of(packet);
-        if key.is_none() || self.flow.key != key {
-            let choice = self.look_up(policies, packet);
-            self.flow.set(key, choice);
+        let Some(key) = FlowKey::of(packet) else {
+            return self.look_up(policies, packet);
+        };
+        match self.flow {
+            Some((flow, choice)) if flow == key => choice,
+            _ => {
+                let choice = self.look_up(policies, packet);
+                self.flow = Some((key, choice));
+                choice
+            }
         }
-        self.flow.choice
     }
 
     #[inline(never)]

@@ -8,7 +8,8 @@ use vesper_sa::VmId;
 
 use super::{Nic, VmEntry};
 use crate::queue::QueueId;
-use crate::rings::{VmCounters, VmPort, lock};
+use crate::rings::{VmPort, lock};
+use crate::sends::{Poster, VmCounters};
 use crate::settings::{SettingsError, Usage, VmAddress, VmSettings};
 use crate::sriov::VfId;
 use crate::unit::PortId;
@@ -132,10 +133,10 @@ impl<B: Buffer> Nic<B> {
         config.rebuild_flows(self.processors.len());
         drop(config);
         let mut sends = lock(&port.sends);
-        let pending = sends.take_all().into_iter();
-        let pending = pending.map(|pending| pending.frame.payload);
         let mut recycled = lock(&self.recycled);
-        recycled.extend(pending);
+        for poster in [Poster::Host, Poster::Guest] {
+            recycled.extend(sends.take_all(poster).into_iter().map(|send| send.frame));
+        }
         let mut completions = Vec::new();
         sends.completions.drain_into(&mut completions);
         let late = sends.late.drain(..).map(|(_, completion)| completion);

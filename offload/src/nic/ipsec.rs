@@ -7,9 +7,10 @@ use vesper_sa::{Event, SaIdentity, SaParams, SaStatistics, SaUpdate, Scope, Spd,
 
 use super::{Config, Nic, NicEvent};
 use crate::capability::{Capabilities, OffloadMode, WhyNot};
-use crate::fate::{Loss, SendError};
+use crate::fate::Loss;
 use crate::fault::Fault;
 use crate::rings::lock;
+use crate::sends::Poster;
 use crate::unit::{AddSaError, OffloadHandle, SaOffload, UpdateSaError};
 
 impl<B: Buffer> Nic<B> {
@@ -222,15 +223,17 @@ impl<B: Buffer> Nic<B> {
         let mut losses = lock(&self.receive_losses);
         let mut recycled = lock(&self.recycled);
         for queue in config.queues.iter().flatten() {
-            for waiting in lock(&queue.inner).waiting.drain(..) {
-                recycled.push(waiting.frame.payload);
+            for (frame, _) in lock(&queue.inner).waiting.drain() {
+                recycled.push(frame.payload);
                 losses.count(Loss::Reset);
             }
         }
         for entry in config.vms.values() {
             let mut sends = lock(&entry.port.sends);
-            for pending in sends.take_all() {
-                sends.fail(pending, SendError::Lost(Loss::Reset));
+            for poster in [Poster::Host, Poster::Guest] {
+                for send in sends.take_all(poster) {
+                    sends.refuse(send, Loss::Reset);
+                }
             }
         }
         drop((losses, recycled));

@@ -15,6 +15,7 @@ mod steering;
 mod transmit;
 
 use core::fmt;
+use core::sync::atomic::Ordering;
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
@@ -103,18 +104,23 @@ pub(crate) enum Flow<B> {
     Send(Arc<VmPort<B>>),
 }
 
-/// A processor of the adapter, with its engine.
+/// A processor of the adapter, with its engine. No two share a cache line (or a pair of them, which
+/// are fetched together).
 #[derive(Debug)]
+#[repr(align(128))]
 pub(crate) struct Processor<B> {
     pub(crate) engine: Engine,
     pub(crate) cursor: usize,
     pub(crate) stalled_until: Timestamp,
     pub(crate) work: HashMap<VmId, Work, foldhash::fast::RandomState>,
-    pub(crate) waiting: VecDeque<crate::rings::Waiting<B>>,
-    pub(crate) sending: VecDeque<crate::rings::Pending<B>>,
+    pub(crate) waiting: crate::arrivals::Arrivals<B>,
+    pub(crate) sending: VecDeque<crate::transfer::Send<B>>,
+    pub(crate) opened: Vec<crate::sends::Pending<B>>,
     /// Queues that are to be freed and on whose way nothing is any more.
     pub(crate) stopped: Vec<QueueId>,
     pub(crate) wire: Vec<B>,
+    /// How many frames more the wire took when it was last looked at.
+    pub(crate) wire_room: usize,
     pub(crate) recycled: Vec<B>,
 }
 
@@ -391,6 +397,18 @@ impl<B: Buffer> Config<B> {
     }
 }
 
+impl<B> Flow<B> {
+    /// Whether nothing waits and nothing is owed: a turn would change nothing.
+    #[inline]
+    pub(crate) fn is_idle(&self) -> bool {
+        let (attention, deficit) = match self {
+            Self::Receive(queue) => (&queue.attention, &queue.deficit),
+            Self::Send(port) => (&port.attention, &port.deficit),
+        };
+        !attention.load(Ordering::Relaxed) && deficit.load(Ordering::Relaxed) == 0
+    }
+}
+
 impl<B: Buffer> Processor<B> {
     fn new() -> Self {
         Self {
@@ -398,10 +416,12 @@ impl<B: Buffer> Processor<B> {
             cursor: 0,
             stalled_until: Timestamp::ZERO,
             work: HashMap::default(),
-            waiting: VecDeque::with_capacity(BATCH),
+            waiting: crate::arrivals::Arrivals::new(),
             sending: VecDeque::with_capacity(BATCH),
+            opened: Vec::new(),
             stopped: Vec::new(),
             wire: Vec::with_capacity(BATCH),
+            wire_room: 0,
             recycled: Vec::new(),
         }
     }

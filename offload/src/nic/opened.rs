@@ -1,7 +1,6 @@
 //! Packet mode for whole batches, in: open them and hand them over, with nothing else to do.
 
 use core::sync::atomic::Ordering;
-use std::collections::VecDeque;
 
 use arrayvec::ArrayVec;
 
@@ -10,12 +9,12 @@ use vesper_sa::{Timestamp, VmId};
 
 use super::receive::Step;
 use super::{BATCH, Config, Nic, Processor};
+use crate::arrivals::{Arrival, Arrivals, Class, Indicated, move_between};
 use crate::capability::OffloadMode;
-use crate::ethernet::Frame;
 use crate::fate::Loss;
 use crate::nic::large_send::checksum_is_right;
-use crate::rings::{Class, Queue, Waiting, lock};
-use crate::transfer::{Received, ReceivedIpsec};
+use crate::rings::{Queue, lock};
+use crate::transfer::ReceivedIpsec;
 use crate::unit::Offloaded;
 
 /// What came of opening a batch as a whole.
@@ -24,54 +23,63 @@ use crate::unit::Offloaded;
     reason = "one at a time, and never moved far"
 )]
 pub(super) enum Opening<'a> {
-    /// All are opened: so many in a row by each association.
-    All(ArrayVec<(&'a Offloaded, usize), BATCH>),
+    /// All are opened: by these, one for each run of the batch.
+    All(ArrayVec<&'a Offloaded, BATCH>),
     /// Some were refused.
     Some(ArrayVec<Step<'a>, BATCH>),
+    /// Nothing, and nothing is to be done to any of them.
+    Untouched,
     /// Nothing: there is other work in it.
     Not,
 }
 
 impl<B: Buffer> Nic<B> {
-    /// Packet mode for a whole batch, which is what nearly all batches are for.
+    /// Packet mode for a whole batch, which is what nearly all batches are for. Adds the bytes of
+    /// the packets, as received.
     #[inline(never)]
     pub(super) fn open_all<'a>(
         &self,
         config: &'a Config<B>,
+        queue: &Queue<B>,
         engine: &mut Engine,
         now: Timestamp,
-        batch: &mut [Waiting<B>],
+        batch: &mut Arrivals<B>,
+        bytes: &mut usize,
     ) -> Opening<'a> {
-        let mut runs: ArrayVec<(&'a Offloaded, usize), BATCH> = ArrayVec::new();
-        let mut to_open: ArrayVec<Inbound<'_, &mut B>, BATCH> = ArrayVec::new();
-        for waiting in batch {
-            let Class::Esp(handle) = waiting.class else {
-                return Opening::Not;
+        let mut sas: ArrayVec<&'a Offloaded, BATCH> = ArrayVec::new();
+        let is_untouched = |run: &Arrival| !matches!(run.class, Class::Esp(_));
+        if batch.runs.iter().all(is_untouched) {
+            let owner = queue.owner;
+            return match owner.and_then(|owner| config.unit.policies(owner)) {
+                None => Opening::Untouched,
+                Some(_) => Opening::Not,
             };
-            let found = match runs.last_mut() {
-                Some((last, count)) if last.handle == handle => {
-                    *count += 1;
-                    *last
-                }
-                _ => match config.unit.at(handle) {
-                    Some(found) if found.offload.mode == OffloadMode::Packet => {
-                        runs.push((found, 1));
-                        found
-                    }
+        }
+        for run in &batch.runs {
+            match run.class {
+                Class::Esp(handle) => match config.unit.at(handle) {
+                    Some(found) if found.offload.mode == OffloadMode::Packet => sas.push(found),
                     _ => return Opening::Not,
                 },
-            };
-            let mut job = Inbound::new(&mut waiting.frame.payload);
-            job.sa = Some(&found.sa);
-            to_open.push(job);
+                Class::Clear | Class::Unknown | Class::Copy => return Opening::Not,
+            }
+        }
+        let mut to_open: ArrayVec<Inbound<'_, &mut B>, BATCH> = ArrayVec::new();
+        let mut payloads = batch.payloads.make_contiguous().iter_mut();
+        for (run, offloaded) in batch.runs.iter().zip(&sas) {
+            for payload in payloads.by_ref().take(run.count) {
+                *bytes += payload.data().len();
+                let mut job = Inbound::new(payload);
+                job.sa = Some(&offloaded.sa);
+                to_open.push(job);
+            }
         }
         engine.decapsulate(now, &|_, _| None, &mut to_open);
         if to_open.iter().all(is_opened) {
-            return Opening::All(runs);
+            return Opening::All(sas);
         }
-        let each = runs
-            .into_iter()
-            .flat_map(|(offloaded, count)| core::iter::repeat_n(offloaded, count));
+        let runs = batch.runs.iter().zip(&sas);
+        let each = runs.flat_map(|(run, offloaded)| core::iter::repeat_n(*offloaded, run.count));
         let steps = to_open.iter().zip(each);
         Opening::Some(
             steps
@@ -91,8 +99,8 @@ impl<B: Buffer> Nic<B> {
         queue: &Queue<B>,
         processor: &mut Processor<B>,
         now: Timestamp,
-        batch: &mut VecDeque<Waiting<B>>,
-        runs: &[(&Offloaded, usize)],
+        batch: &mut Arrivals<B>,
+        sas: &[&Offloaded],
     ) {
         let opened = batch.len();
         let mut inner = lock(&queue.inner);
@@ -106,59 +114,64 @@ impl<B: Buffer> Nic<B> {
         };
         let room = room.min(opened);
         if queue.owner.is_some() {
-            processor.recycled.extend(inner_ref.posted.drain(..room));
+            let from = inner_ref.posted.len() - room;
+            processor.recycled.extend(inner_ref.posted.drain(from..));
         }
         let mut bytes = 0;
-        inner_ref.ready.reserve(room);
-        let mut frames = Vec::from(core::mem::take(batch));
-        let mut rest = frames.drain(..);
         let mut left = room;
         let mut lost: ArrayVec<(Option<VmId>, usize), BATCH> = ArrayVec::new();
-        for (offloaded, count) in runs {
-            let offload = &offloaded.offload;
+        for (run, offloaded) in batch.runs.drain(..).zip(sas) {
             let owner = queue.owner.or(Some(offloaded.sa.owner()));
-            let delivered = left.min(*count);
-            left -= delivered;
-            let received = rest.by_ref().take(delivered).map(|waiting| {
-                let Frame {
-                    payload,
-                    link,
-                    vlan,
-                } = waiting.frame;
+            let what = |payload: &B| {
                 let packet = payload.data();
-                bytes += packet.len() as u64;
+                let offload = &offloaded.offload;
                 let checksum = match offload.inner_checksum {
                     true => checksum_is_right(packet),
                     false => None,
                 };
-                let link = link.of_packet(packet, offload.rewrite.as_ref());
-                Received {
-                    frame: Frame {
-                        payload,
-                        link,
-                        vlan,
-                    },
+                Indicated {
+                    link: run.link.of_packet(packet, offload.rewrite.as_ref()),
+                    vlan: run.vlan,
                     queue: queue.id,
                     owner,
                     ipsec: ReceivedIpsec::Opened { checksum },
                 }
-            });
-            inner_ref.ready.extend(received);
-            if delivered < *count {
-                lost.push((owner, count - delivered));
-                let free = rest.by_ref().take(count - delivered);
-                let free = free.map(|waiting| waiting.frame.payload);
-                processor.recycled.extend(free);
+            };
+            let mut delivered = left.min(run.count);
+            left -= delivered;
+            if delivered < run.count {
+                lost.push((owner, run.count - delivered));
             }
+            let surplus = run.count - delivered;
+            while delivered > 0 {
+                // Nearly always all of them are alike.
+                let payloads = batch.payloads.iter().take(delivered);
+                let Some(first) = batch.payloads.front().map(what) else {
+                    break;
+                };
+                let checks = offloaded.offload.inner_checksum;
+                let version = batch.payloads.front().and_then(version);
+                let alike = payloads.take_while(|&payload| {
+                    let is_alike =
+                        self::version(payload) == version && (!checks || what(payload) == first);
+                    bytes += if is_alike { payload.data().len() } else { 0 };
+                    is_alike
+                });
+                // The first one is like itself.
+                let count = alike.count().max(1);
+                inner_ref.ready.extend(first, &mut batch.payloads, count);
+                delivered -= count;
+            }
+            move_between(&mut batch.payloads, surplus, |free| {
+                processor.recycled.push(free)
+            });
         }
-        drop(rest);
-        *batch = frames.into();
         if room > 0 {
             inner_ref.oldest.get_or_insert(now);
             queue.is_ready.store(true, Ordering::Relaxed);
         }
         inner_ref.counters.received += room as u64;
-        inner_ref.counters.bytes += bytes;
+        inner_ref.counters.bytes += bytes as u64;
         drop(inner);
         for (owner, count) in lost {
             for _ in 0..count {
@@ -167,6 +180,71 @@ impl<B: Buffer> Nic<B> {
         }
         self.count_opened(config, queue, opened as u64);
     }
+}
+
+impl<B: Buffer> Nic<B> {
+    /// Puts a batch where it belongs to which nothing was to be done, in a queue without policies.
+    #[inline(never)]
+    pub(super) fn hand_over_untouched(
+        &self,
+        config: &Config<B>,
+        queue: &Queue<B>,
+        processor: &mut Processor<B>,
+        now: Timestamp,
+        batch: &mut Arrivals<B>,
+    ) {
+        let mut inner = lock(&queue.inner);
+        let inner_ref = &mut *inner;
+        let mut lost = 0;
+        for run in batch.runs.drain(..) {
+            let room = match queue.owner {
+                // In a buffer of the machine already.
+                Some(_) if run.class == Class::Copy => run.count,
+                Some(_) => inner_ref.posted.len(),
+                None => queue.ring.saturating_sub(inner_ref.ready.len()),
+            };
+            let delivered = room.min(run.count);
+            if queue.owner.is_some() && run.class != Class::Copy {
+                let from = inner_ref.posted.len() - delivered;
+                processor.recycled.extend(inner_ref.posted.drain(from..));
+            }
+            let lens = batch.payloads.iter().take(delivered);
+            let bytes: usize = lens.map(|payload| payload.data().len()).sum();
+            inner_ref.counters.received += delivered as u64;
+            inner_ref.counters.bytes += bytes as u64;
+            let what = Indicated {
+                link: run.link,
+                vlan: run.vlan,
+                queue: queue.id,
+                owner: queue.owner,
+                ipsec: ReceivedIpsec::Untouched,
+            };
+            inner_ref.ready.extend(what, &mut batch.payloads, delivered);
+            let surplus = run.count - delivered;
+            lost += surplus;
+            move_between(&mut batch.payloads, surplus, |free| {
+                processor.recycled.push(free)
+            });
+        }
+        if !inner_ref.ready.is_empty() {
+            inner_ref.oldest.get_or_insert(now);
+            queue.is_ready.store(true, Ordering::Relaxed);
+        }
+        drop(inner);
+        let loss = match queue.owner {
+            Some(_) => Loss::NoBuffer,
+            None => Loss::RingFull,
+        };
+        for _ in 0..lost {
+            self.count_receive_loss(config, queue.owner, loss);
+        }
+    }
+}
+
+/// What the packet says of its version.
+#[inline]
+fn version(payload: &impl Buffer) -> Option<u8> {
+    payload.data().first().map(|first| first >> 4)
 }
 
 #[inline]

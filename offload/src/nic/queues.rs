@@ -2,15 +2,18 @@
 
 use core::fmt;
 use core::sync::atomic::Ordering;
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use vesper_esp::Buffer;
 use vesper_sa::{Timestamp, VmId};
 
 use super::{Config, Nic, NicEvent};
+use crate::arrivals::{Indicated, move_between};
+use crate::fate::Loss;
 use crate::filter::{FilterError, FilterId, ReceiveFilter};
 use crate::queue::{QueueEvent, QueueId, QueueState, WrongState};
-use crate::rings::{Queue, QueueCounters, lock, move_front};
+use crate::rings::{Queue, QueueCounters, lock};
 use crate::settings::InterruptModeration;
 use crate::sriov::Function;
 use crate::transfer::Received;
@@ -312,24 +315,63 @@ impl<B: Buffer> Nic<B> {
     /// Each packet of a queue other than the default queue is to be
     /// [returned](Self::return_packets) when the host is done with it.
     pub fn take_indication(&self, id: QueueId, packets: &mut Vec<Received<B>>, most: usize) {
+        self.take_ready(id, most, |what, count, payloads| {
+            move_between(payloads, count, |payload| {
+                packets.push(what.received(payload))
+            });
+        });
+    }
+
+    /// As [`take_indication`](Self::take_indication), for a machine that wants nothing but whole
+    /// frames, without the tag of its VLAN. Returns how many packets that were: so many are to
+    /// be [returned](Self::return_packets). A frame of which the buffer has no room for its
+    /// header is lost.
+    pub fn take_frames(&self, id: QueueId, frames: &mut Vec<B>, most: usize) -> usize {
+        let mut lost: Vec<(Option<VmId>, B)> = Vec::new();
+        let taken = self.take_ready(id, most, |what, count, payloads| {
+            let header = what.link.header(None);
+            move_between(payloads, count, |mut payload| {
+                match header.put_before(&mut payload) {
+                    true => frames.push(payload),
+                    false => lost.push((what.owner, payload)),
+                }
+            });
+        });
+        if !lost.is_empty() {
+            let config = self.read();
+            for (owner, buffer) in lost {
+                self.lose(&config, owner, buffer, Loss::NoRoom);
+            }
+        }
+        taken
+    }
+
+    /// As [`take_indication`](Self::take_indication), by runs of frames of which the same is to
+    /// be said. Returns how many packets that were.
+    pub(crate) fn take_ready(
+        &self,
+        id: QueueId,
+        most: usize,
+        each: impl FnMut(Indicated, usize, &mut VecDeque<B>),
+    ) -> usize {
         let config = self.read();
         let Some(queue) = config.queue(id) else {
-            return;
+            return 0;
         };
         let mut inner = lock(&queue.inner);
-        let count = most.min(inner.ready.len());
+        let count = inner.ready.take(most, each);
         if count == 0 {
-            return;
+            return 0;
         }
         inner.counters.interrupts += 1;
         if queue.owner.is_some() {
             inner.outstanding += count as u32;
         }
-        move_front(&mut inner.ready, count, packets);
         if inner.ready.is_empty() {
             inner.oldest = None;
             queue.is_ready.store(false, Ordering::Relaxed);
         }
+        count
     }
 
     /// Says that the host, or the machine, is done with this many packets of a queue.

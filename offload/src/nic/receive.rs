@@ -13,13 +13,14 @@ use vesper_sa::{Action, Direction, SaState, Spd, Timestamp, VmId};
 use super::opened::Opening;
 use super::steering::Steering;
 use super::{BATCH, Config, Nic, NicEvent, Processor};
+use crate::arrivals::{Arrivals, Class};
 use crate::capability::OffloadMode;
 use crate::crypto_status::{CryptoInfo, CryptoStatus};
 use crate::ethernet::{Frame, ethertype};
 use crate::fate::Loss;
 use crate::nic::large_send::checksum_is_right;
 use crate::queue::QueueState;
-use crate::rings::{Class, Queue, Waiting, lock};
+use crate::rings::{Queue, lock};
 use crate::transfer::{HostWork, Received, ReceivedIpsec};
 use crate::unit::{Offloaded, SaOffload};
 
@@ -52,15 +53,12 @@ impl<B: Buffer> Nic<B> {
                 opened.ok()
             });
             for frame in self.spoil_received(&config, opened) {
-                steering.place(frame);
+                steering.place_opened(frame, None);
             }
             return;
         }
         for frame in frames {
-            match Frame::open(frame) {
-                Ok(frame) => steering.place(frame),
-                Err((buffer, _)) => self.lose(&config, None, buffer, Loss::Malformed),
-            }
+            steering.place(frame);
         }
     }
 
@@ -117,7 +115,7 @@ impl<B: Buffer> Nic<B> {
                 continue;
             }
             let mut inner = lock(&queue.inner);
-            let Some(mut copy) = inner.posted.pop_front() else {
+            let Some(mut copy) = inner.posted.pop() else {
                 drop(inner);
                 self.count_receive_loss(config, queue.owner, Loss::NoBuffer);
                 continue;
@@ -127,21 +125,19 @@ impl<B: Buffer> Nic<B> {
             if waiting >= queue.ring
                 || !crate::ethernet::fill(&mut copy, crate::HEADROOM, &[payload])
             {
-                inner.posted.push_front(copy);
+                inner.posted.push(copy);
                 drop(inner);
                 self.count_receive_loss(config, queue.owner, Loss::NoBuffer);
                 continue;
             }
             inner.counters.copies += 1;
             queue.attention.store(true, Ordering::Relaxed);
-            inner.waiting.push_back(Waiting {
-                frame: Frame {
-                    payload: copy,
-                    link: frame.link,
-                    vlan: frame.vlan,
-                },
-                class: Class::Copy,
-            });
+            let copy = Frame {
+                payload: copy,
+                link: frame.link,
+                vlan: frame.vlan,
+            };
+            inner.waiting.push(copy, Class::Copy);
         }
     }
 
@@ -169,35 +165,34 @@ impl<B: Buffer> Nic<B> {
         if !queue.attention.load(Ordering::Relaxed) {
             return (0, 0);
         }
-        let mut batch = core::mem::take(&mut processor.waiting);
+        let mut batch = core::mem::replace(&mut processor.waiting, Arrivals::new());
         let stopping = {
             let mut inner = lock(&queue.inner);
-            let most = most.min(BATCH);
-            if inner.waiting.len() <= most {
-                core::mem::swap(&mut inner.waiting, &mut batch);
+            inner.waiting.take(most.min(BATCH), &mut batch);
+            let is_empty = inner.waiting.len() == 0;
+            if is_empty {
                 queue.attention.store(false, Ordering::Relaxed);
-            } else {
-                batch.extend(inner.waiting.drain(..most));
             }
-            inner.state == QueueState::StopDma && inner.waiting.is_empty()
+            inner.state == QueueState::StopDma && is_empty
         };
         let count = batch.len();
-        let bytes = batch
-            .iter()
-            .map(|waiting| waiting.frame.payload.data().len())
-            .sum();
+        let mut bytes = 0;
         if count > 0 {
             let engine = &mut processor.engine;
-            let slice = batch.make_contiguous();
-            match self.open_all(config, engine, now, slice) {
-                Opening::All(runs) => {
-                    self.hand_over_opened(config, queue, processor, now, &mut batch, &runs);
+            match self.open_all(config, queue, engine, now, &mut batch, &mut bytes) {
+                Opening::Untouched => {
+                    bytes = total_bytes(&batch.payloads);
+                    self.hand_over_untouched(config, queue, processor, now, &mut batch);
+                }
+                Opening::All(sas) => {
+                    self.hand_over_opened(config, queue, processor, now, &mut batch, &sas);
                 }
                 Opening::Some(steps) => {
                     self.hand_over(config, queue, processor, now, &mut batch, steps);
                 }
                 Opening::Not => {
-                    let steps = self.open(config, engine, now, slice);
+                    bytes = total_bytes(&batch.payloads);
+                    let steps = self.open(config, engine, now, &mut batch);
                     self.hand_over(config, queue, processor, now, &mut batch, steps);
                 }
             }
@@ -224,21 +219,20 @@ impl<B: Buffer> Nic<B> {
         config: &'a Config<B>,
         engine: &mut Engine,
         now: Timestamp,
-        batch: &mut [Waiting<B>],
+        batch: &mut Arrivals<B>,
     ) -> ArrayVec<Step<'a>, BATCH> {
         let mut steps: ArrayVec<Step<'a>, BATCH> = ArrayVec::new();
         let mut to_open: ArrayVec<Inbound<'_, &mut B>, BATCH> = ArrayVec::new();
         let mut to_decrypt: ArrayVec<Job<'_>, BATCH> = ArrayVec::new();
         let mut last: Option<&'a Offloaded> = None;
-        for waiting in batch.iter_mut() {
-            let Class::Esp(handle) = waiting.class else {
+        for (class, packet) in batch.iter_mut() {
+            let Class::Esp(handle) = class else {
                 steps.push(Step::None);
                 continue;
             };
             if last.is_none_or(|last| last.handle != handle) {
                 last = config.unit.at(handle).map(|offloaded| &**offloaded);
             }
-            let packet = &mut waiting.frame.payload;
             steps.push(match last {
                 None => Step::None,
                 Some(offloaded) if offloaded.offload.mode == OffloadMode::Packet => {
@@ -290,7 +284,7 @@ impl<B: Buffer> Nic<B> {
         queue: &Queue<B>,
         processor: &mut Processor<B>,
         now: Timestamp,
-        batch: &mut VecDeque<Waiting<B>>,
+        batch: &mut Arrivals<B>,
         steps: ArrayVec<Step<'_>, BATCH>,
     ) {
         let policies = queue.owner.and_then(|owner| config.unit.policies(owner));
@@ -298,8 +292,7 @@ impl<B: Buffer> Nic<B> {
         let mut to_host: ArrayVec<Received<B>, BATCH> = ArrayVec::new();
         let mut opened = 0;
         let mut inner = lock(&queue.inner);
-        for (waiting, step) in batch.drain(..).zip(steps) {
-            let Waiting { mut frame, class } = waiting;
+        for ((mut frame, class), step) in batch.drain().zip(steps) {
             let mut owner = queue.owner;
             let outcome = match step {
                 Step::Opened(offloaded) => {
@@ -378,6 +371,10 @@ impl<B: Buffer> Nic<B> {
             self.emit(NicEvent::Sa(event));
         }
     }
+}
+
+fn total_bytes<B: Buffer>(payloads: &VecDeque<B>) -> usize {
+    payloads.iter().map(|payload| payload.data().len()).sum()
 }
 
 /// Crypto mode: what there is to say about an ESP packet before its cryptography, and what

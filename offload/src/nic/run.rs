@@ -50,13 +50,25 @@ impl<B: Buffer> Nic<B> {
             let Some(flows) = config.flows.get(processor) else {
                 return 0;
             };
-            let room = self.wire_room();
             let mut idle = 0;
-            while done < budget && idle < flows.len() && state.wire.len() < room {
-                state.cursor = (state.cursor + 1) % flows.len();
+            while done < budget && idle < flows.len() {
+                if state.wire.len() >= state.wire_room {
+                    state.wire_room = self.wire_room();
+                    if state.wire.len() >= state.wire_room {
+                        break;
+                    }
+                }
+                state.cursor += 1;
+                if state.cursor >= flows.len() {
+                    state.cursor = 0;
+                }
                 let Some(flow) = flows.get(state.cursor) else {
                     break;
                 };
+                if flow.is_idle() {
+                    idle += 1;
+                    continue;
+                }
                 let turn = match flow {
                     Flow::Receive(queue) => self.turn(
                         &queue.deficit,
@@ -122,14 +134,18 @@ impl<B: Buffer> Nic<B> {
     }
 
     /// How many frames more the wire takes before sending has to wait for somebody to take
-    /// them off.
+    /// them off. A processor remembers it from one time to the next: somebody may have taken
+    /// some off meanwhile, and other processors may have sent some.
     fn wire_room(&self) -> usize {
         (self.profile.ring * 16).saturating_sub(lock(&self.wire).len())
     }
 
+    /// Puts what a processor has done where others see it.
     fn flush(&self, state: &mut Processor<B>) {
         if !state.wire.is_empty() {
-            append(&mut lock(&self.wire), &mut state.wire);
+            let mut wire = lock(&self.wire);
+            append(&mut wire, &mut state.wire);
+            state.wire_room = (self.profile.ring * 16).saturating_sub(wire.len());
         }
         if !state.recycled.is_empty() {
             lock(&self.recycled).append(&mut state.recycled);

@@ -7,12 +7,12 @@ use vesper_sa::{Timestamp, VmId};
 
 use super::{Config, Nic};
 use crate::completions::{Completed, Completions};
-use crate::ethernet::Frame;
+use crate::ethernet::{Link, VlanId};
 use crate::fate::Loss;
-use crate::rings::{Pending, SendRing, VmPort, lock};
-use crate::sriov::{Function, VfId, VfState};
+use crate::rings::{VmPort, lock};
+use crate::sends::{Poster, SendRing};
+use crate::sriov::{VfId, VfState};
 use crate::transfer::{Completion, Send, SendIpsec};
-use crate::unit::OffloadHandle;
 
 /// How much of a batch was posted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,32 +58,10 @@ impl<B: Buffer> Nic<B> {
     /// came through the software switch. What is accepted is taken out of `frames`.
     pub fn send_from_host(&self, owner: VmId, frames: &mut Vec<Send<B>>) -> Posted {
         let config = self.read();
-        let Some(entry) = config.vms.get(&owner) else {
-            return Posted::NOBODY;
-        };
-        let mut admission = Admission::new(&config, &entry.port);
-        self.post(&config, &entry.port, frames, |send, ring| {
-            admission.open(send, Function::Physical, ring);
-        })
-    }
-
-    /// As [`send_from_host`](Self::send_from_host), for a host that has taken the frames apart
-    /// already.
-    pub(crate) fn post_from_host(&self, owner: VmId, frames: &mut Vec<Pending<B>>) -> Posted {
-        let config = self.read();
-        let Some(entry) = config.vms.get(&owner) else {
-            return Posted::NOBODY;
-        };
-        let mut admission = Admission::new(&config, &entry.port);
-        if !config.faulty && frames.iter_mut().all(|frame| admission.passes(frame)) {
-            let mut ring = lock(&entry.port.sends);
-            if frames.len() <= entry.port.ring.saturating_sub(ring.pending.len()) {
-                return ring.push_all(frames, &entry.port.attention);
-            }
+        match config.vms.get(&owner) {
+            Some(entry) => self.post(&config, &entry.port, Poster::Host, frames),
+            None => Posted::NOBODY,
         }
-        self.post(&config, &entry.port, frames, |frame, ring| {
-            admission.admit(frame, ring);
-        })
     }
 
     /// Posts frames through a virtual function, past the host.
@@ -95,18 +73,35 @@ impl<B: Buffer> Nic<B> {
             .and_then(|switch| switch.function(vf).ok())
             .filter(|function| function.state == VfState::Active)
             .and_then(|function| config.vms.get(&function.vm));
-        let Some(entry) = active else {
-            return Posted::NOBODY;
-        };
-        let mut admission = Admission::new(&config, &entry.port);
-        self.post(&config, &entry.port, frames, |send, ring| {
-            admission.open(send, Function::Virtual(vf), ring);
-        })
+        match active {
+            Some(entry) => self.post(&config, &entry.port, Poster::Guest, frames),
+            None => Posted::NOBODY,
+        }
     }
 
     /// Takes completions of a machine's sends, or of the host's own.
     pub fn take_completions(&self, owner: VmId, now: Timestamp, into: &mut Vec<Completion<B>>) {
         self.completions(owner, now, |completions| completions.drain_into(into));
+    }
+
+    /// As [`take_completions`](Self::take_completions), for a sender that has to know only which
+    /// sends failed: takes those, and returns how many went well.
+    pub fn take_failures(
+        &self,
+        owner: VmId,
+        now: Timestamp,
+        failed: &mut Vec<Completion<B>>,
+    ) -> usize {
+        let mut sent = 0;
+        self.completions(owner, now, |completions| {
+            for completed in completions.drain() {
+                match completed {
+                    Completed::Sent(ids) => sent += ids.count as usize,
+                    Completed::Failed(completion) => failed.push(completion),
+                }
+            }
+        });
+        sent
     }
 
     /// As [`take_completions`](Self::take_completions), several at once where they went well.
@@ -128,17 +123,54 @@ impl<B: Buffer> Nic<B> {
         take(completions);
     }
 
+    /// Puts frames into a ring as they are; its processor looks into them. Handles alone are
+    /// looked at here: a handle that is good when it is posted is good until the frame is sent.
     #[inline(never)]
-    fn post<S>(
+    fn post(
         &self,
         config: &Config<B>,
         port: &VmPort<B>,
-        frames: &mut Vec<S>,
-        mut admit: impl FnMut(S, &mut SendRing<B>),
+        poster: Poster,
+        frames: &mut Vec<Send<B>>,
     ) -> Posted {
-        let mut sends = lock(&port.sends);
-        let sends = &mut *sends;
-        let room = port.ring.saturating_sub(sends.pending.len());
+        let mut admitted = SendIpsec::Policy;
+        let mut all_admitted = true;
+        let mut large = 0;
+        for send in frames.iter() {
+            large += usize::from(send.segment_size.is_some());
+            if send.ipsec != admitted {
+                admitted = send.ipsec;
+                all_admitted &= is_admitted(config, port, send);
+            }
+        }
+        let mut ring = lock(&port.sends);
+        let room = port.ring.saturating_sub(ring.len(poster));
+        let posted = if all_admitted && frames.len() <= room && !config.faulty {
+            let accepted = frames.len();
+            ring.push_all(poster, frames, large);
+            Posted {
+                accepted,
+                stopped: None,
+            }
+        } else {
+            self.post_some(config, port, poster, frames, room, &mut ring)
+        };
+        ring.counters.posted += posted.accepted as u64;
+        port.attention.store(true, Ordering::Relaxed);
+        posted
+    }
+
+    /// As many as there is room for; those with a foreign handle end here.
+    #[cold]
+    fn post_some(
+        &self,
+        config: &Config<B>,
+        port: &VmPort<B>,
+        poster: Poster,
+        frames: &mut Vec<Send<B>>,
+        room: usize,
+        ring: &mut SendRing<B>,
+    ) -> Posted {
         let mut stopped = (frames.len() > room).then_some(SendRefusal::RingFull);
         let mut accepted = room.min(frames.len());
         if config.faulty {
@@ -152,108 +184,47 @@ impl<B: Buffer> Nic<B> {
                 (accepted, stopped) = (accepted / 2, Some(SendRefusal::RingFull));
             }
         }
-        sends.counters.posted += accepted as u64;
-        for frame in frames.drain(..accepted) {
-            admit(frame, sends);
+        let mut admitted = Vec::with_capacity(accepted);
+        for send in frames.drain(..accepted) {
+            match is_admitted(config, port, &send) {
+                true => admitted.push(send),
+                false => ring.refuse(send, Loss::ForeignHandle),
+            }
         }
-        sends.commit();
-        port.attention.store(true, Ordering::Relaxed);
+        let large = |send: &&Send<B>| send.segment_size.is_some();
+        let large = admitted.iter().filter(large).count();
+        ring.push_all(poster, &mut admitted, large);
         Posted { accepted, stopped }
     }
 }
 
-/// Checks frames before they get into the ring: what may not be sent ends here, and never
-/// leaves in clear.
-struct Admission<'a, B> {
-    config: &'a Config<B>,
-    port: &'a VmPort<B>,
-    /// The last handle that was found to be the sender's.
-    admitted: Option<OffloadHandle>,
+/// What a sender may not do through its function.
+pub(super) fn violation<B>(
+    (port, poster): (&VmPort<B>, Poster),
+    link: &Link,
+    vlan: Option<VlanId>,
+    ipsec: SendIpsec,
+) -> Option<Loss> {
+    if poster == Poster::Host {
+        None
+    } else if vlan.is_some() {
+        // The VLAN is the adapter's business, not the machine's.
+        Some(Loss::Vlan)
+    } else if !port.settings.trusted && link.source != port.address.mac {
+        Some(Loss::Spoofed)
+    } else if ipsec == SendIpsec::Done {
+        Some(Loss::Policy)
+    } else {
+        None
+    }
 }
 
-impl<'a, B: Buffer> Admission<'a, B> {
-    fn new(config: &'a Config<B>, port: &'a VmPort<B>) -> Self {
-        Self {
-            config,
-            port,
-            admitted: None,
-        }
-    }
-
-    /// Takes a frame apart and admits it to the ring.
-    #[inline(always)]
-    fn open(&mut self, send: Send<B>, from: Function, ring: &mut SendRing<B>) {
-        let frame = match Frame::open(send.frame) {
-            Ok(frame) => frame,
-            Err((buffer, _)) => return ring.refuse(send.id, buffer, Loss::Malformed),
-        };
-        if from != Function::Physical
-            && let Some(loss) = self.violation(&frame, send.ipsec)
-        {
-            return ring.refuse(send.id, frame.give_back(), loss);
-        }
-        let pending = Pending {
-            id: send.id,
-            is_segment: false,
-            frame,
-            ipsec: send.ipsec,
-            segment_size: send.segment_size,
-            checksum: send.checksum,
-            from,
-        };
-        self.admit(pending, ring);
-    }
-
-    #[inline(always)]
-    fn admit(&mut self, mut pending: Pending<B>, ring: &mut SendRing<B>) {
-        match self.passes(&mut pending) {
-            true => ring.push(pending),
-            false => ring.refuse(pending.id, pending.frame.give_back(), Loss::ForeignHandle),
-        }
-    }
-
-    /// Whether a frame may be sent with its handle; it is on the VLAN of its sender then.
-    #[inline(always)]
-    fn passes(&mut self, pending: &mut Pending<B>) -> bool {
-        if let SendIpsec::Handle(handle) = pending.ipsec
-            && !self.admits(handle)
-        {
-            return false;
-        }
-        if pending.frame.vlan.is_none() {
-            pending.frame.vlan = self.port.address.vlan;
-        }
-        true
-    }
-
-    /// What a function may not do.
-    #[inline(always)]
-    fn violation(&self, frame: &Frame<B>, ipsec: SendIpsec) -> Option<Loss> {
-        if frame.vlan.is_some() {
-            // The VLAN is the adapter's business, not the machine's.
-            Some(Loss::Vlan)
-        } else if !self.port.settings.trusted && frame.link.source != self.port.address.mac {
-            Some(Loss::Spoofed)
-        } else if ipsec == SendIpsec::Done {
-            Some(Loss::Policy)
-        } else {
-            None
-        }
-    }
-
-    /// Whether a handle names an association of the sender, on its port.
-    #[inline(always)]
-    fn admits(&mut self, handle: OffloadHandle) -> bool {
-        self.admitted == Some(handle) || self.look_up(handle)
-    }
-
-    #[inline(never)]
-    fn look_up(&mut self, handle: OffloadHandle) -> bool {
-        let found = self.config.unit.get(self.port.vm, handle);
-        let admits = found.is_some_and(|offloaded| offloaded.offload.port == self.port.port);
-        if admits {
-            self.admitted = Some(handle);
-        }
-        admits
-    }
+/// Whether the handle of a send, if it has one, names an association of the sender, on its port.
+#[inline(never)]
+fn is_admitted<B>(config: &Config<B>, port: &VmPort<B>, send: &Send<B>) -> bool {
+    let SendIpsec::Handle(handle) = send.ipsec else {
+        return true;
+    };
+    let found = config.unit.get(port.vm, handle);
+    found.is_some_and(|offloaded| offloaded.offload.port == port.port)
 }

@@ -6,10 +6,11 @@ use vesper_esp::Buffer;
 use vesper_sa::VmId;
 
 use super::{Config, Nic, NicEvent, QueueError};
-use crate::fate::{Loss, SendError};
+use crate::fate::Loss;
 use crate::filter::ReceiveFilter;
 use crate::queue::{QueueEvent, QueueId};
 use crate::rings::lock;
+use crate::sends::Poster;
 use crate::sriov::{
     Function, NicSwitch, NicSwitchParams, NicSwitchState, SriovError, VPort, VPortId, VfEvent,
     VfId, VfState, VirtualFunction,
@@ -254,7 +255,7 @@ impl<B: Buffer> Nic<B> {
         let switch = config.switch.as_ref().ok_or(SriovError::NoSwitch)?;
         let function = switch.function(vf)?;
         let next = function.state.on(VfEvent::Reset)?;
-        config.fail_sends_of(vf, function.vm);
+        config.fail_sends_of(function.vm);
         config.set_vf_state(vf, function, next);
         Ok(())
     }
@@ -293,7 +294,7 @@ impl<B: Buffer> Nic<B> {
             if let Some(vport) = function.vport {
                 let _ = config.take_vport(vport);
             }
-            config.fail_sends_of(vf, function.vm);
+            config.fail_sends_of(function.vm);
             if let Some(switch) = config.switch.as_mut() {
                 switch.set_function(vf, None);
             }
@@ -352,18 +353,15 @@ impl<B: Buffer> Config<B> {
         Ok(())
     }
 
-    fn fail_sends_of(&self, vf: VfId, vm: VmId) {
+    /// What a machine has posted through its function and was not sent.
+    fn fail_sends_of(&self, vm: VmId) {
         let Some(entry) = self.vms.get(&vm) else {
             return;
         };
         let port = Arc::clone(&entry.port);
         let mut sends = lock(&port.sends);
-        for pending in sends.take_all() {
-            if pending.from == Function::Virtual(vf) {
-                sends.fail(pending, SendError::Lost(Loss::Gone));
-            } else {
-                sends.push(pending);
-            }
+        for send in sends.take_all(Poster::Guest) {
+            sends.refuse(send, Loss::Gone);
         }
     }
 }

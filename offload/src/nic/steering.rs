@@ -9,13 +9,14 @@ use vesper_esp::wire::{Located, locate, protocol};
 use vesper_sa::{Mode, ReceiveKey, Receiver, Spi, VmId};
 
 use super::{Config, Nic};
+use crate::arrivals::Class;
 use crate::capability::OffloadMode;
-use crate::ethernet::{Frame, MacAddress, VlanId, ethertype};
+use crate::ethernet::{Frame, HEADER_LEN, MacAddress, VlanId};
 use crate::fate::Loss;
 use crate::filter::ReceiveFilter;
-use crate::flow_key::{FlowKey, PLAIN, PLAIN_MASK, mix};
+use crate::flow_key::{EspKey, FlowKey, FrameKey, PLAIN, PLAIN_MASK, mix};
 use crate::queue::QueueId;
-use crate::rings::{Class, Queue, QueueInner, Waiting, lock};
+use crate::rings::{Queue, QueueInner, lock};
 use crate::unit::Offloaded;
 
 /// Steers frames one after another. Neighbours are mostly alike: what was found for one frame
@@ -25,8 +26,34 @@ pub(super) struct Steering<'a, B> {
     config: &'a Config<B>,
     filtered: Option<Filtered>,
     association: Option<(ReceiveKey, Option<Found<'a>>)>,
+    /// The latest frame, if a glance recognises those that are like it: they go to the end of the
+    /// queue that is open.
     latest: Option<Latest>,
     open: Option<OpenQueue<'a, B>>,
+}
+
+/// What the next frame is recognised by, if it is like the latest one.
+#[derive(Clone, Copy)]
+pub(super) enum Latest {
+    /// ESP of the same association, or of none.
+    Esp(EspKey),
+    /// Not ESP, of the same flow.
+    Clear(FrameKey),
+}
+
+impl Latest {
+    fn of(frame: &[u8]) -> Option<Self> {
+        let esp = EspKey::of(frame).map(Self::Esp);
+        esp.or_else(|| FrameKey::of(frame).map(Self::Clear))
+    }
+
+    #[inline(always)]
+    fn matches(&self, frame: &[u8]) -> bool {
+        match self {
+            Self::Esp(key) => key.matches(frame),
+            Self::Clear(key) => key.matches(frame),
+        }
+    }
 }
 
 /// A queue that is locked, and the name that it was asked for by.
@@ -34,16 +61,6 @@ struct OpenQueue<'a, B> {
     id: QueueId,
     queue: &'a Queue<B>,
     inner: MutexGuard<'a, QueueInner<B>>,
-}
-
-/// What the latest ESP packet that a glance recognises was: the next one with the same key
-/// is the same, and goes into the queue that is open.
-struct Latest {
-    destination: MacAddress,
-    vlan: Option<VlanId>,
-    /// Address and SPI, see [`peek`].
-    key: u64,
-    class: Class,
 }
 
 /// An association, and the queue that its packets go to: that of the filter is the same for
@@ -77,26 +94,35 @@ impl<'a, B: Buffer> Steering<'a, B> {
         }
     }
 
-    /// Puts a frame into the queue that it belongs to.
+    /// Puts a frame from the wire into the queue that it belongs to.
     #[inline(always)]
-    pub(super) fn place(&mut self, frame: Frame<B>) {
+    pub(super) fn place(&mut self, mut buffer: B) {
         if let Some(latest) = &self.latest
+            && latest.matches(buffer.data())
             && let Some(open) = &mut self.open
-            && frame.link.ethertype == ethertype::IPV4
-            && frame.link.destination == latest.destination
-            && frame.vlan == latest.vlan
-            && peek(frame.payload.data()) == Some(latest.key)
             && open.inner.waiting.len() < open.queue.ring
         {
-            let class = latest.class;
-            open.inner.waiting.push_back(Waiting { frame, class });
-            return;
+            buffer.trim_front(HEADER_LEN);
+            return open.inner.waiting.push_alike(buffer);
         }
-        self.place_any(frame);
+        self.place_any(buffer);
     }
 
     #[inline(never)]
-    fn place_any(&mut self, frame: Frame<B>) {
+    fn place_any(&mut self, buffer: B) {
+        let key = Latest::of(buffer.data());
+        match Frame::open(buffer) {
+            Ok(frame) => self.place_opened(frame, key),
+            Err((buffer, _)) => {
+                self.let_go();
+                self.nic.lose(self.config, None, buffer, Loss::Malformed);
+            }
+        }
+    }
+
+    /// Puts a frame that was taken apart into the queue that it belongs to; `key` is what those
+    /// that are like it can be recognised by.
+    pub(super) fn place_opened(&mut self, frame: Frame<B>, key: Option<Latest>) {
         if frame.link.destination.is_group() {
             self.let_go();
             self.nic.replicate(self.config, &frame, None);
@@ -104,7 +130,7 @@ impl<'a, B: Buffer> Steering<'a, B> {
         }
         match self.find(&frame) {
             Ok((queue, class)) => {
-                let latest = self.latest_of(&frame, class);
+                let latest = key.filter(|_| self.is_simple(class, frame.payload.data()));
                 self.enqueue(queue, frame, class);
                 // What did not get into its own queue has let it go.
                 self.latest = latest.filter(|_| self.open.is_some());
@@ -117,24 +143,23 @@ impl<'a, B: Buffer> Steering<'a, B> {
         }
     }
 
-    /// What the next packet can be recognised by. In transport mode every packet is looked at.
-    fn latest_of(&self, frame: &Frame<B>, class: Class) -> Option<Latest> {
-        let is_simple = match class {
+    /// Whether the next packet with the same key is the same. In transport mode every packet is
+    /// looked at.
+    fn is_simple(&self, class: Class, packet: &[u8]) -> bool {
+        match class {
             Class::Esp(handle) => {
                 let offloaded = self.config.unit.at(handle);
                 offloaded.is_some_and(|offloaded| offloaded.sa.mode() == Mode::Tunnel)
             }
             // No association has this key.
             Class::Unknown => matches!(self.association, Some((_, None))),
-            Class::Clear | Class::Copy => false,
-        };
-        let key = peek(frame.payload.data())?;
-        (is_simple && frame.link.ethertype == ethertype::IPV4).then_some(Latest {
-            destination: frame.link.destination,
-            vlan: frame.vlan,
-            key,
-            class,
-        })
+            // Through some ports UDP carries ESP and other things.
+            Class::Clear => FlowKey::of(packet).is_some_and(|flow| {
+                let mut ports = flow.ports().into_iter();
+                !ports.any(|port| self.nic.ports.contains(port))
+            }),
+            Class::Copy => false,
+        }
     }
 
     /// Unlocks the queue that is held.
@@ -219,7 +244,7 @@ impl<'a, B: Buffer> Steering<'a, B> {
             return self.nic.lose(self.config, None, frame.payload, Loss::Gone);
         };
         if inner.waiting.len() < queue.ring {
-            inner.waiting.push_back(Waiting { frame, class });
+            inner.waiting.push(frame, class);
             queue.attention.store(true, Ordering::Relaxed);
         } else {
             let owner = queue.owner;

@@ -13,17 +13,19 @@ use vesper_sa::{Direction, Mode, Timestamp, VmId};
 
 use super::choose::{Choice, Chooser};
 use super::sealed::{Route, Sealing, is_sealed, refusal};
+use super::send::violation;
 use super::steering::Steering;
 use super::{BATCH, Config, Nic, Processor};
 use crate::completions::SentIds;
-use crate::ethernet::Frame;
+use crate::ethernet::{Frame, parse};
 use crate::fate::{Loss, SendError};
 use crate::fault::Faults;
 use crate::nic::large_send::fill_checksum;
 use crate::queue::QueueId;
-use crate::rings::{Pending, SendRing, VmPort, lock};
+use crate::rings::{VmPort, lock};
+use crate::sends::{Pending, Poster, SendRing};
 use crate::sriov::Function;
-use crate::transfer::{Completion, HostWork, Received, ReceivedIpsec, SendIpsec};
+use crate::transfer::{Completion, HostWork, Received, ReceivedIpsec, Send, SendIpsec};
 use crate::unit::Offloaded;
 
 /// What is done about IPsec for one frame of a batch.
@@ -61,29 +63,78 @@ impl<B: Buffer> Nic<B> {
         }
         let mut batch = core::mem::take(&mut processor.sending);
         let most = most.min(BATCH);
-        {
+        let poster = {
             let mut sends = lock(&port.sends);
-            let sends = &mut *sends;
-            if sends.large == 0 && sends.limiter.is_unlimited() && sends.pending.len() <= most {
-                core::mem::swap(&mut sends.pending, &mut batch);
-            } else {
-                sends.take_batch(now, most, &mut batch);
-            }
-            if sends.pending.is_empty() {
+            let poster = sends.take_batch(now, most, &mut batch);
+            if sends.is_empty() {
                 port.attention.store(false, Ordering::Relaxed);
             }
-        }
+            poster
+        };
         let count = batch.len();
         let mut bytes = 0;
         if count > 0 {
-            bytes = match batch.front().and_then(|pending| pending.segment_size) {
-                Some(size) => self.send_large(config, port, processor, now, &mut batch, size),
-                None => self.send_batch(config, port, processor, now, &mut batch),
-            };
+            bytes = self.send_batch(config, (port, poster), processor, now, &mut batch);
             processor.account(port.vm, count, bytes);
         }
         processor.sending = batch;
         (count, bytes)
+    }
+
+    /// Does to a batch of frames whatever is to be done about IPsec, sends them and completes
+    /// them. Returns their bytes, as posted.
+    fn send_batch(
+        &self,
+        config: &Config<B>,
+        from: (&VmPort<B>, Poster),
+        processor: &mut Processor<B>,
+        now: Timestamp,
+        batch: &mut VecDeque<Send<B>>,
+    ) -> usize {
+        let (port, poster) = from;
+        let first = batch.front();
+        let is_large = first.is_some_and(|send| send.segment_size.is_some());
+        let is_finished = first.is_some_and(|send| send.ipsec == SendIpsec::Done);
+        if poster == Poster::Host
+            && is_finished
+            && !is_large
+            && let Some(bytes) = self.send_finished(config, port, processor, batch)
+        {
+            return bytes;
+        }
+        let mut opened = core::mem::take(&mut processor.opened);
+        let sealing = match is_large || is_finished {
+            true => Sealing::Not,
+            false => {
+                let engine = &mut processor.engine;
+                self.seal_all(config, from, engine, now, batch, &mut opened)
+            }
+        };
+        let bytes = match sealing {
+            Sealing::All { runs, bytes } => {
+                self.send_sealed(config, port, processor, batch, &runs, bytes);
+                bytes
+            }
+            Sealing::Some { protected, bytes } => {
+                let protected = Some(protected);
+                self.send_mixed(config, port, processor, now, &mut opened, bytes, protected);
+                bytes
+            }
+            Sealing::Not => {
+                open_sends(from, batch, &mut opened);
+                match opened.first().and_then(|pending| pending.segment_size) {
+                    Some(size) => self.send_large(config, port, processor, now, &mut opened, size),
+                    None => {
+                        let packets = opened.iter().map(|pending| &pending.frame.payload);
+                        let bytes = packets.map(|packet| packet.data().len()).sum();
+                        self.send_mixed(config, port, processor, now, &mut opened, bytes, None);
+                        bytes
+                    }
+                }
+            }
+        };
+        processor.opened = opened;
+        bytes
     }
 
     /// Cuts the one large send in `batch`, sends the segments, and completes it as a whole.
@@ -94,14 +145,15 @@ impl<B: Buffer> Nic<B> {
         port: &VmPort<B>,
         processor: &mut Processor<B>,
         now: Timestamp,
-        batch: &mut VecDeque<Pending<B>>,
+        batch: &mut Vec<Pending<B>>,
         size: u16,
     ) -> usize {
-        let Some(large) = batch.pop_front() else {
+        let Some(large) = batch.pop() else {
             return 0;
         };
         let bytes = large.frame.payload.data().len();
-        let choice = Chooser::new(config, port.vm).choose(large.ipsec, &large.frame);
+        let Frame { payload, link, .. } = &large.frame;
+        let choice = Chooser::new(config, port.vm).choose(large.ipsec, link, payload.data());
         let may_cut = match choice {
             Choice::Clear => true,
             Choice::Crypto(_) => false,
@@ -158,35 +210,6 @@ impl<B: Buffer> Nic<B> {
         self.complete(config, &mut sends, Completion::done(large.id), now);
     }
 
-    /// Does to a batch of frames whatever is to be done about IPsec, sends them and completes
-    /// them. Returns their bytes, as posted.
-    fn send_batch(
-        &self,
-        config: &Config<B>,
-        port: &VmPort<B>,
-        processor: &mut Processor<B>,
-        now: Timestamp,
-        batch: &mut VecDeque<Pending<B>>,
-    ) -> usize {
-        let engine = &mut processor.engine;
-        match self.seal_all(config, port.vm, engine, now, batch.make_contiguous()) {
-            Sealing::All { runs, bytes } => {
-                self.send_sealed(config, port, processor, batch, &runs, bytes);
-                bytes
-            }
-            Sealing::Some { protected, bytes } => {
-                self.send_mixed(config, port, processor, now, batch, bytes, Some(protected));
-                bytes
-            }
-            Sealing::Not => {
-                let packets = batch.iter().map(|pending| &pending.frame.payload);
-                let bytes = packets.map(|packet| packet.data().len()).sum();
-                self.send_mixed(config, port, processor, now, batch, bytes, None);
-                bytes
-            }
-        }
-    }
-
     /// Does to each of a batch of frames whatever is to be done about IPsec, unless that is done
     /// already, sends them, and completes those that are no segments. `bytes` are theirs, as
     /// posted.
@@ -198,13 +221,13 @@ impl<B: Buffer> Nic<B> {
         port: &VmPort<B>,
         processor: &mut Processor<B>,
         now: Timestamp,
-        batch: &mut VecDeque<Pending<B>>,
+        batch: &mut Vec<Pending<B>>,
         bytes: usize,
         protected: Option<Protected<'_>>,
     ) {
         let Protected { steps, errors } = protected.unwrap_or_else(|| {
             let engine = &mut processor.engine;
-            self.protect(config, port.vm, engine, now, batch.make_contiguous())
+            self.protect(config, port.vm, engine, now, batch)
         });
         let mut errors = errors.into_iter();
         let mut for_host: ArrayVec<Received<B>, BATCH> = ArrayVec::new();
@@ -285,7 +308,7 @@ impl<B: Buffer> Nic<B> {
     ) {
         for frame in frames {
             if !frame.link.destination.is_group() {
-                Steering::new(self, config).place(frame);
+                Steering::new(self, config).place_opened(frame, None);
                 continue;
             }
             self.replicate(config, &frame, Some(port.vm));
@@ -317,7 +340,8 @@ impl<B: Buffer> Nic<B> {
             if pending.checksum {
                 fill_checksum(pending.frame.payload.data_mut());
             }
-            let choice = chooser.choose(pending.ipsec, &pending.frame);
+            let Frame { payload, link, .. } = &pending.frame;
+            let choice = chooser.choose(pending.ipsec, link, payload.data());
             let packet = &mut pending.frame.payload;
             let step = match choice {
                 Choice::Packet(offloaded) => {
@@ -463,6 +487,40 @@ impl<B: Buffer> Nic<B> {
             if let Some(byte) = packet.get_mut(at) {
                 *byte ^= 0x10;
             }
+        }
+    }
+}
+
+/// Takes the frames of a batch apart; what may not be sent ends here, and never leaves in clear.
+#[inline(never)]
+fn open_sends<B: Buffer>(
+    from: (&VmPort<B>, Poster),
+    batch: &mut VecDeque<Send<B>>,
+    opened: &mut Vec<Pending<B>>,
+) {
+    let (port, _) = from;
+    for send in batch.drain(..) {
+        let violation = match parse(send.frame.data()) {
+            Ok((link, vlan, _)) => violation(from, &link, vlan, send.ipsec),
+            Err(_) => Some(Loss::Malformed),
+        };
+        if let Some(loss) = violation {
+            lock(&port.sends).refuse(send, loss);
+            continue;
+        }
+        match Frame::open(send.frame) {
+            Ok(mut frame) => {
+                frame.vlan = frame.vlan.or(port.address.vlan);
+                opened.push(Pending {
+                    id: send.id,
+                    is_segment: false,
+                    frame,
+                    ipsec: send.ipsec,
+                    segment_size: send.segment_size,
+                    checksum: send.checksum,
+                });
+            }
+            Err((frame, _)) => lock(&port.sends).refuse(Send { frame, ..send }, Loss::Malformed),
         }
     }
 }

@@ -1,6 +1,7 @@
 //! `/v1/sas`: associations.
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use axum::Json;
 use axum::body::{Body, Bytes};
@@ -9,14 +10,15 @@ use axum::http::{StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use futures_util::{StreamExt, stream};
 use vesper_verify::xfrm::{self, Line, State as SaWords};
+use zeroize::Zeroizing;
 
 use super::answer::Refused;
 use super::{Api, body, view};
 use crate::control::types;
-use crate::plane::{Origin, Refusal, SaFilter, SaId, SaRecord, SaSpec, Scope};
+use crate::plane::{Origin, Plane, Refusal, SaFilter, SaId, SaRecord, SaSpec, Scope};
 
 /// How many associations are put into words at a time.
-const CHUNK: usize = 64;
+const CHUNK: usize = 100;
 
 /// What a query means.
 struct Query {
@@ -47,30 +49,20 @@ pub(super) async fn list(
     uri: Uri,
 ) -> Result<Response, Refused> {
     let query = query(&uri, scope)?;
-    let plane = Arc::clone(&api.0.service.plane);
-    let records = plane.sas(scope, &query.filter);
-    let chunks: Vec<Vec<Arc<SaRecord>>> = records.chunks(CHUNK).map(<[_]>::to_vec).collect();
-    // In parts, so that a long list is never in memory as a whole.
-    let parts = stream::iter(chunks.into_iter().enumerate()).then(move |(number, chunk)| {
-        let api = api.clone();
+    let records: Arc<[_]> = api.0.service.plane.sas(scope, &query.filter).into();
+    let begins = (0..records.len()).step_by(CHUNK);
+    // In parts, so that a long list is never in memory as a whole, and others are served between
+    // two of them.
+    let parts = stream::iter(begins).then(move |begin| {
+        let (api, records) = (api.clone(), Arc::clone(&records));
         async move {
-            let keys = query.keys;
-            let words = api.run(move |service| {
-                let mut out = Vec::with_capacity(chunk.len() * 640);
-                for (place, record) in chunk.iter().enumerate() {
-                    if number + place > 0 {
-                        out.push(b',');
-                    }
-                    let secret = match keys {
-                        true => service.plane.secret_words(record)?,
-                        false => None,
-                    };
-                    let view = view::sa(record, secret.as_ref().map(|words| words.as_str()));
-                    // Writing into memory does not fail.
-                    let _ = serde_json::to_writer(&mut out, &view);
-                }
-                Ok(Bytes::from(out))
-            });
+            let some = begin..records.len().min(begin + CHUNK);
+            if !query.keys {
+                // What is told is in memory and waits for nobody.
+                return listed(&records[some], begin == 0, None);
+            }
+            let words =
+                api.run(move |service| listed(&records[some], begin == 0, Some(&*service.plane)));
             words.await.map_err(|refused| refused.0)
         }
     });
@@ -78,6 +70,30 @@ pub(super) async fn list(
     let end = stream::once(async { Ok(Bytes::from_static(b"]}\n")) });
     let body = Body::from_stream(begin.chain(parts).chain(end));
     Ok(([(header::CONTENT_TYPE, "application/json")], body).into_response())
+}
+
+/// A part of a list, `first` or not, with keys if there is somebody to ask for them.
+fn listed(records: &[Arc<SaRecord>], first: bool, keys: Option<&Plane>) -> Result<Bytes, Refusal> {
+    let now = SystemTime::now();
+    // With keys it does not grow, which would leave a part of them behind.
+    let room = if keys.is_some() { 2048 } else { 640 };
+    let mut out = Vec::with_capacity(records.len() * room);
+    for (place, record) in records.iter().enumerate() {
+        if !first || place > 0 {
+            out.push(b',');
+        }
+        let secret = match keys {
+            Some(plane) => plane.secret_words(record)?,
+            None => None,
+        };
+        let view = view::sa(record, secret.as_ref().map(|words| words.as_str()), now);
+        // Writing into memory does not fail.
+        let _ = serde_json::to_writer(&mut out, &view);
+    }
+    Ok(match keys {
+        Some(_) => Bytes::from_owner(Zeroizing::new(out)),
+        None => Bytes::from(out),
+    })
 }
 
 /// Adds an association.
@@ -251,22 +267,18 @@ pub(super) async fn show(
     Extension(scope): Extension<Scope>,
     Path(id): Path<String>,
     uri: Uri,
-) -> Result<Json<types::Sa>, Refused> {
+) -> Result<Response, Refused> {
     let query = query(&uri, scope)?;
     let record = record(&api, scope, &id)?;
-    let view = api
-        .run(move |service| {
-            let secret = match query.keys {
-                true => service.plane.secret_words(&record)?,
-                false => None,
-            };
-            Ok(view::sa(
-                &record,
-                secret.as_ref().map(|words| words.as_str()),
-            ))
-        })
-        .await?;
-    Ok(Json(view))
+    let one = match query.keys {
+        true => {
+            api.run(move |service| listed(&[record], true, Some(&*service.plane)))
+                .await?
+        }
+        // What is told is in memory and waits for nobody.
+        false => listed(&[record], true, None)?,
+    };
+    Ok(([(header::CONTENT_TYPE, "application/json")], one).into_response())
 }
 
 /// Deletes one association.

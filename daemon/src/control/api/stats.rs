@@ -93,17 +93,18 @@ pub(super) async fn port_counters(
     Path((host, name)): Path<(String, String)>,
 ) -> Result<Json<types::PortCounters>, Refused> {
     let statistics = (api.0.service.statistics)();
+    let unknown = || Refusal {
+        remedy: "GET /v1/ports, or `vesper port list`, tells which there are".to_owned(),
+        ..Refusal::not_found("port", format!("{host}/{name}"))
+    };
     let node = statistics.nodes.iter().find(|node| *node.name == *host);
-    let node = node.ok_or_else(|| Refusal::not_found("host", &host))?;
+    let node = node.ok_or_else(unknown)?;
     let counters = if name == "uplink" {
         uplink_counters(node)
     } else {
-        let machine = node
-            .machines
-            .iter()
-            .find(|machine| *machine.name == *name)
-            .ok_or_else(|| Refusal::not_found("port", format!("{host}/{name}")))?;
-        machine_counters(machine)
+        let mut machines = node.machines.iter();
+        let machine = machines.find(|machine| *machine.name == *name);
+        machine_counters(machine.ok_or_else(unknown)?)
     };
     Ok(Json(types::PortCounters {
         name: format!("{host}/{name}"),

@@ -1,39 +1,81 @@
 //! How things of the plane look from outside.
 
-use std::time::UNIX_EPOCH;
+use std::fmt;
+use std::net::IpAddr;
+use std::time::{SystemTime, UNIX_EPOCH};
 
-use vesper_sa::{Direction, Mode, ReplayProtection};
+use serde::{Serialize, Serializer};
+use vesper_offload::SoftwareReason;
+use vesper_sa::{Direction, Mode, ReplayProtection, Spi};
 use vesper_verify::xfrm::{PolicyAction, selector_words};
 
 use crate::control::types;
 use crate::plane::{Event, Finding, Origin, Plane, PolicyRecord, SaRecord, Severity, VmRecord};
 
-/// An association; `secret` are its words with keys, if they were asked for.
-pub(super) fn sa(record: &SaRecord, secret: Option<&str>) -> types::Sa {
+/// An association as [`types::Sa`] has it, field by field, without a copy of anything: a list has
+/// ten thousand of them. Tests hold the two against each other.
+#[derive(Serialize)]
+pub(super) struct Sa<'a> {
+    id: u64,
+    host: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    vm: Option<&'a str>,
+    dir: &'static str,
+    #[serde(serialize_with = "shown")]
+    spi: Spi,
+    src: IpAddr,
+    dst: IpAddr,
+    mode: &'static str,
+    reqid: u32,
+    suite: &'static str,
+    state: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    needs_rekey: Option<&'a str>,
+    #[serde(serialize_with = "shown")]
+    offload: Offload<'a>,
+    #[serde(
+        skip_serializing_if = "Option::is_none",
+        serialize_with = "shown_if_any"
+    )]
+    why_not: Option<&'a SoftwareReason>,
+    esn: bool,
+    replay_window: u32,
+    sequence: u64,
+    packets: u64,
+    bytes: u64,
+    replays: u64,
+    authentication_failures: u64,
+    refused: u64,
+    age_seconds: u64,
+    origin: &'static str,
+    words: &'a str,
+}
+
+/// Where an association is at work.
+struct Offload<'a>(&'a SaRecord);
+
+/// An association at this moment; `secret` are its words with keys, if they were asked for.
+pub(super) fn sa<'a>(record: &'a SaRecord, secret: Option<&'a str>, now: SystemTime) -> Sa<'a> {
     let params = record.sa.params();
     let statistics = record.sa.statistics();
-    let (offload, why_not) = match record.offloaded() {
-        Ok(mode) => (mode.to_string(), None),
-        Err(reason) => ("software".to_owned(), Some(reason.to_string())),
-    };
-    types::Sa {
+    Sa {
         id: record.id.0,
-        host: record.host.to_string(),
-        vm: record.vm.as_deref().map(str::to_owned),
-        dir: direction(params.direction).to_owned(),
-        spi: params.spi.to_string(),
-        src: params.source.to_string(),
-        dst: params.destination.to_string(),
+        host: &record.host,
+        vm: record.vm.as_deref(),
+        dir: direction(params.direction),
+        spi: params.spi,
+        src: params.source,
+        dst: params.destination,
         mode: match params.mode {
-            Mode::Transport => "transport".to_owned(),
-            Mode::Tunnel => "tunnel".to_owned(),
+            Mode::Transport => "transport",
+            Mode::Tunnel => "tunnel",
         },
         reqid: params.reqid,
-        suite: record.sa.context().cipher().suite().name.to_owned(),
-        state: record.state().to_owned(),
-        needs_rekey: record.needs_rekey.as_deref().map(str::to_owned),
-        offload,
-        why_not,
+        suite: record.sa.context().cipher().suite().name,
+        state: record.state(),
+        needs_rekey: record.needs_rekey.as_deref(),
+        offload: Offload(record),
+        why_not: record.offloaded().err(),
         esn: params.esn,
         replay_window: match params.replay {
             ReplayProtection::Window(window) => window.get(),
@@ -45,9 +87,12 @@ pub(super) fn sa(record: &SaRecord, secret: Option<&str>) -> types::Sa {
         replays: statistics.replays,
         authentication_failures: statistics.authentication_failures,
         refused: statistics.refused,
-        age_seconds: record.added.elapsed().unwrap_or_default().as_secs(),
-        origin: origin(record.origin).to_owned(),
-        words: secret.unwrap_or(&record.words).to_owned(),
+        age_seconds: now
+            .duration_since(record.added)
+            .unwrap_or_default()
+            .as_secs(),
+        origin: origin(record.origin),
+        words: secret.unwrap_or(&record.words),
     }
 }
 
@@ -143,5 +188,28 @@ const fn origin(origin: Origin) -> &'static str {
     match origin {
         Origin::Configured => "configured",
         Origin::Requested => "requested",
+    }
+}
+
+impl fmt::Display for Offload<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0.offloaded() {
+            Ok(mode) => mode.fmt(f),
+            Err(_) => f.write_str("software"),
+        }
+    }
+}
+
+fn shown<S: Serializer>(value: &impl fmt::Display, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(value)
+}
+
+fn shown_if_any<S: Serializer>(
+    value: &Option<&SoftwareReason>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    match value {
+        Some(reason) => serializer.collect_str(reason),
+        None => serializer.serialize_none(),
     }
 }

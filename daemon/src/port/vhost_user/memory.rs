@@ -9,8 +9,16 @@ use std::fs::File;
 use rustix::fs::{SealFlags, fcntl_get_seals, fstat};
 use vm_memory::{FileOffset, MmapRegion, VolatileMemory, VolatileSlice};
 
+use crate::port::sys::{prefetch_to_read, prefetch_to_write};
+
 /// Regions that a front-end may share, as many as one message of the protocol can name.
 pub(super) const REGIONS: usize = 8;
+
+/// Bytes of a cache line.
+pub(super) const CACHE_LINE: usize = 64;
+
+/// Lines of a buffer that are asked for ahead. For longer frames the processor does the rest.
+const LINES: usize = 2;
 
 /// What a front-end says about one of its regions.
 #[derive(Clone, Copy, Debug)]
@@ -146,13 +154,20 @@ impl Memory {
         aligned.then(slice)?
     }
 
-    /// Reads a byte at a guest's address, so that it comes into the cache.
+    /// Asks for the first bytes at a guest's address, to be read or written soon. A hint: the
+    /// address is checked when its turn comes.
     #[inline]
-    pub(super) fn touch(&self, guest: u64) {
-        if let Some(slice) = self.slice(guest, 1) {
-            let mut byte = [0];
-            slice.copy_to(&mut byte[..]);
-            std::hint::black_box(byte);
+    pub(super) fn prefetch(&self, guest: u64, writes: bool) {
+        let Some(slice) = self.slice(guest, 1) else {
+            return;
+        };
+        let first = slice.ptr_guard().as_ptr();
+        for line in 0..LINES {
+            let line = first.wrapping_add(line * CACHE_LINE);
+            match writes {
+                true => prefetch_to_write(line),
+                false => prefetch_to_read(line),
+            }
         }
     }
 
@@ -196,7 +211,8 @@ impl Memory {
 
     /// What one region has of the `len` bytes at a guest's address: a buffer may lie across
     /// neighbouring regions.
-    fn up_to(&self, guest: u64, len: usize) -> Option<VolatileSlice<'_>> {
+    #[inline]
+    pub(super) fn up_to(&self, guest: u64, len: usize) -> Option<VolatileSlice<'_>> {
         self.regions.iter().find_map(|region| {
             let offset = guest.checked_sub(region.spec.guest)?;
             let left = region.spec.size.checked_sub(offset)?;

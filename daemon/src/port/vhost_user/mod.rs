@@ -30,6 +30,7 @@ use memory::Memory;
 use ring::{Next, Parts, Ring};
 use session::Session;
 pub use session::{Role, SocketError};
+use split::Window;
 use transfer::{Taken, put, take};
 
 /// What a vhost-user port is made of.
@@ -47,6 +48,13 @@ pub struct VhostUserOptions {
     /// its file would end this process with a fatal signal; it is the hypervisor that could, a
     /// guest can not.
     pub sealed: bool,
+}
+
+/// Chains of a guest during a visit to one of its rings.
+#[derive(Debug, Default)]
+struct Hands {
+    window: Window,
+    parts: Parts,
 }
 
 /// Queue pairs that a port may have.
@@ -67,7 +75,7 @@ pub struct VhostUser {
     kicks: Arc<Epoll>,
     /// Segments of which the buffers are taken, and the worker's share was full.
     backlog: VecDeque<Incoming>,
-    parts: Parts,
+    hands: Hands,
     /// The pair whose turn is next.
     turn: usize,
     status: PortStatus,
@@ -90,7 +98,7 @@ impl VhostUser {
             _session: session,
             kicks,
             backlog: VecDeque::with_capacity(super::virtio_net::MOST_SEGMENTS),
-            parts: Parts::default(),
+            hands: Hands::default(),
             turn: 0,
             status: PortStatus {
                 mtu: options.mtu.into(),
@@ -143,7 +151,7 @@ impl Port for VhostUser {
                     index,
                     pool,
                     budget,
-                    &mut self.parts,
+                    &mut self.hands,
                     into,
                     &mut self.status,
                 );
@@ -190,7 +198,7 @@ impl Port for VhostUser {
                 pair * 2,
                 |frame| pairs == 1 || flow(frame) % pairs == pair,
                 pool,
-                &mut self.parts,
+                &mut self.hands,
                 frames,
                 status,
             );
@@ -237,7 +245,7 @@ fn transmitted(
     index: usize,
     pool: &mut Pool,
     most: usize,
-    parts: &mut Parts,
+    hands: &mut Hands,
     into: &mut Vec<Incoming>,
     status: &mut PortStatus,
 ) -> usize {
@@ -255,13 +263,14 @@ fn transmitted(
         ring.give_up();
         return 0;
     }
+    let Hands { window, parts } = hands;
+    window.begin(most);
     let mut taken = 0;
     let frames = into.len();
     while taken < most && into.len() - frames < most {
         let before = position;
-        position.touch(&view, memory);
         parts.clear(false);
-        let head = match position.next(&view, memory, parts) {
+        let head = match position.next(&view, memory, window, parts) {
             Next::Empty => break,
             Next::Malformed(head) => {
                 status.malformed += 1;
@@ -300,7 +309,7 @@ fn deliver(
     index: usize,
     mine: impl Fn(&[u8]) -> bool,
     pool: &mut Pool,
-    parts: &mut Parts,
+    hands: &mut Hands,
     frames: &mut Vec<PacketBuf>,
     status: &mut PortStatus,
 ) {
@@ -318,6 +327,7 @@ fn deliver(
         ring.give_up();
         return;
     }
+    hands.window.begin(frames.len());
     let mut starved = false;
     frames.retain_mut(|frame| {
         if starved || !mine(frame.data()) {
@@ -328,7 +338,7 @@ fn deliver(
                 &mut position,
                 &view,
                 memory,
-                parts,
+                hands,
                 merges,
                 header_len,
                 frame,
@@ -375,7 +385,7 @@ fn offer(
     position: &mut split::Split,
     view: &split::SplitView<'_>,
     memory: &Memory,
-    parts: &mut Parts,
+    hands: &mut Hands,
     merges: bool,
     header_len: usize,
     frame: &PacketBuf,
@@ -384,12 +394,12 @@ fn offer(
     let data = frame.data();
     let needed = header_len + data.len();
     let mut room = 0;
-    position.touch(view, memory);
+    let Hands { window, parts } = hands;
     parts.clear(true);
     let most = if merges { MOST_CHAINS } else { 1 };
     let mut whole = true;
     while whole && room < needed && parts.chains().len() < most {
-        match position.next(view, memory, parts) {
+        match position.next(view, memory, window, parts) {
             Next::Empty => {
                 *position = before;
                 return Offered::Full;

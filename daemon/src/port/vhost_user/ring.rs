@@ -90,6 +90,11 @@ impl Parts {
         Some(())
     }
 
+    /// Whether the device writes to them.
+    pub(super) const fn is_writable(&self) -> bool {
+        self.writable
+    }
+
     pub(super) fn as_slice(&self) -> &[Part] {
         &self.parts
     }

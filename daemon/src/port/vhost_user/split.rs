@@ -1,6 +1,10 @@
 //! A split virtqueue (virtio 1.2 section 2.7), the device's side, made for polling: indices are
 //! read once a visit, and what is done in a visit is published at its end.
 //!
+//! The guest has written all of it on another processor. Who takes one chain after the other
+//! waits for its cache lines each time; so the chains of a [`Window`] are looked at together, and
+//! their buffers asked for, before the first is used.
+//!
 //! Everything in the three parts of the ring is the guest's to change at any time. An entry is
 //! copied, checked and used, never read again. A chain that makes no sense is given back empty;
 //! only an impossible index stops the ring.
@@ -9,14 +13,18 @@ use std::sync::atomic::{Ordering, fence};
 
 use vm_memory::{Bytes, VolatileSlice};
 
-use super::memory::Memory;
+use super::memory::{CACHE_LINE, Memory};
 use super::ring::{Descriptor, Next, Parts};
+use crate::port::sys::{prefetch_to_read, prefetch_to_write};
 
 /// Bytes of one descriptor.
 const DESCRIPTOR: usize = 16;
 
-/// How many chains before its turn a buffer is touched.
-const AHEAD: u16 = 4;
+/// Bytes of an entry of the used ring.
+const USED: usize = 8;
+
+/// Chains that are looked at together.
+const WINDOW: u16 = 32;
 
 /// `VIRTQ_USED_F_NO_NOTIFY`
 const NO_NOTIFY: u16 = 1;
@@ -37,6 +45,25 @@ pub(super) struct Split {
     seen: u16,
 }
 
+/// Chains whose first descriptors were copied ahead of their turn, in a visit to a ring.
+#[derive(Debug, Default)]
+pub(super) struct Window {
+    /// Where in the available ring the first of them is.
+    first: u16,
+    /// Their heads; no descriptor where that is outside of the table.
+    entries: Vec<(u16, Option<Descriptor>)>,
+    /// How many are looked at together.
+    most: u16,
+}
+
+impl Window {
+    /// Begins a visit that may need so many chains. What another one has seen is forgotten.
+    pub(super) fn begin(&mut self, chains: usize) {
+        self.entries.clear();
+        self.most = u16::try_from(chains).map_or(WINDOW, |chains| chains.clamp(1, WINDOW));
+    }
+}
+
 /// The three parts of a ring in the guest's memory.
 #[derive(Debug)]
 pub(super) struct SplitView<'m> {
@@ -44,23 +71,30 @@ pub(super) struct SplitView<'m> {
     available: VolatileSlice<'m>,
     used: VolatileSlice<'m>,
     size: u16,
+    /// Of the indices in a ring, whose size is a power of two (section 2.7).
+    mask: u16,
     event_idx: bool,
 }
 
 impl<'m> SplitView<'m> {
-    /// `None` if a part is not in shared memory, or not aligned as it has to be.
+    /// `None` if a part is not in shared memory, or not aligned as it has to be, or the size is
+    /// no power of two.
     pub(super) fn new(
         memory: &'m Memory,
         [descriptors, available, used]: [u64; 3],
         size: u16,
         event_idx: bool,
     ) -> Option<Self> {
+        if !size.is_power_of_two() {
+            return None;
+        }
         let entries = usize::from(size);
         Some(Self {
             descriptors: memory.user_slice(descriptors, entries * DESCRIPTOR, 16)?,
             available: memory.user_slice(available, 6 + entries * 2, 2)?,
             used: memory.user_slice(used, 6 + entries * 8, 4)?,
             size,
+            mask: size - 1,
             event_idx,
         })
     }
@@ -74,6 +108,26 @@ impl<'m> SplitView<'m> {
 
     fn store(&self, at: usize, value: u16, order: Ordering) {
         let _ = self.used.store(value.to_le(), at, order);
+    }
+
+    /// Asks for the lines of entries that come after a window which ends before this place of the
+    /// available ring and had this descriptor last. Mostly descriptors are used in their order.
+    fn prefetch_window(&self, next: u16, last: u16) {
+        let available = 4 + 2 * usize::from(next & self.mask);
+        prefetch_to_read(at(&self.available, available));
+        let descriptors = usize::from(WINDOW.min(self.size)) * DESCRIPTOR;
+        let first = usize::from(last.wrapping_add(1) & self.mask) * DESCRIPTOR;
+        for line in (0..descriptors).step_by(CACHE_LINE) {
+            prefetch_to_read(at(&self.descriptors, first + line));
+        }
+    }
+
+    /// Asks for the lines of `count` entries of the used ring.
+    fn prefetch_used(&self, next: u16, count: u16) {
+        let first = 4 + USED * usize::from(next & self.mask);
+        for line in (0..usize::from(count) * USED).step_by(CACHE_LINE) {
+            prefetch_to_write(at(&self.used, first + line));
+        }
     }
 
     fn descriptor(&self, index: u16) -> Option<Descriptor> {
@@ -109,43 +163,62 @@ impl Split {
     }
 
     /// Takes the next chain, its parts into `parts`.
+    #[inline]
     pub(super) fn next(
         &mut self,
         view: &SplitView<'_>,
         memory: &Memory,
+        window: &mut Window,
         parts: &mut Parts,
     ) -> Next {
         if self.next_avail == self.seen {
             return Next::Empty;
         }
-        let at = 4 + 2 * usize::from(self.next_avail % view.size);
-        let head = view.load(&view.available, at, Ordering::Relaxed);
+        let index = usize::from(self.next_avail.wrapping_sub(window.first));
+        let (head, first) = match window.entries.get(index) {
+            Some(entry) => *entry,
+            None => self.look_ahead(view, memory, window, parts.is_writable()),
+        };
         self.next_avail = self.next_avail.wrapping_add(1);
-        match walk(view, memory, head, parts) {
+        match walk(view, memory, first, parts) {
             Some(()) => Next::Chain(head),
             None => Next::Malformed(head),
         }
     }
 
-    /// Brings what a later turn needs closer: the guest has written it on another processor, and
-    /// a copy that waits for it waits for nothing else meanwhile. What is read here counts for
-    /// nothing; when its turn comes, it is read and checked.
-    #[inline]
-    pub(super) fn touch(&self, view: &SplitView<'_>, memory: &Memory) {
-        if self.seen.wrapping_sub(self.next_avail) <= AHEAD {
-            return;
+    /// Reads the next chains' first descriptors and asks for their buffers. Returns the next one.
+    fn look_ahead(
+        &self,
+        view: &SplitView<'_>,
+        memory: &Memory,
+        window: &mut Window,
+        writes: bool,
+    ) -> (u16, Option<Descriptor>) {
+        let waiting = self.seen.wrapping_sub(self.next_avail);
+        let count = waiting.min(window.most);
+        window.first = self.next_avail;
+        window.entries.clear();
+        for step in 0..count {
+            let entry = self.next_avail.wrapping_add(step) & view.mask;
+            let at = 4 + 2 * usize::from(entry);
+            let head = view.load(&view.available, at, Ordering::Relaxed);
+            let descriptor = view.descriptor(head);
+            if let Some(descriptor) = &descriptor {
+                memory.prefetch(descriptor.address, writes);
+            }
+            window.entries.push((head, descriptor));
         }
-        let ahead = self.next_avail.wrapping_add(AHEAD);
-        let at = 4 + 2 * usize::from(ahead % view.size);
-        let head = view.load(&view.available, at, Ordering::Relaxed);
-        if let Some(descriptor) = view.descriptor(head) {
-            memory.touch(descriptor.address);
+        view.prefetch_used(self.next_used, count);
+        if let Some((last, _)) = window.entries.last() {
+            view.prefetch_window(self.next_avail.wrapping_add(count), *last);
         }
+        window.entries.first().copied().unwrap_or_default()
     }
 
     /// Says that the guest may have a chain back, with so many bytes written.
+    #[inline]
     pub(super) fn complete(&mut self, view: &SplitView<'_>, head: u16, written: u32) {
-        let at = 4 + 8 * usize::from(self.next_used % view.size);
+        let at = 4 + USED * usize::from(self.next_used & view.mask);
         let _ = view
             .used
             .store(u32::from(head).to_le(), at, Ordering::Relaxed);
@@ -194,10 +267,15 @@ impl Split {
 
 /// Collects the parts of a chain; `None` if it leaves the table, never ends, or names what is
 /// not shared. A chain has at most as many descriptors as the ring.
-fn walk(view: &SplitView<'_>, memory: &Memory, head: u16, parts: &mut Parts) -> Option<()> {
-    let mut index = head;
+#[inline]
+fn walk(
+    view: &SplitView<'_>,
+    memory: &Memory,
+    first: Option<Descriptor>,
+    parts: &mut Parts,
+) -> Option<()> {
+    let mut descriptor = first?;
     for _ in 0..view.size {
-        let descriptor = view.descriptor(index)?;
         if descriptor.is_indirect() {
             return walk_indirect(view.size, memory, descriptor, parts);
         }
@@ -205,9 +283,14 @@ fn walk(view: &SplitView<'_>, memory: &Memory, head: u16, parts: &mut Parts) -> 
         if !descriptor.has_next() {
             return Some(());
         }
-        index = descriptor.next;
+        descriptor = view.descriptor(descriptor.next)?;
     }
     None
+}
+
+/// Where a byte of a part of the ring is, to be asked for. It may be behind its end.
+fn at(part: &VolatileSlice<'_>, byte: usize) -> *const u8 {
+    part.ptr_guard().as_ptr().wrapping_add(byte)
 }
 
 /// An indirect table ends the chain, and has no indirect tables itself (section 2.7.5.3.1).

@@ -1,8 +1,8 @@
 //! Frames out of a guest's memory into our own buffers, and back. Nothing is ever encrypted or
 //! decrypted in the guest's memory: it could change it, or watch.
 
-use vesper_esp::{Buffer, PacketBuf};
-use vesper_offload::HEADROOM;
+use vesper_esp::Buffer;
+use vm_memory::VolatileSlice;
 
 use super::memory::Memory;
 use super::ring::{Part, Parts};
@@ -53,10 +53,9 @@ pub(super) fn take(
     if frame_len > pool.frame_capacity() {
         return Taken::Malformed;
     }
-    let Some(mut buffer) = pool.take() else {
+    let Some(mut buffer) = pool.take_for(frame_len) else {
         return Taken::NoBuffers;
     };
-    room_for(&mut buffer, frame_len);
     let whole = source.read(buffer.data_mut())
         && (work == Work::None || header.finish_checksum(buffer.data_mut()));
     if !whole {
@@ -94,13 +93,12 @@ fn segment(
     let before = into.len();
     let mut total = 0;
     for index in 0..plan.count {
-        let Some(mut buffer) = pool.take() else {
+        let len = plan.header_len + plan.payload(index).len();
+        let Some(mut buffer) = pool.take_for(len) else {
             // A buffer of the wrong size was among them.
             take_back(into, before, pool);
             return Taken::NoBuffers;
         };
-        let len = plan.header_len + plan.payload(index).len();
-        room_for(&mut buffer, len);
         let (repeated, payload) = buffer.data_mut().split_at_mut(plan.header_len);
         repeated.copy_from_slice(&headers[..plan.header_len]);
         if !source.read(payload) {
@@ -119,13 +117,6 @@ fn take_back(into: &mut Vec<Incoming>, keep: usize, pool: &mut Pool) {
     for incoming in into.drain(keep..) {
         pool.give(incoming.frame);
     }
-}
-
-/// Makes a buffer of which all memory is its data hold a frame of `len` bytes.
-fn room_for(buffer: &mut PacketBuf, len: usize) {
-    buffer.trim_front(HEADROOM);
-    let behind = buffer.data().len().saturating_sub(len);
-    buffer.trim_back(behind);
 }
 
 /// Copies a header and a frame into chains of the guest that have room for both; `false` if a
@@ -168,6 +159,9 @@ pub(super) fn put(memory: &Memory, parts: &[Part], header: &[u8], frame: &[u8]) 
 struct Source<'a> {
     memory: &'a Memory,
     parts: std::slice::Iter<'a, Part>,
+    /// What is in hand: bytes of one region ...
+    piece: Option<VolatileSlice<'a>>,
+    /// ... and what else its part has, in other regions.
     guest: u64,
     left: usize,
 }
@@ -177,33 +171,46 @@ impl<'a> Source<'a> {
         Self {
             memory,
             parts: parts.iter(),
+            piece: None,
             guest: 0,
             left: 0,
         }
     }
 
-    /// So many bytes of one part.
-    fn piece(&mut self, most: usize) -> Option<(u64, usize)> {
-        while self.left == 0 {
+    /// So many bytes of one region, at least one; `None` if there are no more, or they are not
+    /// shared.
+    #[inline]
+    fn take(&mut self, most: usize) -> Option<VolatileSlice<'a>> {
+        let piece = match self.piece.take() {
+            Some(piece) => piece,
+            None => self.next_piece()?,
+        };
+        if piece.len() <= most {
+            return Some(piece);
+        }
+        let (now, later) = piece.split_at(most).ok()?;
+        self.piece = Some(later);
+        Some(now)
+    }
+
+    fn next_piece(&mut self) -> Option<VolatileSlice<'a>> {
+        if self.left == 0 {
             let part = self.parts.next()?;
             (self.guest, self.left) = (part.guest, part.len as usize);
         }
-        let len = most.min(self.left);
-        let at = self.guest;
-        self.guest = self.guest.wrapping_add(len as u64);
-        self.left -= len;
-        Some((at, len))
+        let piece = self.memory.up_to(self.guest, self.left)?;
+        self.guest = self.guest.wrapping_add(piece.len() as u64);
+        self.left -= piece.len();
+        Some(piece)
     }
 
     fn read(&mut self, mut into: &mut [u8]) -> bool {
         while !into.is_empty() {
-            let Some((at, len)) = self.piece(into.len()) else {
+            let Some(piece) = self.take(into.len()) else {
                 return false;
             };
-            let (now, later) = into.split_at_mut(len);
-            if !self.memory.read(at, now) {
-                return false;
-            }
+            let (now, later) = into.split_at_mut(piece.len());
+            piece.copy_to(now);
             into = later;
         }
         true
@@ -211,10 +218,10 @@ impl<'a> Source<'a> {
 
     fn skip(&mut self, mut bytes: usize) -> bool {
         while bytes > 0 {
-            let Some((_, len)) = self.piece(bytes) else {
+            let Some(piece) = self.take(bytes) else {
                 return false;
             };
-            bytes -= len;
+            bytes -= piece.len();
         }
         true
     }

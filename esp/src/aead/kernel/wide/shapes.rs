@@ -10,28 +10,37 @@ use super::quad::{self, End, HEADER, ICV, Run, Sealed, Start, Whole};
 use super::spread::Spreads;
 use crate::aead::{Cipher, Job};
 
-/// Shapes of texts, from 1: how many vectors of four blocks, and what there is beside them.
-const SHAPES: usize = 32;
+/// Texts of fewer bytes have no shape.
+const LEAST: usize = 33;
 /// Texts of more bytes have no shape.
-const MOST: usize = 288;
+const MOST: usize = quad::MOST;
 
-/// The shape of each length of text, or 0; the last is that of all longer ones.
-static SHAPE: [u8; MOST + 2] = {
-    let mut shapes = [0; MOST + 2];
-    let mut len = 33;
-    while len <= MOST {
-        let of_one_vector = match (len - 1) % 64 / 16 {
-            0 => 4,
-            1 => 5,
-            2 => 1,
-            _ if len % 64 > 0 => 2,
-            _ => 3,
+/// Shapes of a vector more of text: how it ends.
+const ENDS: u16 = 5;
+/// For each length of text beyond [`LEAST`], by whole vectors: how it ends, from 1.
+static END: [u8; 64] = {
+    let mut ends = [0; 64];
+    let mut i = 0;
+    while i < ends.len() {
+        ends[i] = match i {
+            0..=15 => 1,
+            16..=30 => 2,
+            31 => 3,
+            32..=47 => 4,
+            _ => 5,
         };
-        shapes[len] = of_one_vector + 5 * ((len - 33) / 64) as u8;
-        len += 1;
+        i += 1;
     }
-    shapes
+    ends
 };
+/// Shapes of texts that are two parts at most.
+const SHORT: u16 = 4 * ENDS;
+/// More than there are shapes.
+const SHAPES: u16 = 256;
+const _: () = assert!(MOST < 64 * SHAPES as usize / ENDS as usize);
+/// Shapes of fewer than four packets after which no more are looked for in a batch: where lengths
+/// are random there is nothing to be found.
+const FRUITLESS: usize = 8;
 
 static IN_ORDER: [u8; BATCH] = {
     let mut indices = [0; BATCH];
@@ -54,12 +63,14 @@ pub(in super::super) fn class_of_key(
     fits.then_some(NonZeroU8::new(rounds)).flatten()
 }
 
-/// The shape of the text of a job.
+/// The shape of the text of a job: a number for each count of blocks, or 0. The last block of a
+/// vector makes two, whole and not.
 #[inline(always)]
-fn shape(job: &Job<'_>) -> u8 {
-    let len = job.esp.len().wrapping_sub(HEADER + ICV);
+fn shape(job: &Job<'_>) -> u16 {
+    let beyond = job.esp.len().wrapping_sub(HEADER + ICV + LEAST);
+    let shape = u16::from(END[beyond % 64]).wrapping_add(ENDS.wrapping_mul((beyond / 64) as u16));
     // A branch on it could not be predicted where lengths are mixed.
-    SHAPE[core::hint::select_unpredictable(len > MOST, MOST + 1, len)]
+    core::hint::select_unpredictable(beyond <= MOST - LEAST, shape, 0)
 }
 
 /// Seals or opens what goes together of at most [`BATCH`] jobs; returns a bit for each that has
@@ -105,7 +116,7 @@ pub(in super::super) unsafe fn crypt<const SEAL: bool>(jobs: &mut [Job<'_>]) -> 
 #[inline(never)]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,vaes,vpclmulqdq,bmi1,bmi2")]
 unsafe fn sorted<const SEAL: bool>(work: &mut Work<'_>, start: usize, end: usize) -> u64 {
-    let mut classes = [0u8; BATCH];
+    let mut classes = [0u16; BATCH];
     let mut cipher: *const Cipher = core::ptr::null();
     let mut base = 0;
     let mut shapes = 0;
@@ -115,25 +126,44 @@ unsafe fn sorted<const SEAL: bool>(work: &mut Work<'_>, start: usize, end: usize
         if !core::ptr::eq(job.cipher, cipher) {
             cipher = job.cipher;
             let key = job.cipher.gcm_key().and_then(|key| key.class);
-            base = key.map_or(0, |class| (class.get() - 10) * SHAPES as u8 + 1);
+            base = key.map_or(0, |class| u16::from(class.get() - 10) * SHAPES + 1);
         }
         if base > 0 {
             let shape = shape(job);
             shapes |= shape;
-            *class = base - 1 + u8::from(job.esn) * SHAPES as u8 + shape;
+            *class = base - 1 + u16::from(job.esn) * SHAPES + shape;
         }
     }
     if shapes == 0 {
         return 0;
     }
-    // SAFETY: the array is as long as a vector.
-    let all = unsafe { _mm512_loadu_si512(classes.as_ptr().cast()) };
-    let mut left = _mm512_test_epi8_mask(all, _mm512_set1_epi8(SHAPES as i8 - 1));
+    // SAFETY: the array is as long as two vectors.
+    let (low, high) = unsafe {
+        let [low, high] = [0, BATCH / 2].map(|half| classes.as_ptr().add(half).cast());
+        (_mm512_loadu_si512(low), _mm512_loadu_si512(high))
+    };
+    let shape_of_class = _mm512_set1_epi16(SHAPES as i16 - 1);
+    let mut left = both(
+        _mm512_test_epi16_mask(low, shape_of_class),
+        _mm512_test_epi16_mask(high, shape_of_class),
+    );
     let mut done = 0;
+    let mut fruitless = 0;
     while left.count_ones() >= 4 {
         let class = classes[left.trailing_zeros() as usize];
-        let mut same = _mm512_cmpeq_epi8_mask(all, _mm512_set1_epi8(class as i8));
+        let all = _mm512_set1_epi16(class as i16);
+        let mut same = both(
+            _mm512_cmpeq_epi16_mask(all, low),
+            _mm512_cmpeq_epi16_mask(all, high),
+        );
         left &= !same;
+        if same.count_ones() < 4 {
+            fruitless += 1;
+            if fruitless == FRUITLESS {
+                break;
+            }
+            continue;
+        }
         let mut members = [0u8; BATCH];
         let members = &mut members[..(same.count_ones() & !3) as usize];
         for member in &mut *members {
@@ -142,7 +172,7 @@ unsafe fn sorted<const SEAL: bool>(work: &mut Work<'_>, start: usize, end: usize
         }
         // SAFETY: the caller keeps the contract.
         let number = unsafe {
-            work.shape = class % SHAPES as u8;
+            work.shape = class % SHAPES;
             work.run::<SEAL>(members)
         };
         for member in &members[..number] {
@@ -152,11 +182,16 @@ unsafe fn sorted<const SEAL: bool>(work: &mut Work<'_>, start: usize, end: usize
     done
 }
 
+#[inline(always)]
+fn both(low: u32, high: u32) -> u64 {
+    u64::from(low) | u64::from(high) << 32
+}
+
 /// The jobs, and what is needed to work on them.
 struct Work<'a> {
     jobs: *mut Job<'a>,
     /// That of those that are worked on.
-    shape: u8,
+    shape: u16,
     spreads: Spreads,
     sealed: MaybeUninit<Sealed>,
 }
@@ -172,10 +207,21 @@ impl Work<'_> {
     unsafe fn run<const SEAL: bool>(&mut self, members: &[u8]) -> usize {
         let jobs = self.jobs;
         let (spreads, sealed) = (&mut self.spreads, &mut self.sealed);
-        let run = &Run { jobs, members };
+        let (shape, middles) = if self.shape > SHORT {
+            // Two vectors more are a part more.
+            let more = (self.shape - 1 - SHORT) / (2 * ENDS) + 1;
+            (self.shape - 2 * ENDS * more, usize::from(more))
+        } else {
+            (self.shape, 0)
+        };
+        let run = &Run {
+            jobs,
+            members,
+            middles,
+        };
         // SAFETY: the caller keeps the contract.
         unsafe {
-            match self.shape {
+            match shape {
                 1 => quad::run::<SEAL, Whole<1, 4>, Whole<1, 4>, 4, 4, 5>(run, spreads, sealed),
                 2 => quad::run::<SEAL, Whole<1, 3>, Whole<1, 3>, 5, 5, 6>(run, spreads, sealed),
                 3 => quad::run::<SEAL, Whole<1, 0>, Whole<1, 0>, 5, 5, 6>(run, spreads, sealed),

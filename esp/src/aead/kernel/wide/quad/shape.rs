@@ -1,0 +1,99 @@
+//! The parts of packets.
+
+use super::{HEADER, ICV};
+use crate::aead::Job;
+
+/// A part of each of four packets.
+pub(in super::super) trait Shape {
+    /// Vectors of four blocks.
+    const VECTORS: usize;
+    /// What there is beside whole vectors:
+    ///
+    /// - 0: nothing,
+    /// - 1 or 2: so many columns more, of which the last need not be full,
+    /// - 3: the last vector has four blocks, the last one not full,
+    /// - 4: the last vector has three blocks, the last one full or not.
+    const TAIL: usize;
+    /// Whether packets begin with it, with the counter block of the tag and authenticated data.
+    const FIRST: bool;
+    /// Whether packets end with it, with the lengths.
+    const LAST: bool;
+
+    /// Columns of text.
+    const COLUMNS: usize = 4 * Self::VECTORS + Self::MORE - (Self::TAIL == 4) as usize;
+    /// Columns beside the vectors.
+    const MORE: usize = if Self::TAIL < 3 { Self::TAIL } else { 0 };
+    /// Columns of hash input.
+    const BLOCKS: usize = Self::COLUMNS + Self::FIRST as usize + Self::LAST as usize;
+}
+
+/// A whole packet.
+pub(in super::super) struct Whole<const VECTORS: usize, const TAIL: usize>;
+/// The first part of a packet of several.
+pub(in super::super) struct Start<const VECTORS: usize>;
+/// A part between the first and the last.
+pub(super) struct Middle;
+/// The last part of a packet of several.
+pub(in super::super) struct End<const TAIL: usize>;
+
+impl<const VECTORS: usize, const TAIL: usize> Shape for Whole<VECTORS, TAIL> {
+    const VECTORS: usize = VECTORS;
+    const TAIL: usize = TAIL;
+    const FIRST: bool = true;
+    const LAST: bool = true;
+}
+
+impl<const VECTORS: usize> Shape for Start<VECTORS> {
+    const VECTORS: usize = VECTORS;
+    const TAIL: usize = 0;
+    const FIRST: bool = true;
+    const LAST: bool = false;
+}
+
+impl Shape for Middle {
+    const VECTORS: usize = 2;
+    const TAIL: usize = 0;
+    const FIRST: bool = false;
+    const LAST: bool = false;
+}
+
+impl<const TAIL: usize> Shape for End<TAIL> {
+    const VECTORS: usize = 2;
+    const TAIL: usize = TAIL;
+    const FIRST: bool = false;
+    const LAST: bool = true;
+}
+
+/// Whether the texts are of the shape, with that kind of sequence numbers.
+#[inline(always)]
+pub(super) fn fits<A: Shape, B: Shape>(
+    jobs: &[&mut Job<'_>; 4],
+    esn: bool,
+    middles: usize,
+) -> bool {
+    let whole = HEADER + ICV + 64 * vectors::<A, B>(middles);
+    let least = match B::TAIL {
+        0 => whole,
+        1 => whole + 1,
+        2 => whole + 17,
+        3 => whole - 15,
+        _ => whole - 31,
+    };
+    let mut beyond = 0;
+    let mut other = false;
+    for job in jobs {
+        beyond |= job.esp.len().wrapping_sub(least);
+        other |= job.esn != esn;
+    }
+    beyond <= (if B::TAIL == 0 { 0 } else { 15 }) && !other
+}
+
+/// Vectors of a packet.
+#[inline(always)]
+pub(super) const fn vectors<A: Shape, B: Shape>(middles: usize) -> usize {
+    if A::LAST {
+        A::VECTORS
+    } else {
+        A::VECTORS + Middle::VECTORS * middles + B::VECTORS
+    }
+}
