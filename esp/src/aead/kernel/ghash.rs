@@ -99,7 +99,7 @@ unsafe fn hash_lanes<L: Lanes>(key: &GcmKey, mut state: u128, blocks: &[[u8; 16]
 /// # Safety
 /// See [`Lanes`].
 #[inline(always)]
-pub(super) unsafe fn falling<L: Lanes>(key: &GcmKey) -> L {
+unsafe fn falling<L: Lanes>(key: &GcmKey) -> L {
     // SAFETY: the caller keeps the contract of `Lanes`.
     unsafe {
         let mut lanes = L::zero();

@@ -101,10 +101,10 @@ pub(super) trait Lanes: Copy {
 /// A sum of products that has not been reduced.
 #[derive(Clone, Copy)]
 pub(super) struct Products<L> {
-    low: L,
+    pub(super) low: L,
     /// Products of the sums of halves (Karatsuba).
-    middle: L,
-    high: L,
+    pub(super) middle: L,
+    pub(super) high: L,
 }
 
 impl<L: Lanes> Products<L> {
@@ -179,7 +179,7 @@ macro_rules! lanes {
      $add:ident, $class:ident, $features:literal) => {
         $(#[$doc])*
         #[derive(Clone, Copy)]
-        pub(super) struct $name($vector);
+        pub(super) struct $name(pub(super) $vector);
 
         impl Lanes for $name {
             const WIDTH: usize = $width;
@@ -328,6 +328,17 @@ lanes! {
     _mm_clmulepi64_si128, _mm_shuffle_epi32, _mm_slli_si128, _mm_srli_si128,
     _mm_shuffle_epi8, _mm_set1_epi64x, |lanes| lanes,
     |lanes, _lane| lanes, _mm_add_epi32, xmm_reg, "aes,pclmulqdq,ssse3,sse4.1"
+}
+
+lanes! {
+    /// One block, with three-operand instructions.
+    X1Avx, __m128i, 1,
+    _mm_loadu_si128, _mm_storeu_si128, |from| _mm_loadu_si128(from.cast()),
+    |_lane, block| vector(block),
+    _mm_setzero_si128, _mm_xor_si128, _mm_aesenc_si128, _mm_aesenclast_si128,
+    _mm_clmulepi64_si128, _mm_shuffle_epi32, _mm_slli_si128, _mm_srli_si128,
+    _mm_shuffle_epi8, _mm_set1_epi64x, |lanes| lanes,
+    |lanes, _lane| lanes, _mm_add_epi32, xmm_reg, "avx,aes,pclmulqdq,ssse3,sse4.1"
 }
 
 lanes! {

@@ -6,9 +6,14 @@
 //! starts where it must. It is worked on in chunks of eight vectors (the first chunk takes
 //! the rest); the hash of each chunk is computed between the AES rounds of the next.
 
+mod long;
+mod rounds;
+
 use super::key::{GcmKey, STRIDES};
-use super::lanes::{Lanes, Products, X1, X2, unrolled};
+use super::lanes::{Lanes, Products, X1, X1Avx, X2, unrolled};
 use super::packet::{Packet, read, write};
+use super::wipe::wipe;
+use rounds::{Rounds, WHOLE};
 
 #[target_feature(enable = "avx2,vaes,vpclmulqdq")]
 pub(super) fn vaes256<const SEAL: bool>(packets: &mut [Packet]) {
@@ -25,8 +30,8 @@ pub(super) fn aesni<const SEAL: bool>(packets: &mut [Packet]) {
 /// As [`aesni`], with three-operand instructions.
 #[target_feature(enable = "avx,aes,pclmulqdq,ssse3,sse4.1")]
 pub(super) fn aesni_avx<const SEAL: bool>(packets: &mut [Packet]) {
-    // SAFETY: this function enables what `X1` needs.
-    unsafe { crypt_all::<X1, SEAL>(packets) }
+    // SAFETY: this function enables what `X1Avx` needs.
+    unsafe { crypt_all::<X1Avx, SEAL>(packets) }
 }
 
 /// Hash input of the last chunk.
@@ -40,6 +45,8 @@ struct Pending<L> {
     sum: L,
     /// The packet that ends with this chunk, or null.
     packet: *mut Packet,
+    /// The lane in which it ends.
+    last_lane: usize,
     /// The first block of its keystream.
     mask: u128,
 }
@@ -54,10 +61,34 @@ struct Row {
     base: *mut u8,
 }
 
+/// Runs of long and of other packets, each by its own code.
+///
 /// # Safety
 /// See [`Lanes`].
 #[inline(always)]
-unsafe fn crypt_all<L: Lanes, const SEAL: bool>(packets: &mut [Packet]) {
+unsafe fn crypt_all<L: Rounds, const SEAL: bool>(mut packets: &mut [Packet]) {
+    // SAFETY: the caller keeps the contract of `Lanes`.
+    unsafe {
+        while let Some(first) = packets.first() {
+            let done = if long::is_long::<L>(first) {
+                L::crypt_long::<SEAL>(packets)
+            } else {
+                crypt_run::<L, SEAL, false>(packets)
+            };
+            packets = &mut packets[done..];
+        }
+    }
+}
+
+/// Packets one after the other as far as they are all long, or none is, with the hash of the last
+/// chunk of each left to the next; returns how many.
+///
+/// # Safety
+/// See [`Lanes`].
+#[inline(always)]
+unsafe fn crypt_run<L: Rounds, const SEAL: bool, const LONG: bool>(
+    packets: &mut [Packet],
+) -> usize {
     // SAFETY: the caller keeps the contract of `Lanes`; packets stay where they are.
     unsafe {
         let mut pending = Pending {
@@ -66,23 +97,35 @@ unsafe fn crypt_all<L: Lanes, const SEAL: bool>(packets: &mut [Packet]) {
             powers: core::ptr::null(),
             sum: L::zero(),
             packet: core::ptr::null_mut(),
+            last_lane: L::WIDTH - 1,
             mask: 0,
         };
+        let mut done = 0;
         for packet in packets {
-            crypt::<L, SEAL>(packet, &mut pending);
+            if long::is_long::<L>(packet) != LONG {
+                break;
+            }
+            done += 1;
+            if LONG {
+                long::crypt::<L, SEAL>(packet, &mut pending);
+            } else {
+                crypt::<L, SEAL>(packet, &mut pending);
+            }
         }
         let mut products = Products::zero();
         for n in 0..pending.count {
             multiply(&mut products, &pending, n);
         }
         complete::<L, SEAL>(products, &mut pending);
+        wipe(&mut pending.mask);
+        done
     }
 }
 
 /// # Safety
 /// See [`Lanes`]; `packet` is valid until nothing is pending.
 #[inline(always)]
-unsafe fn crypt<L: Lanes, const SEAL: bool>(packet: *mut Packet, pending: &mut Pending<L>) {
+unsafe fn crypt<L: Rounds, const SEAL: bool>(packet: *mut Packet, pending: &mut Pending<L>) {
     // SAFETY: the caller keeps the contract.
     unsafe {
         let (text, len) = ((*packet).text, (*packet).len);
@@ -120,7 +163,7 @@ unsafe fn crypt<L: Lanes, const SEAL: bool>(packet: *mut Packet, pending: &mut P
 /// # Safety
 /// See [`Lanes`]; `row` is that of the packet and has all these vectors.
 #[inline(always)]
-unsafe fn chunk<L: Lanes, const SEAL: bool, const COUNT: usize>(
+unsafe fn chunk<L: Rounds, const SEAL: bool, const COUNT: usize>(
     pointer: *mut Packet,
     row: &Row,
     start: usize,
@@ -177,6 +220,7 @@ unsafe fn chunk<L: Lanes, const SEAL: bool, const COUNT: usize>(
         } else {
             // The last vector is multiplied by one.
             pending.powers = &key.strides[0];
+            pending.last_lane = L::WIDTH - 1;
             pending.packet = pointer;
         }
     }
@@ -238,7 +282,7 @@ static STEPS: [u128; 2 * STRIDES] = {
 /// # Safety
 /// See [`Lanes`].
 #[inline(always)]
-unsafe fn encrypt_and_hash<L: Lanes, const COUNT: usize>(
+unsafe fn encrypt_and_hash<L: Rounds, const COUNT: usize>(
     key: &GcmKey,
     states: &mut [L; COUNT],
     pending: &Pending<L>,
@@ -253,6 +297,16 @@ unsafe fn encrypt_and_hash<L: Lanes, const COUNT: usize>(
         unrolled!(I < COUNT, {
             states[I] = states[I].xor(whitening);
         });
+        if L::TOGETHER && COUNT == WHOLE && pending.count == WHOLE {
+            let states = &mut *(&raw mut *states).cast::<[L; WHOLE]>();
+            return L::rounds_and_products(
+                states,
+                key.round_keys.as_ptr(),
+                rounds - 10,
+                pending.blocks.as_ptr(),
+                pending.powers,
+            );
+        }
         // All but ten rounds of the longer keys, then ten with a step of the hash in each.
         while round + 9 < rounds {
             one_round(key, states, round);
@@ -307,7 +361,7 @@ unsafe fn multiply<L: Lanes>(products: &mut Products<L>, pending: &Pending<L>, n
 /// # Safety
 /// See [`Lanes`]; the packet is valid.
 #[inline(always)]
-unsafe fn complete<L: Lanes, const SEAL: bool>(products: Products<L>, pending: &mut Pending<L>) {
+unsafe fn complete<L: Rounds, const SEAL: bool>(products: Products<L>, pending: &mut Pending<L>) {
     // SAFETY: the caller keeps the contract.
     unsafe {
         pending.sum = products.reduce();
@@ -318,12 +372,33 @@ unsafe fn complete<L: Lanes, const SEAL: bool>(products: Products<L>, pending: &
         let mut sums = pending.sum;
         if L::WIDTH > 1 {
             let mut products = Products::zero();
-            products.add(sums, super::ghash::falling(packet.key()));
+            products.add(sums, falling(packet.key(), pending.last_lane));
             sums = products.reduce();
         }
         packet.finish::<SEAL>(sums.sum().swap_bytes() ^ pending.mask);
         pending.sum = L::zero();
         pending.packet = core::ptr::null_mut();
+    }
+}
+
+/// The powers that bring the lanes together where a row ends in this lane.
+///
+/// # Safety
+/// See [`Lanes`].
+#[inline(always)]
+unsafe fn falling<L: Lanes>(key: &GcmKey, last: usize) -> L {
+    // SAFETY: the caller keeps the contract of `Lanes`.
+    unsafe {
+        let mut lanes = L::zero();
+        for lane in 0..L::WIDTH {
+            // Lanes behind the last end one vector earlier.
+            let power = match (last + 1).checked_sub(lane) {
+                Some(power @ 1..) => key.powers[power - 1],
+                _ => key.strides[0],
+            };
+            lanes = lanes.xor(L::at(lane, power));
+        }
+        lanes
     }
 }
 
