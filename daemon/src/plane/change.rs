@@ -81,10 +81,10 @@ pub(super) struct NewPolicies {
 impl Plane {
     /// Makes all of the changes, or none. The caller holds [`Plane::begin_change`].
     pub(super) fn apply(&self, draft: Draft) -> Result<Vec<SaId>, Refusal> {
-        let mut nodes = {
+        let (mut nodes, replaced) = {
             let registry = self.registry();
             let replaced = check(&registry, &draft)?;
-            nodes_of(&registry, &draft, &replaced)
+            (nodes_of(&registry, &draft, &replaced), replaced)
         };
         // A node that has ended fails here, where nothing has changed.
         for index in nodes.keys() {
@@ -107,7 +107,9 @@ impl Plane {
             Err(refusal) => {
                 let undo: Vec<_> = undo.iter().map(Undo::change).collect();
                 // If this fails as well, the store is what the operator hears of.
-                self.persistence.revert(&undo)?;
+                let reverted = self.persistence.revert(&undo);
+                self.watch_again(&draft, &replaced)?;
+                reverted?;
                 return Err(refusal);
             }
         };
@@ -122,6 +124,22 @@ impl Plane {
         }
         let ready: Vec<_> = ready.iter().map(|new| (&*new.host, &new.sa)).collect();
         Ok(self.persistence.begin(&ready)?)
+    }
+
+    /// What was refused gets no more numbers, and what it would have replaced goes on.
+    fn watch_again(&self, draft: &Draft, replaced: &HashSet<SaId>) -> Result<(), Refusal> {
+        for new in draft.add.iter() {
+            self.persistence.end(&new.host, &new.sa.identity());
+        }
+        let stay = draft
+            .remove
+            .iter()
+            .filter(|record| replaced.contains(&record.id) && record.needs_rekey.is_none());
+        let stay: Vec<_> = stay.map(|record| (&*record.host, &record.sa)).collect();
+        if stay.is_empty() {
+            return Ok(());
+        }
+        Ok(self.persistence.begin(&stay)?)
     }
 
     fn call_nodes(

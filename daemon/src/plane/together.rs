@@ -2,7 +2,9 @@
 //! the store, which is what takes time, and one call of each node.
 //!
 //! Whoever has the right to change makes what all others have asked for until then, and answers
-//! them. They succeed or fail each by itself: what can not be made together is made one by one.
+//! them. They succeed or fail each by itself: what a host may refuse after everything has been
+//! checked, and what is of another host, is made alone, so that a refusal uses up nobody else's
+//! numbers; and so is everything if the store fails.
 
 use std::collections::HashSet;
 use std::mem;
@@ -36,6 +38,21 @@ struct Request {
     answer: Sender<Result<Made, Refusal>>,
 }
 
+/// A request that is made together with others: how many associations it adds, and which it
+/// deletes.
+type Part = (Request, usize, Vec<(Arc<str>, Subject)>);
+
+/// Whether all of it is of one host, that of the others, which can not refuse it any more: what is
+/// added is new, and may be in software.
+fn may_be_one_of_several(draft: &Draft, node: &mut Option<usize>) -> bool {
+    let is_plain = draft.add.iter().all(|new| {
+        !new.packet_only && !new.recovered && new.needs_rekey.is_none() && new.sa.sequence() == 0
+    });
+    let mut nodes =
+        (draft.add.iter().map(|new| new.node)).chain(draft.remove.iter().map(|record| record.node));
+    is_plain && nodes.all(|other| *node.get_or_insert(other) == other)
+}
+
 impl Plane {
     /// Makes a change of associations, perhaps together with others. `build` may be asked twice,
     /// and the draft has nothing but associations in it.
@@ -65,8 +82,11 @@ impl Plane {
         let mut parts = Vec::with_capacity(requests.len());
         let mut removed = HashSet::new();
         let mut is_one = true;
+        let mut node = None;
+        let mut alone = Vec::new();
         for request in requests {
             match (request.build)(self) {
+                Ok(draft) if !may_be_one_of_several(&draft, &mut node) => alone.push(request),
                 Ok(draft) => {
                     // What two of them want to delete, only one can.
                     is_one &= draft.remove.iter().all(|sa| removed.insert(sa.id));
@@ -78,9 +98,15 @@ impl Plane {
                 Err(refusal) => request.answer(Err(refusal)),
             }
         }
-        if parts.is_empty() {
-            return;
+        if !parts.is_empty() {
+            self.make_parts(all, parts, is_one);
         }
+        for request in alone {
+            self.make_alone(request);
+        }
+    }
+
+    fn make_parts(&self, all: Draft, parts: Vec<Part>, is_one: bool) {
         let made = match is_one {
             true => self.apply(all),
             false => Err(Refusal::unavailable("the requests contradict each other")),
@@ -100,15 +126,19 @@ impl Plane {
             }
             (Err(_), _) => {
                 for (request, ..) in parts {
-                    let made = (request.build)(self).and_then(|draft| {
-                        let gone = self.gone(&draft);
-                        let ids = self.apply(draft)?;
-                        Ok(Made { ids, gone })
-                    });
-                    request.answer(made);
+                    self.make_alone(request);
                 }
             }
         }
+    }
+
+    fn make_alone(&self, request: Request) {
+        let made = (request.build)(self).and_then(|draft| {
+            let gone = self.gone(&draft);
+            let ids = self.apply(draft)?;
+            Ok(Made { ids, gone })
+        });
+        request.answer(made);
     }
 
     fn gone(&self, draft: &Draft) -> Vec<(Arc<str>, Subject)> {

@@ -272,8 +272,15 @@ impl Plane {
             while node
                 .handle
                 .call(move |host, _| host.data_path(id).is_some())?
-                && Instant::now() < deadline
             {
+                if Instant::now() >= deadline {
+                    return Err(Refusal::conflict(
+                        "vm",
+                        &vm.spec.name,
+                        "its receive queue is still in use",
+                        "remove it again in a moment",
+                    ));
+                }
                 thread::sleep(FREED);
             }
         } else {

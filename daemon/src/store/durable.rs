@@ -343,8 +343,16 @@ impl Persistence for Durable {
     fn revert(&self, changes: &[plane::Change<'_>]) -> Result<(), PersistenceError> {
         let mut changes = self.changes(changes)?;
         // What was prepared and did not become durable may be gone.
+        let mut unknown = HashSet::new();
+        for change in &changes {
+            if let Change::DeleteSa(name) = change
+                && !self.store.knows(name).map_err(|error| failed(&error))?
+            {
+                unknown.insert(name.clone());
+            }
+        }
         changes.retain(|change| match change {
-            Change::DeleteSa(name) => self.store.knows(name),
+            Change::DeleteSa(name) => !unknown.contains(name),
             _ => true,
         });
         self.store.apply(&changes).map_err(|error| failed(&error))?;

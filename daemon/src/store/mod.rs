@@ -154,8 +154,8 @@ impl Store {
     }
 
     /// Whether there is an association of this name.
-    pub(crate) fn knows(&self, name: &SaName) -> bool {
-        self.writer().index.key(name).is_some()
+    pub(crate) fn knows(&self, name: &SaName) -> Result<bool, StoreError> {
+        self.writer().knows(&self.0.keys, name)
     }
 
     /// Where an association may go on that is about to be put; changes nothing.

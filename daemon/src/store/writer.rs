@@ -111,6 +111,11 @@ impl Writer {
         tables::standing(database, keys, sa, self.loss, &Moment::now())
     }
 
+    pub(super) fn knows(&mut self, keys: &StoreKeys, name: &SaName) -> Result<bool, StoreError> {
+        self.mend(keys)?;
+        Ok(self.index.key(name).is_some())
+    }
+
     pub(super) fn words(
         &mut self,
         keys: &StoreKeys,

@@ -255,23 +255,13 @@ fn recover(config: &Config, plane: &Plane, durable: Option<&Durable>) -> Result<
         return Ok(());
     };
     let waiting = restore_vms(plane, durable)?;
-    let requested = durable.requested_sas();
-    let requested: Vec<State> = (requested.iter())
-        .map(|words| parse(words))
-        .collect::<Result<_, _>>()?;
-    // All at once, which is one change of the store; if that is refused, one by one, so that each
-    // that can be there is.
-    let specs = |states: &[State]| states.iter().cloned().map(SaSpec::new).collect();
-    if plane
-        .add_sas(Scope::All, specs(&requested), Origin::Requested)
-        .is_err()
-    {
-        for state in &requested {
-            let one = std::slice::from_ref(state);
-            if let Err(refusal) = plane.add_sas(Scope::All, specs(one), Origin::Requested) {
-                let (spi, destination) = (state.spi, state.destination);
-                tracing::error!("{destination} {spi} is not in force: {refusal}");
-            }
+    // One by one: one that is refused (another's limit, numbers used up) takes no other along.
+    for words in durable.requested_sas() {
+        let state = parse(&words)?;
+        let (spi, destination) = (state.spi, state.destination);
+        let spec = SaSpec::new(state);
+        if let Err(refusal) = plane.add_sas(Scope::All, vec![spec], Origin::Requested) {
+            tracing::error!("{destination} {spi} is not in force: {refusal}");
         }
     }
     for words in durable.requested_policies() {

@@ -162,8 +162,8 @@ async fn admit(
         Caller::Stranger { uid } => {
             let refusal = Refusal::not_permitted(
                 format!("user {uid} may not use this socket"),
-                "become root or the user of vesperd, or join the group that its configuration \
-                 names",
+                "become root or the user of vesperd, or be named by its configuration, \
+                 as a user or by a group",
             );
             return Refused(refusal).into_response();
         }

@@ -1,5 +1,6 @@
 //! `/v1/sas`: associations.
 
+use std::mem;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -77,7 +78,7 @@ fn listed(records: &[Arc<SaRecord>], first: bool, keys: Option<&Plane>) -> Resul
     let now = SystemTime::now();
     // With keys it does not grow, which would leave a part of them behind.
     let room = if keys.is_some() { 2048 } else { 640 };
-    let mut out = Vec::with_capacity(records.len() * room);
+    let mut out = Zeroizing::new(Vec::with_capacity(records.len() * room));
     for (place, record) in records.iter().enumerate() {
         if !first || place > 0 {
             out.push(b',');
@@ -88,11 +89,11 @@ fn listed(records: &[Arc<SaRecord>], first: bool, keys: Option<&Plane>) -> Resul
         };
         let view = view::sa(record, secret.as_ref().map(|words| words.as_str()), now);
         // Writing into memory does not fail.
-        let _ = serde_json::to_writer(&mut out, &view);
+        let _ = serde_json::to_writer(&mut *out, &view);
     }
     Ok(match keys {
-        Some(_) => Bytes::from_owner(Zeroizing::new(out)),
-        None => Bytes::from(out),
+        Some(_) => Bytes::from_owner(out),
+        None => Bytes::from(mem::take(&mut *out)),
     })
 }
 

@@ -4,7 +4,7 @@
 //! packet of its own, with its own key if it must be. No lane is idle, and the reduction of
 //! four hashes costs what one costs.
 //!
-//! Packets of the same shape (the same number of blocks, up to 288 bytes of text) are taken four at
+//! Packets of the same shape (the same number of blocks, 33 to 2,560 bytes of text) are taken four at
 //! a time straight from their jobs, by code that knows the shape ([`quad`], chosen by [`shapes`]).
 //! Everything else is made a [`Packet`] first; the columns of packets that differ go as follows.
 //!

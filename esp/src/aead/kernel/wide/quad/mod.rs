@@ -1,7 +1,7 @@
 //! Four small packets of the same shape at a time, straight from their jobs.
 //!
 //! The same columns as in [`columns`](super::columns), for packets whose texts have the same
-//! number of blocks and are worked on as a whole or in two parts: all that depends on their shape
+//! number of blocks and are worked on as a whole or in parts of 128 bytes: all that depends on their shape
 //! is known beforehand. The hash of what is sealed is computed between the AES rounds of the next
 //! part, often that of the next packets, that of what is opened between its own.
 
@@ -16,7 +16,7 @@ pub(super) use self::shape::{End, Start, Whole};
 
 use self::four::{Form, Four};
 use self::hashing::finish;
-use self::part::part;
+use self::part::{Output, part};
 use self::shape::{Middle, Shape, fits};
 use super::reverse_bytes;
 use super::spread::{STATES, Spread, Spreads};
@@ -115,6 +115,7 @@ pub(super) unsafe fn run<
         let form = Form::new(esn, usize::from(key.rounds) - 10);
         // The ICVs of nothing.
         let mut nowhere = [0u8; ICV];
+        let mut several = MaybeUninit::<Several>::uninit();
         let mut cipher: *const Cipher = null();
         let mut done = 0;
         for members in groups {
@@ -148,20 +149,30 @@ pub(super) unsafe fn run<
                     compare(jobs, &four, output.sum, output.first);
                 }
             } else {
-                let output = part::<SEAL, A, B, IN_A>(&four, keys, &form, zero, sealed, 0);
-                let first = output.first;
-                let mut sum = output.sum;
+                let Several { four, output } = several.write(Several {
+                    four,
+                    output: Output {
+                        first: zero,
+                        sum: zero,
+                    },
+                });
+                *output = part::<SEAL, A, B, IN_A>(four, keys, &form, zero, sealed, 0);
+                let sum = &mut output.sum;
                 if middles == 0 {
-                    sum = part::<SEAL, B, A, IN_B>(&four, keys, &form, sum, sealed, A::VECTORS).sum;
+                    *sum =
+                        part::<SEAL, B, A, IN_B>(four, keys, &form, *sum, sealed, A::VECTORS).sum;
                 } else {
-                    middle_parts::<SEAL, A>(&four, keys, &form, &mut sum, sealed, middles);
-                    last_part::<SEAL, A, B, IN_B>(&four, keys, &form, &mut sum, sealed, middles);
+                    middle_parts::<SEAL, A>(four, keys, &form, sum, sealed, middles);
+                    last_part::<SEAL, A, B, IN_B>(four, keys, &form, sum, sealed, middles);
                 }
                 if !SEAL {
-                    compare(jobs, &four, sum, first);
+                    compare(jobs, four, output.sum, output.first);
                 }
             }
             done += 4;
+        }
+        if !A::LAST && done > 0 {
+            several.assume_init_mut().wipe();
         }
         if SEAL && done > 0 {
             if A::LAST {
@@ -171,6 +182,23 @@ pub(super) unsafe fn run<
             }
         }
         done
+    }
+}
+
+/// Four packets of several parts, and what comes out of the part before.
+struct Several {
+    four: Four,
+    output: Output,
+}
+
+impl Several {
+    /// Neither the first round key, which is in the counters, nor the mask of a tag stays on the
+    /// stack.
+    #[inline(always)]
+    fn wipe(&mut self) {
+        self.four.counters.zeroize();
+        self.output.first.zeroize();
+        self.output.sum.zeroize();
     }
 }
 
