@@ -6,7 +6,7 @@ use vesper_esp::{Buffer, PacketBuf, ReassemblyLimits};
 use vesper_offload::{Loss, OffloadMode, Profile, VmSettings};
 use vesper_sa::VmId;
 use vesper_tests::Random;
-use vesper_tests::bed::{Bed, SaPlan, frame, sendable};
+use vesper_tests::bed::{Bed, SaPlan, frame, mac, sendable};
 
 const VM: VmId = VmId(7);
 
@@ -113,4 +113,35 @@ fn pieces_are_bounded() {
     bed.nodes[1].host.nic().receive([two.remove(1), other]);
     bed.settle();
     assert_eq!(bed.nodes[1].host.losses().of(Loss::Fragment), 1);
+}
+
+/// Fragments are looked at closer than whole packets are, which do not overtake them for that:
+/// neither to the wire nor to another machine of the host.
+#[test]
+fn whole_packets_do_not_overtake_fragments() {
+    let (mut bed, other) = (Bed::new(Profile::full(), None), VmId(8));
+    let node = &mut bed.nodes[0];
+    for vm in [VM, other] {
+        node.add(vm, VmSettings::default());
+    }
+    for is_local in [false, true] {
+        let mut whole = frame(0, VM, 600);
+        if is_local {
+            whole[..6].copy_from_slice(&mac(0, other).0);
+        }
+        let mut frames = vec![sendable(&whole)];
+        frames.extend(pieces(&whole, 1, 400));
+        frames.push(sendable(&whole));
+        let expected: Vec<_> = frames.iter().map(|sent| sent.data().to_vec()).collect();
+        assert_eq!(node.host.send(VM, &mut frames), Ok(4));
+        node.run(bed.now);
+        let mut wire = Vec::new();
+        node.host.nic().take_transmitted(&mut wire, usize::MAX);
+        let arrived = match is_local {
+            true => node.received(other),
+            false => wire,
+        };
+        let arrived: Vec<_> = arrived.iter().map(|frame| frame.data().to_vec()).collect();
+        assert_eq!(arrived, expected, "{is_local}");
+    }
 }

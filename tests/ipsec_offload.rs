@@ -3,18 +3,19 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use etherparse::PacketBuilder;
 use vesper_esp::aead::Cipher;
-use vesper_esp::{Buffer, PacketBuf, Suite, association};
+use vesper_esp::{Buffer, Engine, Outbound, PacketBuf, Suite, Verdict, association};
 use vesper_offload::{
     Capabilities, CryptoStatus, IpsecDriver, Loss, NicEvent, OffloadHandle, OffloadMode,
-    OffloadWish, Placement, PortId, Profile, Received, ReceivedIpsec, SaOffload, Send, SendError,
-    SendIpsec, SoftwareReason, UpdateSaError, VmSettings, WhyNot,
+    OffloadWish, Placement, PortId, Profile, QueueId, Received, ReceivedIpsec, SaOffload, Send,
+    SendError, SendIpsec, SoftwareReason, UpdateSaError, VmSettings, WhyNot,
 };
 use vesper_sa::{
     Action, Direction, Lifetime, Mode, Policy, Protection, SaParams, SaUpdate, Scope, Selector,
-    Spd, Timestamp, VmId,
+    Spd, Timestamp, UdpEncapsulation, VmId,
 };
-use vesper_tests::bed::{Bed, Node, SaPlan, empty, frame, gateway, ip, sendable, spi};
+use vesper_tests::bed::{Bed, Node, SaPlan, empty, frame, gateway, ip, sendable, spi, tunnel};
 
 const VM: VmId = VmId(7);
 const BOTH: [OffloadMode; 2] = [OffloadMode::Packet, OffloadMode::Crypto];
@@ -391,6 +392,76 @@ fn a_machine_without_a_queue_has_its_associations_in_the_adapter() {
         receiver.esp_counters().opened_packets,
     ];
     assert_eq!(opened, [20, 0], "in the adapter, not in software");
+}
+
+/// ESP in UDP and IKE share addresses and ports: every packet of a batch is told apart by its SPI,
+/// or by the lack of one.
+#[test]
+fn what_shares_ports_with_esp_is_told_apart() {
+    let sa = |generation, direction| {
+        let spi = spi(0, VM, generation);
+        let mut params = SaParams::new(spi, direction, Mode::Tunnel, tunnel(0), tunnel(1));
+        params.owner = VM;
+        params.encapsulation = Some(UdpEncapsulation {
+            source_port: 4500,
+            destination_port: 4500,
+        });
+        let suite = Suite::by_name("aes256gcm16").unwrap();
+        let cipher = Cipher::new(suite, &[generation as u8; 36], &[]).unwrap();
+        Arc::new(association(params, cipher, Timestamp::ZERO).unwrap())
+    };
+    let mut node = Node::new(1, Profile::full(), None);
+    node.add(VM, VmSettings::default());
+    let nic = Arc::clone(node.host.nic());
+    for generation in [0, 1] {
+        let inbound = sa(generation, Direction::Inbound);
+        nic.add_sa(inbound, offload(&node, VM, OffloadMode::Packet))
+            .unwrap();
+    }
+    let on_link = PacketBuilder::ethernet2(gateway(0).0, gateway(1).0);
+    let mut ike = Vec::new();
+    on_link
+        .ipv4([192, 0, 2, 0], [192, 0, 2, 1], 64)
+        .udp(4500, 4500)
+        .write(&mut ike, &[[0; 4], [7; 4], [8; 4]].concat())
+        .unwrap();
+    let ethernet = ike[..14].to_vec();
+    let senders = [0, 1, 2].map(|generation| sa(generation, Direction::Outbound));
+    let mut engine = Engine::default();
+    let mut sealed = |generation: usize| {
+        let packet = sendable(&frame(0, VM, 100)[14..]);
+        let mut batch = [Outbound::new(&senders[generation], packet)];
+        engine.encapsulate(Timestamp::ZERO, &mut batch);
+        let [entry] = batch;
+        assert!(matches!(entry.verdict, Verdict::Sealed { .. }));
+        sendable(&[&ethernet, entry.packet.data()].concat())
+    };
+    let queue = nic.vm_usage(VM).unwrap().queue.unwrap();
+    let receive = |frames: Vec<PacketBuf>| {
+        nic.receive(frames);
+        node.run_adapter(Timestamp::ZERO);
+        let mut opened: Vec<Received<PacketBuf>> = Vec::new();
+        nic.take_indication(queue, &mut opened, 10);
+        nic.return_packets(queue, opened.len() as u32).unwrap();
+        let done = |packet: &Received<_>| matches!(packet.ipsec, ReceivedIpsec::Opened { .. });
+        assert!(opened.iter().all(done));
+        let mut others: Vec<Received<PacketBuf>> = Vec::new();
+        nic.take_indication(QueueId::DEFAULT, &mut others, 10);
+        let untouched = |packet: &Received<_>| packet.ipsec == ReceivedIpsec::Untouched;
+        assert!(others.iter().all(untouched));
+        let others = others.iter().map(|packet| packet.frame.payload.data());
+        (opened.len(), others.map(<[u8]>::to_vec).collect::<Vec<_>>())
+    };
+    let key_exchange = ike[14..].to_vec();
+    let batch = vec![sealed(0), sealed(1), sendable(&ike), sealed(0)];
+    assert_eq!(receive(batch), (3, vec![key_exchange.clone()]));
+    // The first is of no association here.
+    let unknown = sealed(2);
+    let expected = vec![unknown.data()[14..].to_vec(), key_exchange];
+    let batch = vec![unknown, sealed(1), sendable(&ike)];
+    assert_eq!(receive(batch), (1, expected));
+    let losses = nic.vm_counters(VM).unwrap().receive_losses;
+    assert_eq!(losses.total(), 0);
 }
 
 /// A TCP packet of many segments leaves as so many ESP packets, each whole.

@@ -205,6 +205,35 @@ fn large_sends_are_cut_between_machines_of_a_host() {
     assert_eq!((received.len(), stream), (3, payload));
 }
 
+/// What the host has to finish is not overtaken by what needs nothing.
+#[test]
+fn finished_sends_do_not_overtake_others() {
+    for (profile, path, modes) in ways() {
+        if path == Path::Function {
+            continue;
+        }
+        let way = (path, modes, profile.ipsec.large_send);
+        let mut bed = bed(profile, path, modes);
+        let send = |number: u8, len, segment_size, checksum| HostSend {
+            frame: sendable(&frame(false, true, &vec![number; len])),
+            segment_size,
+            checksum,
+        };
+        let mut sends = vec![
+            send(1, 100, None, false),
+            send(2, 3_000, Some(1400), true),
+            send(3, 100, None, false),
+            send(4, 100, None, true),
+            send(5, 100, None, false),
+        ];
+        assert_eq!(bed.nodes[0].host.send_frames(VM, &mut sends), Ok(5));
+        bed.settle();
+        let received = bed.nodes[1].received(VM);
+        let numbers: Vec<_> = received.iter().map(|packet| packet.data()[54]).collect();
+        assert_eq!(numbers, [1, 2, 2, 2, 3, 4, 5], "{way:?}");
+    }
+}
+
 #[test]
 fn a_large_send_without_buffers_is_counted_and_its_buffer_free() {
     let mut bed = Bed::new(Profile::full(), None);

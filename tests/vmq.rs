@@ -6,7 +6,8 @@ use std::sync::Arc;
 use vesper_esp::{Buffer, PacketBuf};
 use vesper_offload::{
     Fallback, InterruptModeration, Loss, MachineError, Nic, NicEvent, PortVlan, Profile,
-    QueueError, QueueEvent, QueueId, QueueState, ReceiveFilter, VmAddress, VmSettings,
+    QueueError, QueueEvent, QueueId, QueueState, ReceiveFilter, Send, SendIpsec, VmAddress,
+    VmSettings,
 };
 use vesper_sa::{Timestamp, VmId};
 use vesper_tests::Random;
@@ -50,6 +51,32 @@ fn a_queue_saves_the_copy() {
         let received = bed.nodes[1].received(VM);
         let same = received[0].data().as_ptr() == address;
         assert_eq!(same, weight > 0);
+    }
+}
+
+/// A tag with a priority alone has no VLAN: what the host posts for a machine leaves on its own.
+#[test]
+fn a_priority_tag_is_no_vlan() {
+    let plain = frame(0, VM, 60);
+    for (id, expected) in [(None, sendable(&plain)), (Some(7), tagged(&plain, 7))] {
+        let mut node = Node::new(0, Profile::full(), None);
+        let address = VmAddress {
+            mac: mac(0, VM),
+            vlan: id.and_then(vlan),
+        };
+        let added = node.host.add_machine(VM, address, VmSettings::default());
+        added.unwrap();
+        let mut sends = vec![Send {
+            ipsec: SendIpsec::Done,
+            ..Send::new(1, tagged(&plain, 5 << 13))
+        }];
+        let nic = node.host.nic();
+        assert_eq!(nic.send_from_host(VM, &mut sends).accepted, 1);
+        node.run_adapter(NOW);
+        let mut wire = Vec::new();
+        nic.take_transmitted(&mut wire, usize::MAX);
+        let wire: Vec<_> = wire.iter().map(|frame| frame.data()).collect();
+        assert_eq!(wire, [expected.data()]);
     }
 }
 

@@ -163,12 +163,15 @@ impl<B: Buffer> SendRing<B> {
         if self.ring(poster).sends.is_empty() {
             poster = poster.other();
         }
-        self.turn = poster.other();
         let ring = &mut self.posted[poster as usize];
         if ring.large == 0 && self.limiter.is_unlimited() && ring.sends.len() <= most {
             core::mem::swap(&mut ring.sends, batch);
         } else {
             ring.take_some(&mut self.limiter, now, most, batch);
+        }
+        // Who has to wait for the limit keeps the turn.
+        if !batch.is_empty() {
+            self.turn = poster.other();
         }
         poster
     }
@@ -306,6 +309,7 @@ impl RateLimiter {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use vesper_esp::PacketBuf;
 
     #[test]
     fn the_rate_is_kept_over_a_second() {
@@ -320,5 +324,24 @@ mod tests {
         let most = 12_500_000 + 64 * 1024 + 2_000;
         assert!((12_500_000..=most).contains(&sent), "{sent}");
         assert!(RateLimiter::new(0).admit(Timestamp::ZERO, usize::MAX));
+    }
+
+    #[test]
+    fn the_turn_is_kept_while_the_limit_is_reached() {
+        let mut sends = SendRing::new(8_000);
+        let frame = PacketBuf::with_room(&[0; 1_014], 0, 0);
+        for poster in [Poster::Host, Poster::Guest] {
+            let mut waiting = vec![Send::new(1, frame.clone()); 200];
+            sends.push_all(poster, &mut waiting, 0);
+        }
+        // A frame may leave every second, and is asked for twice in each.
+        let mut sent = [0; 2];
+        for time in (0..200_000).step_by(500) {
+            let now = Timestamp::from_nanos(time * 1_000_000);
+            let mut batch = VecDeque::new();
+            let poster = sends.take_batch(now, 1, &mut batch);
+            sent[poster as usize] += batch.len();
+        }
+        assert!(sent[0] > 100 && sent[0].abs_diff(sent[1]) <= 1, "{sent:?}");
     }
 }

@@ -239,6 +239,8 @@ impl VirtualSwitch {
         tag: Option<VlanId>,
         now: Timestamp,
     ) -> Option<(PortId, Option<VlanId>)> {
+        // It may learn that an address has moved.
+        self.latest = None;
         match self.route(from, link, tag, now) {
             Route::To(to, tag) => Some((to, tag)),
             Route::Many { .. } | Route::Drop(_) => None,
@@ -381,6 +383,20 @@ mod tests {
     }
 
     const NOW: Timestamp = Timestamp::from_secs(1);
+
+    #[test]
+    fn a_look_at_one_flow_moves_an_address_for_all() {
+        let mut switch = VirtualSwitch::new(SwitchLimits::default());
+        for id in [1, 2, 3] {
+            switch.set_port(PortId(id), access(None));
+        }
+        switch.forward(PortId(2), &link(2, 1), None, NOW);
+        let to_two = |switch: &mut VirtualSwitch| switch.forward(PortId(1), &link(1, 2), None, NOW);
+        assert_eq!(to_two(&mut switch), Forward::To(PortId(2), None));
+        let moved = switch.one_way(PortId(3), &link(2, 1), None, NOW);
+        assert_eq!(moved, Some((PortId(1), None)));
+        assert_eq!(to_two(&mut switch), Forward::To(PortId(3), None));
+    }
 
     #[test]
     fn addresses_are_learned_per_vlan_and_forgotten() {

@@ -284,7 +284,12 @@ impl<B: Buffer> Host<B> {
         if !is_known && !self.add_plan(batch, frame) {
             return self.lose(Some(batch.vm), send.frame, Loss::Malformed);
         }
-        match batch.short {
+        // What is prepared leaves with the batch, and nothing overtakes it.
+        let short = match batch.planned.is_empty() {
+            true => batch.short,
+            false => Short::No,
+        };
+        match short {
             // The adapter cuts what it protects itself, if it can.
             Short::Adapter(handle)
                 if send.segment_size.is_none()

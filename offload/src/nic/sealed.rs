@@ -227,7 +227,8 @@ impl<B: Buffer> Nic<B> {
             return None;
         }
         let is_on_vlan = |frame: &[u8]| match frame.get(12..14) {
-            Some([0x81, 0]) => parse(frame).is_ok(),
+            // A tag may have a priority alone, and the VLAN is still to be put in.
+            Some([0x81, 0]) => parse(frame).is_ok_and(|(_, vlan, _)| vlan.is_some()),
             Some(_) => port.address.vlan.is_none(),
             None => false,
         };

@@ -37,7 +37,7 @@ pub(super) struct Steering<'a, B> {
 pub(super) enum Latest {
     /// ESP of the same association, or of none.
     Esp(EspKey),
-    /// Not ESP, of the same flow.
+    /// Of the same flow. With UDP that is not enough where a port carries ESP.
     Clear(FrameKey),
 }
 
@@ -130,7 +130,7 @@ impl<'a, B: Buffer> Steering<'a, B> {
         }
         match self.find(&frame) {
             Ok((queue, class)) => {
-                let latest = key.filter(|_| self.is_simple(class, frame.payload.data()));
+                let latest = key.filter(|key| self.is_simple(key, class, frame.payload.data()));
                 self.enqueue(queue, frame, class);
                 // What did not get into its own queue has let it go.
                 self.latest = latest.filter(|_| self.open.is_some());
@@ -144,16 +144,17 @@ impl<'a, B: Buffer> Steering<'a, B> {
     }
 
     /// Whether the next packet with the same key is the same. In transport mode every packet is
-    /// looked at.
-    fn is_simple(&self, class: Class, packet: &[u8]) -> bool {
+    /// looked at, and so is UDP through a port that carries ESP: of several associations, or of
+    /// none.
+    fn is_simple(&self, key: &Latest, class: Class, packet: &[u8]) -> bool {
+        let has_spi = matches!(key, Latest::Esp(_));
         match class {
             Class::Esp(handle) => {
                 let offloaded = self.config.unit.at(handle);
-                offloaded.is_some_and(|offloaded| offloaded.sa.mode() == Mode::Tunnel)
+                has_spi && offloaded.is_some_and(|offloaded| offloaded.sa.mode() == Mode::Tunnel)
             }
             // No association has this key.
-            Class::Unknown => matches!(self.association, Some((_, None))),
-            // Through some ports UDP carries ESP and other things.
+            Class::Unknown => has_spi && matches!(self.association, Some((_, None))),
             Class::Clear => FlowKey::of(packet).is_some_and(|flow| {
                 let mut ports = flow.ports().into_iter();
                 !ports.any(|port| self.nic.ports.contains(port))
