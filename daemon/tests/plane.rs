@@ -3,7 +3,8 @@
 mod common;
 
 use common::{Bed, inbound, key, outbound, state};
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
 
 use vesper_daemon::plane::{
     Change, Desired, Kind, MachineSpec, Origin, Persistence, PersistenceError, PolicyFilter,
@@ -422,6 +423,72 @@ fn a_reload_changes_how_associations_are_offloaded() {
     assert_eq!(modes(), [packet, packet, packet]);
     let nic = bed.plane.nodes()[0].nic().clone();
     assert_eq!((nic.usage().ipsec_sas.used, nic.draining_sas()), (3, 0));
+}
+
+/// A store that keeps nothing, but who gets numbers.
+#[derive(Default)]
+struct Watching {
+    watched: Mutex<HashMap<SaIdentity, Arc<EspSa>>>,
+    forgetful: Forgetful,
+}
+
+impl Persistence for Watching {
+    fn vm_id(&self, host: &str, vm: &str) -> Result<VmId, PersistenceError> {
+        self.forgetful.vm_id(host, vm)
+    }
+
+    fn commit(&self, _: &[Change<'_>]) -> Result<(), PersistenceError> {
+        Ok(())
+    }
+
+    fn begin(&self, sas: &[(&str, &Arc<EspSa>)]) -> Result<(), PersistenceError> {
+        let mut watched = self.watched.lock().unwrap();
+        watched.extend(sas.iter().map(|(_, sa)| (sa.identity(), Arc::clone(sa))));
+        Ok(())
+    }
+
+    fn end(&self, _: &str, sa: &SaIdentity) {
+        self.watched.lock().unwrap().remove(sa);
+    }
+
+    fn words(
+        &self,
+        _: &str,
+        _: &SaIdentity,
+    ) -> Result<Option<Zeroizing<String>>, PersistenceError> {
+        Ok(None)
+    }
+}
+
+#[test]
+fn a_refused_reload_lets_go_on_what_it_would_have_replaced() {
+    let store = Arc::new(Watching::default());
+    let bed = Bed::with(Arc::clone(&store) as Arc<dyn Persistence>, Profile::full());
+    let mut machines: Vec<MachineSpec> = bed.plane.vms().iter().map(|vm| vm.spec.clone()).collect();
+    for machine in &mut machines {
+        machine.settings.ipsec_offload_limit = 1;
+    }
+    let reload = |sas: &[String]| {
+        let desired = Desired {
+            machines: machines.clone(),
+            sas: sas.iter().map(|words| state(words)).collect(),
+            policies: Vec::new(),
+        };
+        bed.plane.reload(desired, false)
+    };
+    let in_adapter = |spi| format!("{} offload packet dir out", outbound(spi));
+    reload(&[in_adapter(0x1000), inbound(0x2000)]).unwrap();
+
+    // The adapter has no place for another one, which nobody knows before it is asked.
+    let other_key = inbound(0x2000).replace("0x0b00", "0xff00");
+    let refusal = reload(&[in_adapter(0x1000), in_adapter(0x1001), other_key]).unwrap_err();
+    assert_eq!(refusal.kind, Kind::Conflict, "{refusal}");
+    let records = bed.plane.sas(Scope::All, &SaFilter::default());
+    let watched = store.watched.lock().unwrap();
+    assert_eq!((records.len(), watched.len()), (2, 2));
+    for record in records {
+        assert!(Arc::ptr_eq(&record.sa, &watched[&record.identity()]));
+    }
 }
 
 #[test]
