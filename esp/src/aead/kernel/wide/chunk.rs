@@ -55,6 +55,8 @@ pub(super) struct Hash {
     pub(super) lanes: [u64; 2],
     /// Whether the masks are of all bytes and no lanes.
     pub(super) whole: bool,
+    /// What is added to the first vector instead of the hash of the chunk before, if not null.
+    pub(super) start: *const __m512i,
 }
 
 /// The hash of a chunk, and what becomes of it.
@@ -66,6 +68,8 @@ pub(super) struct Sum {
     /// Powers of the hash key, the first first, if the packet has ended and the sum becomes its
     /// tag; otherwise null, and the sum is added to the next hash input.
     pub(super) powers: *const u128,
+    /// Where the sum goes as well.
+    pub(super) out: *mut __m512i,
 }
 
 /// What comes out of a chunk.
@@ -135,6 +139,29 @@ pub(super) unsafe fn hash(hash: &Hash, sum: __m512i) -> Products {
         }
         let first = _mm512_xor_si512(edge(hash.first, 0, (*hash.packet).aad), sum);
         products.add(first, &powers, hash.between + 1);
+        products
+    }
+}
+
+/// As [`hash`], of vectors that are whole.
+///
+/// # Safety
+/// As for [`crypt`].
+#[inline(always)]
+pub(super) unsafe fn hash_whole(hash: &Hash, sum: __m512i) -> Products {
+    // SAFETY: the caller keeps the contract.
+    unsafe {
+        let powers = Powers {
+            lanes: [hash.powers; 4],
+            same: true,
+        };
+        let mut products = Products::zero();
+        for n in 0..=hash.between {
+            let block = _mm512_loadu_si512(hash.end.wrapping_sub(64 * n).cast());
+            products.add(reverse_bytes(block), &powers, n);
+        }
+        let first = reverse_bytes(_mm512_loadu_si512(hash.first.cast()));
+        products.add(_mm512_xor_si512(first, sum), &powers, hash.between + 1);
         products
     }
 }
@@ -290,7 +317,14 @@ macro_rules! reduce {
     (3) => {
         concat!(
             "vpternlogq zmm8, zmm10, zmm9, 0x96\n",
+            "mov {extra}, [{sum} + {out}]\n",
             "vmovdqa64 zmm29, zmm8\n",
+            "vmovdqa64 [{extra}], zmm8\n",
+            "mov {extra}, [{hash} + {start}]\n",
+            "test {extra}, {extra}\n",
+            "jz 2f\n",
+            "vmovdqa64 zmm29, [{extra}]\n",
+            "2:\n",
         )
     };
 }
@@ -523,6 +557,8 @@ macro_rules! chunk {
                     aad = const offset_of!(Packet, aad),
                     lengths = const offset_of!(Packet, lengths),
                     ended_offset = const offset_of!(Sum, powers),
+                    out = const offset_of!(Sum, out),
+                    start = const offset_of!(Hash, start),
                     mask = const offset_of!(Sum, mask),
                     low = const offset_of!(Sum, products.low),
                     middle = const offset_of!(Sum, products.middle),

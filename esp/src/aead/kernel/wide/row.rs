@@ -32,6 +32,8 @@ pub(super) struct Rows {
     ended: *mut Packet,
     /// The mask for the tag of the packet of what is pending.
     mask: __m512i,
+    /// Where sums go that nobody needs.
+    nowhere: __m512i,
 }
 
 /// The least text of a packet that can be a row, in bytes: with its two other blocks, two vectors.
@@ -63,6 +65,7 @@ impl Rows {
                 products: Products::zero(),
                 mask: zero,
                 powers: null(),
+                out: core::ptr::null_mut(),
             },
             pending: Hash {
                 first: null(),
@@ -74,6 +77,7 @@ impl Rows {
                 masks: [0; 2],
                 lanes: [0; 2],
                 whole: false,
+                start: null(),
             },
             text: Text {
                 keys: null(),
@@ -87,6 +91,7 @@ impl Rows {
             ending: core::ptr::null_mut(),
             ended: core::ptr::null_mut(),
             mask: zero,
+            nowhere: zero,
         }
     }
 
@@ -127,6 +132,7 @@ impl Rows {
             let mut at = text.wrapping_sub(16 * (gap + 1));
             let mut first_bytes = first_bytes;
             let mut lane = first_lane;
+            self.sum.out = &raw mut self.nowhere;
             if SEAL && self.pending.packet.is_null() {
                 // There is nothing to be hashed yet; this makes it zeroes.
                 self.pending = Hash {
@@ -139,6 +145,7 @@ impl Rows {
                     masks: [0; 2],
                     lanes: [0; 2],
                     whole: false,
+                    start: null(),
                 };
             }
             loop {
@@ -169,6 +176,7 @@ impl Rows {
                     masks: [first_bytes, last_bytes],
                     lanes: [lane, if is_last { 0xc0 } else { 0 }],
                     whole,
+                    start: null(),
                 };
                 let ending = if is_last {
                     packet
@@ -237,14 +245,8 @@ impl Rows {
     unsafe fn chunk(&mut self, count: usize, counters: __m512i, number: usize) -> Output {
         // SAFETY: the caller keeps the contract.
         unsafe {
-            let carrying;
-            // Only the last byte counts within most chunks and on to the next.
-            let steps = if number % 256 + 4 * (count + 1) <= 256 {
-                &STEPS
-            } else {
-                carrying = carrying_steps(counters);
-                &carrying
-            };
+            let mut carrying = None;
+            let steps = steps(counters, number, count, &mut carrying);
             chunk::crypt(
                 count,
                 &self.text,
@@ -349,10 +351,27 @@ impl Rows {
     }
 }
 
+/// What the counter blocks of a chunk add to `counters`, of which the first has the number `number`.
+#[inline(always)]
+pub(super) unsafe fn steps(
+    counters: __m512i,
+    number: usize,
+    count: usize,
+    carrying: &mut Option<Steps>,
+) -> &Steps {
+    // Only the last byte counts within most chunks and on to the next.
+    if number % 256 + 4 * (count + 1) <= 256 {
+        &STEPS
+    } else {
+        // SAFETY: the caller's CPU has what the kernel needs.
+        carrying.insert(unsafe { carrying_steps(counters) })
+    }
+}
+
 /// Vectors of the first chunk of a row: such that all others but the second are full, and these two
 /// not so short that AES waits for itself.
 #[inline(always)]
-const fn first_chunk(vectors: usize) -> usize {
+pub(super) const fn first_chunk(vectors: usize) -> usize {
     let rest = (vectors - 1) % CHUNK + 1;
     if rest < CHUNK / 2 && vectors > CHUNK {
         rest.div_ceil(2) + CHUNK / 2

@@ -5,15 +5,16 @@ use core::mem::MaybeUninit;
 use core::num::NonZeroU8;
 
 use super::super::key::Form;
+use super::super::packet::MAX_TEXT;
 use super::super::{BATCH, Kernel};
-use super::quad::{self, End, HEADER, ICV, Run, Sealed, Start, Whole};
+use super::quad::{self, End, HEADER, ICV, Rest, Run, Sealed, Start, Whole};
 use super::spread::Spreads;
 use crate::aead::{Cipher, Job};
 
 /// Texts of fewer bytes have no shape.
 const LEAST: usize = 33;
 /// Texts of more bytes have no shape.
-const MOST: usize = quad::MOST;
+const MOST: usize = MAX_TEXT - 128;
 
 /// Shapes of a vector more of text: how it ends.
 const ENDS: u16 = 5;
@@ -33,11 +34,11 @@ static END: [u8; 64] = {
     }
     ends
 };
-/// Shapes of texts that are two parts at most.
-const SHORT: u16 = 4 * ENDS;
+/// Vectors from which on only the end counts.
+const LONG: usize = 4;
 /// More than there are shapes.
-const SHAPES: u16 = 256;
-const _: () = assert!(MOST < 64 * SHAPES as usize / ENDS as usize);
+const SHAPES: u16 = 32;
+const _: () = assert!(ENDS * (LONG as u16 + 1) < SHAPES);
 /// Shapes of fewer than four packets after which no more are looked for in a batch: where lengths
 /// are random there is nothing to be found.
 const FRUITLESS: usize = 8;
@@ -64,11 +65,11 @@ pub(in super::super) fn class_of_key(
 }
 
 /// The shape of the text of a job: a number for each count of blocks, or 0. The last block of a
-/// vector makes two, whole and not.
+/// vector makes two, whole and not. Long texts of any length have the same shape if they end alike.
 #[inline(always)]
 fn shape(job: &Job<'_>) -> u16 {
     let beyond = job.esp.len().wrapping_sub(HEADER + ICV + LEAST);
-    let shape = u16::from(END[beyond % 64]).wrapping_add(ENDS.wrapping_mul((beyond / 64) as u16));
+    let shape = u16::from(END[beyond % 64]).wrapping_add(ENDS * (beyond / 64).min(LONG) as u16);
     // A branch on it could not be predicted where lengths are mixed.
     core::hint::select_unpredictable(beyond <= MOST - LEAST, shape, 0)
 }
@@ -207,21 +208,10 @@ impl Work<'_> {
     unsafe fn run<const SEAL: bool>(&mut self, members: &[u8]) -> usize {
         let jobs = self.jobs;
         let (spreads, sealed) = (&mut self.spreads, &mut self.sealed);
-        let (shape, middles) = if self.shape > SHORT {
-            // Two vectors more are a part more.
-            let more = (self.shape - 1 - SHORT) / (2 * ENDS) + 1;
-            (self.shape - 2 * ENDS * more, usize::from(more))
-        } else {
-            (self.shape, 0)
-        };
-        let run = &Run {
-            jobs,
-            members,
-            middles,
-        };
+        let run = &Run { jobs, members };
         // SAFETY: the caller keeps the contract.
         unsafe {
-            match shape {
+            match self.shape {
                 1 => quad::run::<SEAL, Whole<1, 4>, Whole<1, 4>, 4, 4, 5>(run, spreads, sealed),
                 2 => quad::run::<SEAL, Whole<1, 3>, Whole<1, 3>, 5, 5, 6>(run, spreads, sealed),
                 3 => quad::run::<SEAL, Whole<1, 0>, Whole<1, 0>, 5, 5, 6>(run, spreads, sealed),
@@ -242,6 +232,11 @@ impl Work<'_> {
                 18 => quad::run::<SEAL, Start<2>, End<0>, 9, 8, 9>(run, spreads, sealed),
                 19 => quad::run::<SEAL, Start<2>, End<1>, 9, 9, 10>(run, spreads, sealed),
                 20 => quad::run::<SEAL, Start<2>, End<2>, 9, 10, 11>(run, spreads, sealed),
+                21 => quad::run::<SEAL, Rest<4>, Rest<4>, 4, 4, 4>(run, spreads, sealed),
+                22 => quad::run::<SEAL, Rest<3>, Rest<3>, 5, 5, 5>(run, spreads, sealed),
+                23 => quad::run::<SEAL, Rest<0>, Rest<0>, 5, 5, 5>(run, spreads, sealed),
+                24 => quad::run::<SEAL, Rest<1>, Rest<1>, 6, 6, 6>(run, spreads, sealed),
+                25 => quad::run::<SEAL, Rest<2>, Rest<2>, 7, 7, 7>(run, spreads, sealed),
                 _ => 0,
             }
         }

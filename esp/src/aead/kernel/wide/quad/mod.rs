@@ -12,12 +12,15 @@ use core::ptr::null;
 use zeroize::Zeroize;
 
 pub(super) use self::hashing::Sealed;
-pub(super) use self::shape::{End, Start, Whole};
+pub(super) use self::shape::{End, Rest, Start, Whole};
 
 use self::four::{Form, Four};
-use self::hashing::finish;
+use self::hashing::{Before, finish};
 use self::part::{Output, part};
-use self::shape::{Middle, Shape, fits};
+use self::rows::{Group, Rows};
+use self::shape::{Shape, fits};
+use super::super::packet::MAX_TEXT;
+use super::hash::Products;
 use super::reverse_bytes;
 use super::spread::{STATES, Spread, Spreads};
 use crate::aead::{Cipher, Job};
@@ -30,10 +33,11 @@ pub(super) const ICV: usize = 16;
 const VECTORS: usize = 2;
 /// Columns of hash input of a part at most: those of the text, authenticated data, lengths.
 const BLOCKS: usize = STATES + 1;
-/// Bytes of text that a packet has at most. (Of longer ones, a row is as fast.)
-pub(super) const MOST: usize = 2560;
-/// Counter blocks of a packet at most.
-const COUNTERS: usize = MOST / 16 + 8;
+/// Counter blocks of the parts of a packet at most.
+const COUNTERS: usize = 24;
+/// Vectors of a packet with rows before its rest: at least, and fewer than so many.
+const LEAST_ROWS: usize = 4;
+const MOST_ROWS: usize = MAX_TEXT / 64 - 1;
 
 /// An array of what comes out for each of four packets. (A closure would not be compiled for the
 /// instructions that the kernel needs.)
@@ -64,6 +68,7 @@ macro_rules! four {
 mod four;
 mod hashing;
 mod part;
+mod rows;
 mod shape;
 
 /// Jobs of the same shape, and in what order.
@@ -71,8 +76,6 @@ pub(super) struct Run<'a, 'j> {
     pub(super) jobs: *mut Job<'j>,
     /// A multiple of four.
     pub(super) members: &'a [u8],
-    /// Parts between the first and the last.
-    pub(super) middles: usize,
 }
 
 /// Seals or opens packets that have the parts `A` and `B`, or are wholly `A` if that is also the
@@ -96,7 +99,6 @@ pub(super) unsafe fn run<
     spreads: &mut Spreads,
     sealed: &mut MaybeUninit<Sealed>,
 ) -> usize {
-    let middles = if A::LAST { 0 } else { run.middles };
     // SAFETY: the caller keeps the contract: jobs are distinct; the rest is checked here.
     unsafe {
         let (groups, _) = run.members.as_chunks::<4>();
@@ -116,11 +118,12 @@ pub(super) unsafe fn run<
         // The ICVs of nothing.
         let mut nowhere = [0u8; ICV];
         let mut several = MaybeUninit::<Several>::uninit();
+        let mut rows_of_all = MaybeUninit::<Rows>::uninit();
         let mut cipher: *const Cipher = null();
         let mut done = 0;
         for members in groups {
             let jobs = members.map(job);
-            if !fits::<A, B>(&jobs, esn, middles) {
+            if !fits::<A, B>(&jobs, esn) {
                 break;
             }
             let [a, b, c, d] = four!(i => core::ptr::from_ref(jobs[i].cipher));
@@ -141,38 +144,54 @@ pub(super) unsafe fn run<
                 sealed.write(Sealed::nothing(keys, &raw mut nowhere));
             }
             let sealed = sealed.as_mut_ptr();
-            let four = Four::new::<A, B>(&jobs, keys, &form, middles);
-            let zero = _mm512_setzero_si512();
-            if A::LAST {
-                let output = part::<SEAL, A, A, IN_A>(&four, keys, &form, zero, sealed, 0);
+            let four = Four::new::<A, B>(&jobs, keys, &form);
+            let nothing: Before = [_mm512_setzero_si512(); 4];
+            if A::ROWS {
+                let Several { four, output } = several.write(Several {
+                    four,
+                    output: Output::nothing(),
+                });
+                if done == 0 {
+                    rows_of_all.write(Rows::new());
+                }
+                let rows = rows_of_all.assume_init_mut();
+                rows_of_four::<SEAL>(rows, &jobs, four, spreads);
+                if SEAL {
+                    (*sealed).before = *rows.before_latest();
+                    *output = part::<SEAL, A, A, IN_A>(four, keys, &form, &nothing, sealed, 0);
+                } else {
+                    let before = rows.opened();
+                    *output = part::<SEAL, A, A, IN_A>(four, keys, &form, before, sealed, 0);
+                    compare(jobs, four, output.sum, output.first);
+                }
+            } else if A::LAST {
+                let output = part::<SEAL, A, A, IN_A>(&four, keys, &form, &nothing, sealed, 0);
                 if !SEAL {
                     compare(jobs, &four, output.sum, output.first);
                 }
             } else {
                 let Several { four, output } = several.write(Several {
                     four,
-                    output: Output {
-                        first: zero,
-                        sum: zero,
-                    },
+                    output: Output::nothing(),
                 });
-                *output = part::<SEAL, A, B, IN_A>(four, keys, &form, zero, sealed, 0);
-                let sum = &mut output.sum;
-                if middles == 0 {
-                    *sum =
-                        part::<SEAL, B, A, IN_B>(four, keys, &form, *sum, sealed, A::VECTORS).sum;
-                } else {
-                    middle_parts::<SEAL, A>(four, keys, &form, sum, sealed, middles);
-                    last_part::<SEAL, A, B, IN_B>(four, keys, &form, sum, sealed, middles);
-                }
+                *output = part::<SEAL, A, B, IN_A>(four, keys, &form, &nothing, sealed, 0);
+                let before = [output.sum; 4];
+                let last = part::<SEAL, B, A, IN_B>(four, keys, &form, &before, sealed, A::VECTORS);
                 if !SEAL {
-                    compare(jobs, four, output.sum, output.first);
+                    compare(jobs, four, last.sum, output.first);
                 }
             }
             done += 4;
         }
-        if !A::LAST && done > 0 {
+        if (A::ROWS || !A::LAST) && done > 0 {
             several.assume_init_mut().wipe();
+        }
+        if A::ROWS && done > 0 {
+            let rows = rows_of_all.assume_init_mut();
+            if SEAL {
+                (*sealed.as_mut_ptr()).before = *rows.finish();
+            }
+            rows.wipe();
         }
         if SEAL && done > 0 {
             if A::LAST {
@@ -182,6 +201,40 @@ pub(super) unsafe fn run<
             }
         }
         done
+    }
+}
+
+/// Works on the rows of four packets.
+///
+/// # Safety
+/// As for [`run`].
+#[inline(always)]
+unsafe fn rows_of_four<const SEAL: bool>(
+    rows: &mut Rows,
+    jobs: &[&mut Job<'_>; 4],
+    four: &Four,
+    spreads: &Spreads,
+) {
+    let [Some(e), Some(f), Some(g), Some(h)] = four!(i => jobs[i].cipher.gcm_key()) else {
+        return;
+    };
+    // SAFETY: the caller keeps the contract: what is before the rests are rows.
+    unsafe {
+        let keys = spreads.latest();
+        let round_keys = if spreads.is_one() {
+            Spread::round_keys(keys)
+        } else {
+            null()
+        };
+        rows.crypt::<SEAL>(&Group {
+            keys: [e, f, g, h],
+            round_keys,
+            texts: four!(i => four.texts[i].wrapping_sub(64 * four.rows[i])),
+            vectors: four.rows,
+            counters: _mm512_xor_si512(four.counters, *Spread::round_keys(keys)),
+            // The authenticated data are the block before the text.
+            before: Products::of(four.aad, (*keys).powers[0]).reduce(),
+        });
     }
 }
 
@@ -199,52 +252,6 @@ impl Several {
         self.four.counters.zeroize();
         self.output.first.zeroize();
         self.output.sum.zeroize();
-    }
-}
-
-/// Works on the parts between the first and the last.
-///
-/// # Safety
-/// As for [`run`].
-#[inline(never)]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,vaes,vpclmulqdq,bmi1,bmi2")]
-unsafe fn middle_parts<const SEAL: bool, A: Shape>(
-    four: &Four,
-    keys: *const Spread,
-    form: &Form,
-    sum: &mut __m512i,
-    sealed: *mut Sealed,
-    count: usize,
-) {
-    let mut from = A::VECTORS;
-    // SAFETY: the caller keeps the contract.
-    unsafe {
-        *sum = part::<SEAL, Middle, A, 8>(four, keys, form, *sum, sealed, from).sum;
-        for _ in 1..count {
-            from += Middle::VECTORS;
-            *sum = part::<SEAL, Middle, Middle, 8>(four, keys, form, *sum, sealed, from).sum;
-        }
-    }
-}
-
-/// Works on the last part, behind those of [`middle_parts`].
-///
-/// # Safety
-/// As for [`run`].
-#[inline(never)]
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,vaes,vpclmulqdq,bmi1,bmi2")]
-unsafe fn last_part<const SEAL: bool, A: Shape, B: Shape, const IN_B: usize>(
-    four: &Four,
-    keys: *const Spread,
-    form: &Form,
-    sum: &mut __m512i,
-    sealed: *mut Sealed,
-    middles: usize,
-) {
-    let from = A::VECTORS + Middle::VECTORS * middles;
-    // SAFETY: the caller keeps the contract.
-    unsafe {
-        *sum = part::<SEAL, B, Middle, IN_B>(four, keys, form, *sum, sealed, from).sum;
     }
 }
 
