@@ -32,8 +32,6 @@ pub(super) struct Rows {
     ended: *mut Packet,
     /// The mask for the tag of the packet of what is pending.
     mask: __m512i,
-    /// Where sums go that nobody needs.
-    nowhere: __m512i,
 }
 
 /// The least text of a packet that can be a row, in bytes: with its two other blocks, two vectors.
@@ -91,7 +89,6 @@ impl Rows {
             ending: core::ptr::null_mut(),
             ended: core::ptr::null_mut(),
             mask: zero,
-            nowhere: zero,
         }
     }
 
@@ -132,7 +129,6 @@ impl Rows {
             let mut at = text.wrapping_sub(16 * (gap + 1));
             let mut first_bytes = first_bytes;
             let mut lane = first_lane;
-            self.sum.out = &raw mut self.nowhere;
             if SEAL && self.pending.packet.is_null() {
                 // There is nothing to be hashed yet; this makes it zeroes.
                 self.pending = Hash {
@@ -247,7 +243,7 @@ impl Rows {
         unsafe {
             let mut carrying = None;
             let steps = steps(counters, number, count, &mut carrying);
-            chunk::crypt(
+            chunk::crypt::<true>(
                 count,
                 &self.text,
                 counters,

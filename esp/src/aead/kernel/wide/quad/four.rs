@@ -73,10 +73,11 @@ impl Four {
         jobs: &[&mut Job<'_>; 4],
         keys: *const Spread,
         form: &Form,
+        middles: usize,
     ) -> Self {
         // SAFETY: the caller keeps the contract: there are header and ICV.
         unsafe {
-            let vectors = vectors::<A, B>();
+            let vectors = vectors::<A, B>(middles);
             let esps = four!(i => jobs[i].esp.as_ptr().cast_mut());
             let whole_lens = four!(i => jobs[i].esp.len() - HEADER - ICV);
             let rows = four!(i => if A::ROWS { opaque(rows(whole_lens[i])) } else { 0 });

@@ -18,7 +18,7 @@ use self::four::{Form, Four};
 use self::hashing::{Before, finish};
 use self::part::{Output, part};
 use self::rows::{Group, Rows};
-use self::shape::{Shape, fits};
+use self::shape::{Middle, Shape, fits};
 use super::super::packet::MAX_TEXT;
 use super::hash::Products;
 use super::reverse_bytes;
@@ -33,11 +33,13 @@ pub(super) const ICV: usize = 16;
 const VECTORS: usize = 2;
 /// Columns of hash input of a part at most: those of the text, authenticated data, lengths.
 const BLOCKS: usize = STATES + 1;
-/// Counter blocks of the parts of a packet at most.
-const COUNTERS: usize = 24;
-/// Vectors of a packet with rows before its rest: at least, and fewer than so many.
-const LEAST_ROWS: usize = 4;
+/// Vectors of a packet in rows before its rest: at least, and fewer than so many.
+pub(super) const LEAST_ROWS: usize = 4;
 const MOST_ROWS: usize = MAX_TEXT / 64 - 1;
+/// Vectors behind the first of a packet in parts at most.
+pub(super) const MOST_PARTS: usize = 39;
+/// Counter blocks of a packet in parts at most.
+const COUNTERS: usize = 4 * MOST_PARTS + 16;
 
 /// An array of what comes out for each of four packets. (A closure would not be compiled for the
 /// instructions that the kernel needs.)
@@ -76,6 +78,8 @@ pub(super) struct Run<'a, 'j> {
     pub(super) jobs: *mut Job<'j>,
     /// A multiple of four.
     pub(super) members: &'a [u8],
+    /// Parts between the first and the last.
+    pub(super) middles: usize,
 }
 
 /// Seals or opens packets that have the parts `A` and `B`, or are wholly `A` if that is also the
@@ -99,6 +103,7 @@ pub(super) unsafe fn run<
     spreads: &mut Spreads,
     sealed: &mut MaybeUninit<Sealed>,
 ) -> usize {
+    let middles = if A::LAST { 0 } else { run.middles };
     // SAFETY: the caller keeps the contract: jobs are distinct; the rest is checked here.
     unsafe {
         let (groups, _) = run.members.as_chunks::<4>();
@@ -123,7 +128,7 @@ pub(super) unsafe fn run<
         let mut done = 0;
         for members in groups {
             let jobs = members.map(job);
-            if !fits::<A, B>(&jobs, esn) {
+            if !fits::<A, B>(&jobs, esn, middles) {
                 break;
             }
             let [a, b, c, d] = four!(i => core::ptr::from_ref(jobs[i].cipher));
@@ -144,7 +149,7 @@ pub(super) unsafe fn run<
                 sealed.write(Sealed::nothing(keys, &raw mut nowhere));
             }
             let sealed = sealed.as_mut_ptr();
-            let four = Four::new::<A, B>(&jobs, keys, &form);
+            let four = Four::new::<A, B>(&jobs, keys, &form, middles);
             let nothing: Before = [_mm512_setzero_si512(); 4];
             if A::ROWS {
                 let Several { four, output } = several.write(Several {
@@ -175,10 +180,18 @@ pub(super) unsafe fn run<
                     output: Output::nothing(),
                 });
                 *output = part::<SEAL, A, B, IN_A>(four, keys, &form, &nothing, sealed, 0);
-                let before = [output.sum; 4];
-                let last = part::<SEAL, B, A, IN_B>(four, keys, &form, &before, sealed, A::VECTORS);
+                let sum = &mut output.sum;
+                if middles == 0 {
+                    let before = &[*sum; 4];
+                    let last =
+                        part::<SEAL, B, A, IN_B>(four, keys, &form, before, sealed, A::VECTORS);
+                    *sum = last.sum;
+                } else {
+                    middle_parts::<SEAL, A>(four, keys, &form, sum, sealed, middles);
+                    last_part::<SEAL, A, B, IN_B>(four, keys, &form, sum, sealed, middles);
+                }
                 if !SEAL {
-                    compare(jobs, four, last.sum, output.first);
+                    compare(jobs, four, output.sum, output.first);
                 }
             }
             done += 4;
@@ -252,6 +265,53 @@ impl Several {
         self.four.counters.zeroize();
         self.output.first.zeroize();
         self.output.sum.zeroize();
+    }
+}
+
+/// Works on the parts between the first and the last.
+///
+/// # Safety
+/// As for [`run`].
+#[inline(never)]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,vaes,vpclmulqdq,bmi1,bmi2")]
+unsafe fn middle_parts<const SEAL: bool, A: Shape>(
+    four: &Four,
+    keys: *const Spread,
+    form: &Form,
+    sum: &mut __m512i,
+    sealed: *mut Sealed,
+    count: usize,
+) {
+    let mut from = A::VECTORS;
+    // SAFETY: the caller keeps the contract.
+    unsafe {
+        *sum = part::<SEAL, Middle, A, 8>(four, keys, form, &[*sum; 4], sealed, from).sum;
+        for _ in 1..count {
+            from += Middle::VECTORS;
+            let before = &[*sum; 4];
+            *sum = part::<SEAL, Middle, Middle, 8>(four, keys, form, before, sealed, from).sum;
+        }
+    }
+}
+
+/// Works on the last part, behind those of [`middle_parts`].
+///
+/// # Safety
+/// As for [`run`].
+#[inline(never)]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,vaes,vpclmulqdq,bmi1,bmi2")]
+unsafe fn last_part<const SEAL: bool, A: Shape, B: Shape, const IN_B: usize>(
+    four: &Four,
+    keys: *const Spread,
+    form: &Form,
+    sum: &mut __m512i,
+    sealed: *mut Sealed,
+    middles: usize,
+) {
+    let from = A::VECTORS + Middle::VECTORS * middles;
+    // SAFETY: the caller keeps the contract.
+    unsafe {
+        *sum = part::<SEAL, B, Middle, IN_B>(four, keys, form, &[*sum; 4], sealed, from).sum;
     }
 }
 

@@ -1,6 +1,7 @@
 //! The vectors of packets that are worked on as rows, four blocks of one packet to a vector.
 
 use core::arch::x86_64::*;
+use core::mem::MaybeUninit;
 use core::ptr::{null, null_mut};
 
 use zeroize::Zeroize;
@@ -24,9 +25,9 @@ pub(super) struct Rows {
     /// Whose round keys these are, or null.
     key: *const GcmKey,
     /// Each in four lanes.
-    round_keys: [__m512i; ROUND_KEYS],
+    round_keys: MaybeUninit<[__m512i; ROUND_KEYS]>,
     /// Where packets begin, what is to be added to their first blocks, for these four and those before.
-    starts: [[__m512i; 4]; 2],
+    starts: MaybeUninit<[[__m512i; 4]; 2]>,
     /// The hashes of these four and those before.
     hashes: [[__m512i; 4]; 2],
     /// Which of the two are these.
@@ -85,8 +86,8 @@ impl Rows {
                 whole: true,
             },
             key: null(),
-            round_keys: [zero; ROUND_KEYS],
-            starts: [[zero; 4]; 2],
+            round_keys: MaybeUninit::uninit(),
+            starts: MaybeUninit::uninit(),
             hashes: [[zero; 4]; 2],
             latest: 0,
             nowhere: [zero; 2],
@@ -104,8 +105,9 @@ impl Rows {
         // SAFETY: the caller keeps the contract: a chunk is of two vectors at least.
         unsafe {
             self.latest ^= 1;
-            let [starts, hashes] = [&raw mut self.starts, &raw mut self.hashes]
-                .map(|both| both.cast::<[__m512i; 4]>().add(self.latest & 1));
+            let starts = self.starts.as_mut_ptr().cast::<[__m512i; 4]>();
+            let starts = starts.add(self.latest & 1);
+            let hashes = &raw mut self.hashes[self.latest & 1];
             let before = group.before;
             *starts = [
                 _mm512_maskz_mov_epi64(0x03, before),
@@ -153,7 +155,7 @@ impl Rows {
                     self.text.at = at;
                     let mut carrying = None;
                     let steps = steps(counters, number, count, &mut carrying);
-                    let output = chunk::crypt(
+                    let output = chunk::crypt::<false>(
                         count,
                         &self.text,
                         counters,
@@ -255,12 +257,13 @@ impl Rows {
             self.text.keys = round_keys.cast();
             return;
         }
-        self.text.keys = &raw const self.round_keys;
+        self.text.keys = self.round_keys.as_ptr();
         if !core::ptr::eq(self.key, key) {
             self.key = key;
-            for (spread, key) in self.round_keys.iter_mut().zip(&key.round_keys) {
-                // SAFETY: the caller's CPU has what the kernel needs.
-                *spread = unsafe { lanes(*key as i128) };
+            let places = self.round_keys.as_mut_ptr().cast::<__m512i>();
+            for (n, key) in key.round_keys.iter().enumerate() {
+                // SAFETY: there are as many places; the caller's CPU has what the kernel needs.
+                unsafe { places.add(n).write(lanes(*key as i128)) };
             }
         }
     }

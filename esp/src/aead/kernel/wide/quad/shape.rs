@@ -35,6 +35,8 @@ pub(in super::super) trait Shape {
 pub(in super::super) struct Whole<const VECTORS: usize, const TAIL: usize>;
 /// The first part of a packet of several.
 pub(in super::super) struct Start<const VECTORS: usize>;
+/// A part between the first and the last.
+pub(super) struct Middle;
 /// The last part of a packet of several.
 pub(in super::super) struct End<const TAIL: usize>;
 /// What is left of a packet behind its rows: the last vector and what does not fill one.
@@ -51,6 +53,13 @@ impl<const VECTORS: usize> Shape for Start<VECTORS> {
     const VECTORS: usize = VECTORS;
     const TAIL: usize = 0;
     const FIRST: bool = true;
+    const LAST: bool = false;
+}
+
+impl Shape for Middle {
+    const VECTORS: usize = 2;
+    const TAIL: usize = 0;
+    const FIRST: bool = false;
     const LAST: bool = false;
 }
 
@@ -78,8 +87,12 @@ pub(super) const fn rows(len: usize) -> usize {
 
 /// Whether the texts are of the shape, with that kind of sequence numbers.
 #[inline(always)]
-pub(super) fn fits<A: Shape, B: Shape>(jobs: &[&mut Job<'_>; 4], esn: bool) -> bool {
-    let whole = HEADER + ICV + 64 * vectors::<A, B>();
+pub(super) fn fits<A: Shape, B: Shape>(
+    jobs: &[&mut Job<'_>; 4],
+    esn: bool,
+    middles: usize,
+) -> bool {
+    let whole = HEADER + ICV + 64 * vectors::<A, B>(middles);
     let least = match B::TAIL {
         0 => whole,
         1 => whole + 1,
@@ -104,10 +117,10 @@ pub(super) fn fits<A: Shape, B: Shape>(jobs: &[&mut Job<'_>; 4], esn: bool) -> b
 
 /// Vectors of a packet, without those in rows.
 #[inline(always)]
-pub(super) const fn vectors<A: Shape, B: Shape>() -> usize {
+pub(super) const fn vectors<A: Shape, B: Shape>(middles: usize) -> usize {
     if A::LAST {
         A::VECTORS
     } else {
-        A::VECTORS + B::VECTORS
+        A::VECTORS + Middle::VECTORS * middles + B::VECTORS
     }
 }
