@@ -1,8 +1,9 @@
-//! Four small packets of the same shape at a time, straight from their jobs.
+//! Four packets of the same shape at a time, straight from their jobs.
 //!
 //! The same columns as in [`columns`](super::columns), for packets whose texts have the same
 //! number of blocks and are worked on as a whole or in parts of 128 bytes: all that depends on their shape
-//! is known beforehand. The hash of what is sealed is computed between the AES rounds of the next
+//! is known beforehand. Of long packets, whose texts need only end alike, all but the last vectors
+//! are [`rows`]: no blocks have to be put side by side there, and chunks are full. The hash of what is sealed is computed between the AES rounds of the next
 //! part, often that of the next packets, that of what is opened between its own.
 
 use core::arch::x86_64::*;
