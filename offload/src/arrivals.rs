@@ -195,6 +195,14 @@ impl<B> Ready<B> {
         }
     }
 
+    /// The associations in crypto mode that payloads were decrypted with.
+    pub(crate) fn in_crypto_mode(&self) -> impl Iterator<Item = OffloadHandle> {
+        self.runs.iter().filter_map(|(what, _)| match what.ipsec {
+            ReceivedIpsec::Crypto(info) => Some(info.handle),
+            _ => None,
+        })
+    }
+
     /// Takes up to `most` frames: what is to be said of each run, and so many payloads, each of
     /// which is to be taken.
     pub(crate) fn take(

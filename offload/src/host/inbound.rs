@@ -231,13 +231,10 @@ impl<B: Buffer> Host<B> {
         info: CryptoInfo,
         batch: &mut Batch<B>,
     ) {
-        let found = self.offloaded.get(&info.handle).copied();
-        let found = found.and_then(|(owner, handle)| {
-            let sa = self.sad.get(owner, handle).ok()?;
-            Some((owner, handle, Arc::clone(sa)))
-        });
+        let found = self.in_crypto_mode(info.handle);
         if let Some((owner, handle, _)) = &found
             && info.sa_delete_req
+            && self.offloaded.contains_key(&info.handle)
         {
             self.fall_back(*owner, *handle, SoftwareReason::Ended);
         }

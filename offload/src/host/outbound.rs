@@ -3,7 +3,10 @@
 use core::time::Duration;
 use std::sync::Arc;
 
-use vesper_esp::wire::flow;
+use arrayvec::ArrayVec;
+
+use vesper_esp::aead::seal_batch;
+use vesper_esp::wire::{EncapsulationPorts, flow};
 use vesper_esp::{Buffer, EspSa, Outbound, Verdict};
 use vesper_sa::{Action, Direction, Event, Mode, Timestamp, VmId};
 
@@ -11,12 +14,14 @@ use super::placement::WireForm;
 use super::{AdapterWork, Host, Outstanding, Placement};
 use crate::capability::OffloadMode;
 use crate::completions::Completed;
+use crate::crypto_mode::to_encrypt;
 use crate::ethernet::{Frame, Link, VlanId, ethertype, parse};
 use crate::fate::{Loss, SendError};
 use crate::flow_key::FrameKey;
 use crate::nic::{BATCH, fill_checksum};
 use crate::queue::QueueId;
 use crate::rings::{move_front, quantum, weight_of};
+use crate::sends::Poster;
 use crate::transfer::{HostSend, Received, Send, SendIpsec};
 use crate::unit::{OffloadHandle, PortId};
 use crate::vswitch::Forward;
@@ -99,9 +104,9 @@ struct Posting<B> {
 }
 
 impl<B> Posting<B> {
-    /// `framed`: the frame holds an ESP packet in clear.
+    /// `framed`: the frame holds an ESP packet in clear, of this association.
     #[inline(always)]
-    fn push(&mut self, send: HostSend<B>, ipsec: SendIpsec, framed: bool) {
+    fn push(&mut self, send: HostSend<B>, ipsec: SendIpsec, framed: Option<OffloadHandle>) {
         let HostSend {
             frame,
             segment_size,
@@ -296,10 +301,10 @@ impl<B: Buffer> Host<B> {
                     || *batch.cuts.get_or_insert_with(|| self.nic.cuts()) =>
             {
                 let ipsec = SendIpsec::Handle(handle);
-                batch.posting.push(send, ipsec, false);
+                batch.posting.push(send, ipsec, None);
             }
             Short::Wire if send.segment_size.is_none() && !send.checksum => {
-                batch.posting.push(send, SendIpsec::Done, false);
+                batch.posting.push(send, SendIpsec::Done, None);
             }
             Short::Copy(to) if send.segment_size.is_none() && !send.checksum => {
                 self.copy_whole(to, send.frame.data());
@@ -482,7 +487,10 @@ impl<B: Buffer> Host<B> {
             };
             match planned.frame.close() {
                 Ok(frame) => {
-                    let framed = matches!(plan, Some(Plan::Frame(..)));
+                    let framed = match plan {
+                        Some(Plan::Frame(_, _, handle)) => Some(*handle),
+                        _ => None,
+                    };
                     posting.push(HostSend::new(frame), ipsec, framed);
                 }
                 Err(frame) => self.lose(Some(vm), frame.payload, Loss::NoRoom),
@@ -573,16 +581,17 @@ impl<B: Buffer> Host<B> {
     ///
     /// Where the association had left the adapter between plan and post, a frame that is still
     /// what the machine sent goes through policy once more; an ESP packet that the adapter was
-    /// to encrypt is clear text with a used number, and ends here.
+    /// to encrypt has its number already, and software encrypts it in the adapter's place.
     pub(super) fn take_completions(&mut self, now: Timestamp) {
         let mut completions = core::mem::take(&mut self.scratch.completions);
         let mut again = Vec::new();
+        let mut to_encrypt = Vec::new();
         for (vm, machine) in &mut self.machines {
-            // Those of a function are its machine's.
             if machine.outstanding.is_empty() {
                 continue;
             }
-            self.nic.take_completed(*vm, now, &mut completions);
+            self.nic
+                .take_completed(*vm, Poster::Host, now, &mut completions);
             for completed in completions.drain(..) {
                 let completion = match completed {
                     Completed::Sent(ids) => {
@@ -596,8 +605,12 @@ impl<B: Buffer> Host<B> {
                     continue;
                 };
                 let is_stale = completion.result == Err(SendError::Lost(Loss::ForeignHandle));
-                match work {
-                    Some(work) if is_stale && !work.framed => {
+                match work.filter(|_| is_stale) {
+                    Some(AdapterWork {
+                        framed: Some(handle),
+                        ..
+                    }) => to_encrypt.push((*vm, handle, buffer)),
+                    Some(work) => {
                         let send = HostSend {
                             frame: buffer,
                             segment_size: work.segment_size,
@@ -605,14 +618,53 @@ impl<B: Buffer> Host<B> {
                         };
                         again.push((*vm, send));
                     }
-                    _ => self.nic.recycle(buffer),
+                    None => self.nic.recycle(buffer),
                 }
             }
             machine.outstanding.expire(now, COMPLETION_TIMEOUT);
         }
         self.scratch.completions = completions;
+        for (vm, handle, frame) in to_encrypt {
+            self.encrypt_framed(vm, now, handle, frame);
+        }
         for (vm, send) in again {
             self.protect_sends(vm, now, &mut vec![send]);
         }
     }
+
+    /// Encrypts an ESP packet that the host has made for crypto mode and the adapter has refused,
+    /// untouched, because it had let go of the association; and sends it on.
+    fn encrypt_framed(&mut self, vm: VmId, now: Timestamp, handle: OffloadHandle, mut frame: B) {
+        let found = self.in_crypto_mode(handle);
+        let (Some((.., sa)), Some(machine)) = (found, self.machines.get_mut(&vm)) else {
+            return self.nic.recycle(frame);
+        };
+        let is_encrypted = parse(frame.data()).is_ok_and(|(_, _, len)| {
+            let packet = frame.data_mut().get_mut(len..).unwrap_or_default();
+            let ports = EncapsulationPorts::default();
+            let job = to_encrypt(
+                &sa,
+                |low| last_ending_in(sa.sequence(), low),
+                packet,
+                &ports,
+            );
+            let is_found = job.is_some();
+            seal_batch(&mut job.into_iter().collect::<ArrayVec<_, 1>>());
+            is_found
+        });
+        if !is_encrypted {
+            return self.lose(Some(vm), frame, Loss::Esp);
+        }
+        let id = machine.outstanding.begin(now, AdapterWork::default());
+        machine.unsent.push(Send {
+            ipsec: SendIpsec::Done,
+            ..Send::new(id, frame)
+        });
+        self.nic.send_from_host(vm, &mut machine.unsent);
+    }
+}
+
+/// The latest number that ends in `low`, where `last` is the last one that was given out.
+const fn last_ending_in(last: u64, low: u32) -> u64 {
+    last.wrapping_sub((last as u32).wrapping_sub(low) as u64)
 }
