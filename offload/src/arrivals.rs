@@ -129,26 +129,24 @@ pub(crate) struct Indicated {
 }
 
 impl Indicated {
+    /// The frame of this payload.
+    #[inline(always)]
+    pub(crate) fn frame<B>(&self, payload: B) -> Frame<B> {
+        Frame {
+            payload,
+            link: self.link,
+            vlan: self.vlan,
+        }
+    }
+
     /// Of this payload.
     #[inline(always)]
     pub(crate) fn received<B>(&self, payload: B) -> Received<B> {
-        let Self {
-            link,
-            vlan,
-            queue,
-            owner,
-            ipsec,
-        } = *self;
-        let frame = Frame {
-            payload,
-            link,
-            vlan,
-        };
         Received {
-            frame,
-            queue,
-            owner,
-            ipsec,
+            frame: self.frame(payload),
+            queue: self.queue,
+            owner: self.owner,
+            ipsec: self.ipsec,
         }
     }
 }

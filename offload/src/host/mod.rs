@@ -1,12 +1,16 @@
 //! The host around the adapter: machines, the synthetic path through the software switch, the
 //! software fallback of IPsec, and where each association is at work.
 
+mod deliver;
 mod glance;
 mod inbound;
 mod machine;
+mod open;
 mod outbound;
 mod outstanding;
 mod placement;
+mod posting;
+mod protect;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;

@@ -17,7 +17,7 @@ use crate::arrivals::{Arrivals, Class};
 use crate::capability::OffloadMode;
 use crate::crypto_mode::{finish_decrypted, to_decrypt};
 use crate::crypto_status::{CryptoInfo, CryptoStatus};
-use crate::ethernet::{Frame, ethertype};
+use crate::ethernet::{Frame, Link, ethertype};
 use crate::fate::Loss;
 use crate::nic::large_send::checksum_is_right;
 use crate::queue::QueueState;
@@ -299,7 +299,11 @@ impl<B: Buffer> Nic<B> {
                 Step::Opened(offloaded) => {
                     opened += 1;
                     owner = owner.or(Some(offloaded.sa.owner()));
-                    Ok(finish_opened(&offloaded.offload, &mut frame))
+                    let offload = &offloaded.offload;
+                    let packet = frame.payload.data();
+                    let (link, outcome) = around_opened(offload, frame.link, packet);
+                    frame.link = link;
+                    Ok(outcome)
                 }
                 Step::Decrypted(offloaded, info) => {
                     owner = owner.or(Some(offloaded.sa.owner()));
@@ -330,9 +334,13 @@ impl<B: Buffer> Nic<B> {
                     });
                     continue;
                 }
-                Ok(ipsec) => match inner.claim(queue, class != Class::Copy) {
-                    Ok(exchanged) => {
-                        processor.recycled.extend(exchanged);
+                Ok(ipsec) => match inner.room(queue) {
+                    // In a buffer of the machine already.
+                    (0, loss) if class != Class::Copy => loss,
+                    _ => {
+                        if class != Class::Copy {
+                            inner.exchange(queue, 1, &mut processor.recycled);
+                        }
                         let received = Received {
                             frame,
                             queue: queue.id,
@@ -342,7 +350,6 @@ impl<B: Buffer> Nic<B> {
                         inner.indicate(queue, received, now);
                         continue;
                     }
-                    Err(loss) => loss,
                 },
                 Err(loss) => loss,
             };
@@ -377,14 +384,19 @@ fn total_bytes<B: Buffer>(payloads: &VecDeque<B>) -> usize {
     payloads.iter().map(|payload| payload.data().len()).sum()
 }
 
-/// Packet mode: the frame around what was opened.
-fn finish_opened<B: Buffer>(offload: &SaOffload, frame: &mut Frame<B>) -> ReceivedIpsec {
-    frame.dress(frame.vlan, offload.rewrite.as_ref());
+/// Packet mode: the header before what was opened, and what there is to say of it.
+#[inline]
+pub(super) fn around_opened(
+    offload: &SaOffload,
+    link: Link,
+    packet: &[u8],
+) -> (Link, ReceivedIpsec) {
     let checksum = match offload.inner_checksum {
-        true => checksum_is_right(frame.payload.data()),
+        true => checksum_is_right(packet),
         false => None,
     };
-    ReceivedIpsec::Opened { checksum }
+    let link = link.of_packet(packet, offload.rewrite.as_ref());
+    (link, ReceivedIpsec::Opened { checksum })
 }
 
 /// Whether policy lets an unprotected frame in.
