@@ -12,8 +12,8 @@ use vesper_sa::{Spd, Timestamp, VmId};
 
 use crate::port::{Incoming, Pool, Port, PortStatus};
 
-/// Frames that are taken from a machine at a time.
-const BURST: usize = 64;
+/// Frames that are taken from a machine at a time. Other machines wait meanwhile.
+const BURST: usize = 32;
 
 /// Buffers that are posted for a machine to receive into. The host keeps 128 of them for copies
 /// where there is a queue, and up to a batch is missing before new ones are posted: the rest has

@@ -9,7 +9,7 @@ use rtrb::{Consumer, Producer, RingBuffer};
 use vesper_esp::{Buffer, PacketBuf, prefetch};
 use vesper_sa::Timestamp;
 
-use super::{Incoming, Pool, Port, PortStatus};
+use super::{Incoming, Pool, Port, PortStatus, append};
 use crate::node::Waker;
 
 /// Frames that a cable holds in each direction: few enough to stay in a processor's cache.
@@ -113,7 +113,7 @@ impl Port for Cable {
                 self.status.received_bytes += frame.data().len() as u64;
                 // Another processor has written it.
                 prefetch(frame.data());
-                into.push(Incoming::new(frame));
+                append(into, frame);
             }
         }
         self.status.received += count as u64;

@@ -11,7 +11,7 @@ use rustix::time::{
 use vesper_esp::{Buffer, PacketBuf};
 use vesper_sa::Timestamp;
 
-use super::{Incoming, Place, Pool, Port, PortStatus};
+use super::{Incoming, Place, Pool, Port, PortStatus, append};
 use crate::config::{GeneratorConfig, Sizes};
 
 /// Lengths of IP packets in the order in which they are sent: 64 x 7, 570 x 4, 1420 x 1.
@@ -161,7 +161,7 @@ impl Port for Generator {
             *number += 1;
             self.status.received += 1;
             self.status.received_bytes += data.len() as u64;
-            into.push(Incoming::new(frame));
+            append(into, frame);
             self.next += 1;
             if self.next == self.templates.len() {
                 self.next = 0;

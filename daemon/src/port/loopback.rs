@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use vesper_esp::{Buffer, PacketBuf};
 use vesper_sa::Timestamp;
 
-use super::{Incoming, Pool, Port, PortStatus};
+use super::{Incoming, Pool, Port, PortStatus, append};
 use crate::node::Waker;
 
 /// Frames that wait to be sent back.
@@ -48,7 +48,7 @@ impl Port for Loopback {
         for frame in self.waiting.drain(..count) {
             self.status.received += 1;
             self.status.received_bytes += frame.data().len() as u64;
-            into.push(Incoming::new(frame));
+            append(into, frame);
         }
         count
     }

@@ -99,6 +99,16 @@ pub struct PortStatus {
 /// Room behind a frame that suffices for what protection adds.
 pub const TAILROOM: usize = PacketBuf::TAILROOM;
 
+/// How many turns ahead a buffer's memory is asked for.
+const AHEAD: usize = 4;
+
+/// Appends a frame of which nothing is left to the adapter. In place: a frame that is handed to
+/// [`Vec::push`] goes through memory once more.
+#[inline(always)]
+fn append(into: &mut Vec<Incoming>, frame: PacketBuf) {
+    into.extend(std::iter::once(Incoming::new(frame)));
+}
+
 /// Buffers of one size that a worker's ports share. Never allocates after it was filled.
 #[derive(Debug)]
 pub struct Pool {
@@ -152,12 +162,16 @@ impl Pool {
 
     /// A free buffer whose data are `len` bytes of unspecified content, with [`HEADROOM`] in front
     /// and [`TAILROOM`] behind them; `None` if there is none, or the frame is too long.
+    // Inlined, since a buffer that is returned in memory is written in words and read in pairs of
+    // them, which has to wait until the words have left the processor's store queue.
+    #[inline(always)]
     pub fn take_for(&mut self, len: usize) -> Option<PacketBuf> {
         if len > self.frame {
             return None;
         }
         loop {
             let mut buffer = self.free.pop()?;
+            self.prefetch();
             // A buffer from elsewhere that is too small is not worth keeping.
             if buffer.refill(&[], HEADROOM) && buffer.grow_back(len) {
                 return Some(buffer);
@@ -166,11 +180,13 @@ impl Pool {
     }
 
     /// A copy of `frame` in a free buffer; `None` if there is none, or the frame is too long.
+    #[inline(always)]
     pub fn copy(&mut self, frame: &[u8]) -> Option<PacketBuf> {
         if frame.len() > self.frame {
             return None;
         }
         let mut buffer = self.free.pop()?;
+        self.prefetch();
         if buffer.refill(frame, HEADROOM) {
             Some(buffer)
         } else {
@@ -180,9 +196,21 @@ impl Pool {
     }
 
     /// Takes a buffer back.
+    #[inline]
     pub fn give(&mut self, buffer: PacketBuf) {
         if self.free.len() < self.capacity {
             self.free.push(buffer);
+        }
+    }
+
+    /// Asks for the memory of a buffer whose turn comes soon.
+    #[inline]
+    fn prefetch(&self) {
+        let next = self.free.len().wrapping_sub(AHEAD);
+        if let Some(buffer) = self.free.get(next) {
+            let first = buffer.data().as_ptr();
+            sys::prefetch_to_write(first);
+            sys::prefetch_to_write(first.wrapping_add(64));
         }
     }
 

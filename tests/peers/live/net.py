@@ -162,6 +162,16 @@ class Sniffer:
         """How many frames there are of each kind."""
         return kinds(*self.captures)
 
+    def encapsulated(self):
+        """How many packets in UDP there are of each SPI; of IKE, 0."""
+        counts = {}
+        for frame in (frame for path in self.captures for frame in frames(path)):
+            if kind(frame) == 'esp-udp':
+                at = 14 + (frame[14] & 15) * 4 + 8
+                spi = int.from_bytes(frame[at:at + 4], 'big')
+                counts[spi] = counts.get(spi, 0) + 1
+        return counts
+
     def close(self):
         for process in self.processes:
             if process.poll() is None:
@@ -175,17 +185,21 @@ def kinds(*captures, but_from=''):
     """Counts frames by a naive reading of capture files, but those of one sender."""
     counts, source = {}, bytes.fromhex(but_from.replace(':', ''))
     for path in captures:
-        data = Path(path).read_bytes()
-        at = 24
-        while at + 16 <= len(data):
-            length = struct.unpack_from('<I', data, at + 8)[0]
-            frame = data[at + 16:at + 16 + length]
-            at += 16 + length
+        for frame in frames(path):
             if frame[6:12] == source:
                 continue
             what = kind(frame)
             counts[what] = counts.get(what, 0) + 1
     return counts
+
+
+def frames(capture):
+    """The frames of a capture file, as far as they were kept."""
+    data, at = Path(capture).read_bytes(), 24
+    while at + 16 <= len(data):
+        length = struct.unpack_from('<I', data, at + 8)[0]
+        yield data[at + 16:at + 16 + length]
+        at += 16 + length
 
 
 def kind(frame):

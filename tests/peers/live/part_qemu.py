@@ -104,6 +104,40 @@ def two_at_once(report, bed, work):
             sniffer.close()
 
 
+def the_other_way_round(report, bed, work):
+    """The hypervisor makes the socket, and vesperd connects to it; either of both starts again."""
+    bed.generation += 1
+    for side in (0, 1):
+        bed.socket(side).unlink(missing_ok=True)
+    guests = []
+
+    def begin(side):
+        guest = Guest(work, mac=MACS[side], vhost_user=bed.socket(side), serves=True)
+        guest.sh(f'ip addr add {ADDRESSES[side]}/24 dev eth0', check=True)
+        return guest
+
+    def works(what, said):
+        end = time.time() + 30
+        while not ping(guests[0], ADDRESSES[1], count=1)[0] and time.time() < end:
+            pass
+        good, out = ping(guests[0], ADDRESSES[1])
+        report.check(good, f'QEMU makes the socket, {what}: {out}\n{said()}')
+
+    try:
+        with bed.vesperd(0, mode='client') as a, bed.vesperd(1, mode='client') as b:
+            guests += [begin(side) for side in (0, 1)]
+            works('to begin with', lambda: a.output() + b.output())
+            guests[0].close()
+            guests[0] = begin(0)
+            works('after it started again', lambda: a.output() + b.output())
+        bed.generation += 1
+        with bed.vesperd(0, mode='client') as a, bed.vesperd(1, mode='client') as b:
+            works('after vesperd started again', lambda: a.output() + b.output())
+    finally:
+        for guest in guests:
+            guest.close()
+
+
 def run(report, work, quick=False):
     with tempfile.TemporaryDirectory(prefix='vesper-qemu-') as directory:
         bed = Bed(directory)
@@ -142,6 +176,7 @@ def run(report, work, quick=False):
                 sniffer.close()
             while guests:
                 guests.pop().close()
+            the_other_way_round(report, bed, work)
             two_at_once(report, bed, work)
         finally:
             for guest in guests:

@@ -184,19 +184,12 @@ impl Port for VhostUser {
             frames.drain(..).for_each(|frame| pool.give(frame));
             return;
         }
-        frames.retain_mut(|frame| {
-            let keep = frame.data().len() <= longest;
-            if !keep {
-                status.dropped += 1;
-                pool.give(std::mem::take(frame));
-            }
-            keep
-        });
         for pair in 0..pairs {
             deliver(
                 device,
                 pair * 2,
                 |frame| pairs == 1 || flow(frame) % pairs == pair,
+                longest,
                 pool,
                 &mut self.hands,
                 frames,
@@ -303,11 +296,13 @@ fn transmitted(
     taken
 }
 
-/// Gives a guest those frames that are for one of its rings, as far as it has buffers.
+/// Gives a guest those frames that are for one of its rings, as far as it has buffers. What is
+/// longer than `longest` it never gets.
 fn deliver(
     device: &mut Device,
     index: usize,
     mine: impl Fn(&[u8]) -> bool,
+    longest: usize,
     pool: &mut Pool,
     hands: &mut Hands,
     frames: &mut Vec<PacketBuf>,
@@ -334,6 +329,9 @@ fn deliver(
             return true;
         }
         let done = loop {
+            if frame.data().len() > longest {
+                break Offered::TooLong;
+            }
             match offer(
                 &mut position,
                 &view,

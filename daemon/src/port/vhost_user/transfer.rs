@@ -7,10 +7,13 @@ use vm_memory::VolatileSlice;
 use super::memory::Memory;
 use super::ring::{Part, Parts};
 use crate::port::virtio_net::{Allowed, HEADER_LEN, HEADERS, Header, Segmentation, Work};
-use crate::port::{Incoming, Pool};
+use crate::port::{Incoming, Pool, append};
 
 /// The shortest frame: an Ethernet header.
 const SHORTEST: usize = 14;
+
+/// Bytes of the header with the number of buffers, which all but the oldest guests have.
+const LONG_HEADER: usize = HEADER_LEN + 2;
 
 /// What became of a chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,7 +65,7 @@ pub(super) fn take(
         pool.give(buffer);
         return Taken::Malformed;
     }
-    into.push(Incoming::new(buffer));
+    append(into, buffer);
     Taken::Frames(frame_len)
 }
 
@@ -108,7 +111,7 @@ fn segment(
         }
         plan.finish(index, buffer.data_mut());
         total += len;
-        into.push(Incoming::new(buffer));
+        append(into, buffer);
     }
     Taken::Frames(total)
 }
@@ -129,7 +132,11 @@ pub(super) fn put(memory: &Memory, parts: &[Part], header: &[u8], frame: &[u8]) 
         && let Some(slice) = memory.slice(part.guest, header.len() + frame.len())
         && let Ok((first, second)) = slice.split_at(header.len())
     {
-        first.copy_from(header);
+        // Of a length that is known here it is no call.
+        match header.first_chunk::<LONG_HEADER>() {
+            Some(header) => first.copy_from(header),
+            None => first.copy_from(header),
+        };
         second.copy_from(frame);
         return true;
     }
