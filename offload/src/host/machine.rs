@@ -156,6 +156,7 @@ impl<B: Buffer> Host<B> {
                 path,
                 sends: Default::default(),
                 unsent: Vec::new(),
+                has_refused: false,
                 deficit: 0,
                 posted: Default::default(),
                 ready: Default::default(),

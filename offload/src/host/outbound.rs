@@ -159,9 +159,11 @@ impl<B: Buffer> Host<B> {
             return false;
         };
         if !machine.unsent.is_empty() {
-            self.nic.send_from_host(vm, &mut machine.unsent);
+            let posted = self.nic.send_from_host(vm, &mut machine.unsent);
+            machine.has_refused |= posted.has_refused;
         }
-        if !machine.unsent.is_empty() || machine.sends.is_empty() {
+        let waits = machine.has_refused || !machine.unsent.is_empty();
+        if waits || machine.sends.is_empty() {
             return false;
         }
         machine.deficit += quantum(machine.settings.share());
@@ -356,9 +358,10 @@ impl<B: Buffer> Host<B> {
             self.route(vm, &plans, &mut planned, &mut posting, way);
         }
         posting.begin();
-        self.nic.send_from_host(vm, &mut posting.unsent);
+        let posted = self.nic.send_from_host(vm, &mut posting.unsent);
         self.recycle_all();
         if let Some(machine) = self.machines.get_mut(&vm) {
+            machine.has_refused |= posted.has_refused;
             machine.unsent = posting.unsent;
             machine.outstanding = posting.outstanding;
         }

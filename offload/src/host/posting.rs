@@ -121,6 +121,7 @@ impl<B: Buffer> Host<B> {
             if machine.outstanding.is_empty() {
                 continue;
             }
+            machine.has_refused = false;
             self.nic
                 .take_completed(*vm, Poster::Host, now, &mut completions);
             for completed in completions.drain(..) {
@@ -191,7 +192,8 @@ impl<B: Buffer> Host<B> {
             ipsec: SendIpsec::Done,
             ..Send::new(id, frame)
         });
-        self.nic.send_from_host(vm, &mut machine.unsent);
+        let posted = self.nic.send_from_host(vm, &mut machine.unsent);
+        machine.has_refused |= posted.has_refused;
     }
 }
 
