@@ -14,8 +14,8 @@ use vesper_offload::{
     Profile, QueueId, Rewrite, SaOffload, Send, SwitchLimits, VfId, VlanId, VmAddress, VmSettings,
 };
 use vesper_sa::{
-    Action, Direction, Mode, Policy, Protection, SaHandle, SaParams, Selector, Spd, Spi, Timestamp,
-    VmId,
+    Action, Direction, Mode, Policy, Protection, SaHandle, SaParams, Scope, Selector, Spd, Spi,
+    Timestamp, VmId,
 };
 
 /// Every clear-text payload contains these bytes: whoever sees them outside has found a leak.
@@ -141,6 +141,8 @@ pub struct SaPlan {
     pub esn: bool,
     /// The number to continue from.
     pub sequence: u64,
+    /// How an inbound packet finds it.
+    pub scope: Scope,
 }
 
 impl SaPlan {
@@ -152,6 +154,7 @@ impl SaPlan {
             modes: modes.to_vec(),
             esn: false,
             sequence: 0,
+            scope: Scope::Host,
         }
     }
 
@@ -164,6 +167,7 @@ impl SaPlan {
         params.reqid = self.vm.0;
         params.esn = self.esn;
         params.sequence = self.sequence;
+        params.scope = self.scope;
         let suite = Suite::by_name("aes256gcm16").expect("exists");
         let mut key = [from; 36];
         key[..4].copy_from_slice(&self.vm.0.to_be_bytes());
@@ -179,7 +183,10 @@ impl SaPlan {
         let there = 1 - here;
         let rewrite = match direction {
             Direction::Outbound => Rewrite {
-                destination: gateway(there),
+                destination: match self.scope {
+                    Scope::Host => gateway(there),
+                    Scope::Vm => mac(there, self.vm),
+                },
                 source: gateway(here),
             },
             Direction::Inbound => Rewrite {

@@ -2,7 +2,7 @@
 
 use vesper_esp::{Buffer, PacketBuf};
 use vesper_offload::{Fault, Host, OffloadMode, Placement, Profile, SoftwareReason, VmSettings};
-use vesper_sa::{SaHandle, VmId};
+use vesper_sa::{SaHandle, Scope, VmId};
 use vesper_tests::Random;
 use vesper_tests::bed::{Bed, SaPlan, frame, sendable};
 
@@ -120,6 +120,69 @@ fn what_waits_in_crypto_mode_outlives_a_move() {
         assert!(got.iter().all(|got| got.data()[14..] == text[14..]));
         assert_eq!((bed.monitor.esp, bed.monitor.clear), (30, 0));
         assert_eq!(bed.monitor.repeated, 0);
+    }
+}
+
+/// Packets of a machine without a queue, in the default queue when their association leaves the
+/// adapter: whoever finds the association finds it there as well.
+#[test]
+fn what_waits_for_a_machine_without_a_queue_outlives_a_move() {
+    let mut bed = Bed::new(Profile::full(), None);
+    let mut plan = SaPlan::new(VM, &[OffloadMode::Packet]);
+    plan.scope = Scope::Vm;
+    let settings = VmSettings {
+        vmq_weight: 0,
+        ..VmSettings::default()
+    };
+    let handles = bed.add_pair(settings, &plan);
+    let text = frame(0, VM, 60);
+    for _ in 0..20 {
+        assert!(bed.nodes[0].send(VM, sendable(&text)));
+    }
+    bed.nodes[0].run(bed.now);
+    let mut wire = Vec::new();
+    let nic = bed.nodes[0].host.nic();
+    nic.take_transmitted(&mut wire, usize::MAX);
+    bed.nodes[1].host.nic().receive(wire);
+    bed.nodes[1].host.withdraw(VM, handles[1][1]);
+    bed.settle();
+    assert_eq!(bed.nodes[1].received(VM).len(), 20);
+}
+
+/// Packets that the adapter refuses since their association has left it go on before newer ones do.
+#[test]
+fn nothing_overtakes_what_a_move_refuses() {
+    for mode in [OffloadMode::Crypto, OffloadMode::Packet] {
+        let mut profile = Profile::full();
+        profile.ring = 16;
+        let mut bed = Bed::new(profile, None);
+        let handles = bed.add_pair(VmSettings::default(), &SaPlan::new(VM, &[mode]));
+        let mut sent = 0..60_u8;
+        let mut send = |bed: &mut Bed, count| {
+            for number in sent.by_ref().take(count) {
+                let mut text = frame(0, VM, 60);
+                *text.last_mut().unwrap() = number;
+                assert!(bed.nodes[0].send(VM, sendable(&text)));
+            }
+        };
+        send(&mut bed, 30);
+        bed.nodes[0].host.run(bed.now, 1000);
+        bed.nodes[0].host.withdraw(VM, handles[0][0]);
+        // There is room again, for what was refused until now and for newer ones.
+        bed.nodes[0].run_adapter(bed.now);
+        send(&mut bed, 30);
+        let mut numbers = Vec::new();
+        for _ in 0..12 {
+            bed.nodes[0].run(bed.now);
+            let mut wire = Vec::new();
+            // No more than there is room for over there.
+            bed.nodes[0].host.nic().take_transmitted(&mut wire, 16);
+            bed.nodes[1].host.nic().receive(wire);
+            bed.nodes[1].run(bed.now);
+            let got = bed.nodes[1].received(VM);
+            numbers.extend(got.iter().map(|got| *got.data().last().unwrap()));
+        }
+        assert_eq!(numbers, (0..60).collect::<Vec<_>>(), "{mode:?}");
     }
 }
 

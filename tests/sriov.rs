@@ -150,6 +150,35 @@ fn a_function_is_guarded() {
     assert_eq!((bed.monitor.esp, bed.monitor.clear), (1, 0));
 }
 
+/// Who is trusted may send from another address, and still not without protection.
+#[test]
+fn a_trusted_function_may_use_other_addresses() {
+    let mut bed = Bed::new(Profile::full(), Some(4));
+    let trusted = VmSettings {
+        trusted: true,
+        ..wishing()
+    };
+    bed.add_pair(trusted, &SaPlan::new(VM, &PACKET));
+    let (vf, _) = bed.nodes[0].give_function(VM);
+    let nic = Arc::clone(bed.nodes[0].host.nic());
+    let mut other = frame(0, VM, 50);
+    other[6..12].copy_from_slice(&mac(0, VmId(8)).0);
+    let mut sends = vec![
+        Send::new(1, sendable(&other)),
+        Send {
+            ipsec: SendIpsec::Done,
+            ..Send::new(2, sendable(&other))
+        },
+    ];
+    assert_eq!(nic.send_from_function(vf, &mut sends).accepted, 2);
+    bed.settle();
+    let counters = nic.vm_counters(VM).unwrap();
+    assert_eq!((counters.sent, counters.sealed), (1, 1));
+    assert_eq!(counters.send_losses.of(Loss::Policy), 1);
+    assert_eq!((bed.monitor.esp, bed.monitor.clear), (1, 0));
+    assert_eq!(bed.nodes[1].received(VM).len(), 1);
+}
+
 /// Attach and detach under traffic: the fallback receives first, no packet is lost, the queue
 /// is freed when its last packet is back.
 #[test]

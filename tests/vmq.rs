@@ -545,3 +545,34 @@ fn a_trunk_carries_tags_through_the_software_switch() {
     let refused = bed.nodes[0].host.set_port_vlan(other, trunk());
     assert_eq!(refused, Err(MachineError::Trunk(other)));
 }
+
+/// Isolated machines do not reach each other through the software switch, be it by a flow that it
+/// has seen; they reach the wire, and what comes from there reaches them.
+#[test]
+fn isolated_machines_reach_the_wire_alone() {
+    let mut bed = Bed::new(Profile::full(), None);
+    let other = VmId(8);
+    for node in &mut bed.nodes {
+        node.add(VM, VmSettings::default());
+        node.add(other, VmSettings::default());
+    }
+    let mut local = frame(0, VM, 60);
+    local[..6].copy_from_slice(&mac(0, other).0);
+    let send = |bed: &mut Bed, isolated: bool| {
+        for vm in [VM, other] {
+            bed.nodes[0].host.set_isolated(vm, isolated).unwrap();
+        }
+        for _ in 0..3 {
+            assert!(bed.nodes[0].send(VM, sendable(&local)));
+        }
+        bed.settle();
+        bed.nodes[0].received(other).len()
+    };
+    assert_eq!(send(&mut bed, false), 3);
+    assert_eq!(send(&mut bed, true), 0);
+    assert_eq!(bed.exchange(0, VM, 5), 5);
+    assert_eq!(bed.exchange(1, VM, 5), 5);
+    assert_eq!(send(&mut bed, false), 3);
+    let losses = bed.nodes[0].host.machine_counters(VM).unwrap().losses;
+    assert_eq!(losses.of(Loss::NoDestination), 3);
+}

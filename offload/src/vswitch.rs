@@ -162,6 +162,12 @@ impl VirtualSwitch {
         self.ports.insert(id, port);
     }
 
+    /// Changes a port, if it exists.
+    pub(crate) fn change_port(&mut self, id: PortId, change: impl FnOnce(&mut SwitchPort)) {
+        self.latest = None;
+        self.ports.get_mut(&id).map(change);
+    }
+
     /// Removes a port and what was learned there.
     pub fn remove_port(&mut self, id: PortId) {
         self.latest = None;

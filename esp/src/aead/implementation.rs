@@ -33,7 +33,7 @@ pub enum Implementation {
     /// AES-NI.
     Vaes256,
     /// Kernels for CPUs with AES-NI and PCLMULQDQ: AES-GCM and AES-GMAC; with AVX2 also
-    /// ChaCha20-Poly1305 and its implicit-IV form; AES-CBC, AES-CTR and
+    /// ChaCha20-Poly1305 and its implicit-IV form, of which `ring` does long texts; AES-CBC, AES-CTR and
     /// NULL with an HMAC, of which SHA-1 needs the instructions for it, SHA-256 these or AVX2, the
     /// longer ones AVX2.
     AesNi,

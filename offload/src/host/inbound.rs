@@ -28,6 +28,11 @@ impl<B: Buffer> Host<B> {
                 Some(DataPath::Function { queue, .. }) => Some(queue),
                 _ => None,
             });
+        // Where an association has left the adapter, what its machine's queue still holds of it is
+        // older than what comes to the default queue.
+        if !self.leaving.is_empty() {
+            due.sort_by_key(|(id, _)| *id == QueueId::DEFAULT);
+        }
         for (id, owner) in due.drain(..) {
             while moved < budget {
                 let count = self.take_indicated(id, owner, &mut batch);
@@ -94,6 +99,8 @@ impl<B: Buffer> Host<B> {
                 }
             }
             (Some(owner), ReceivedIpsec::Opened { .. }) => {
+                // What came before them, and was not opened yet, is not overtaken.
+                self.open(now, batch);
                 payloads.for_each(|payload| self.deliver(owner, queue, what.frame(payload)));
             }
             (Some(owner), ReceivedIpsec::Untouched) if queue != QueueId::DEFAULT => {

@@ -156,6 +156,7 @@ impl<B: Buffer> Host<B> {
                 path,
                 sends: Default::default(),
                 unsent: Vec::new(),
+                has_refused: false,
                 deficit: 0,
                 posted: Default::default(),
                 ready: Default::default(),
@@ -204,12 +205,18 @@ impl<B: Buffer> Host<B> {
         if machine.path != DataPath::Synthetic && matches!(vlan, PortVlan::Trunk { .. }) {
             return Err(MachineError::Trunk(vm));
         }
-        let port = SwitchPort {
-            vlan,
-            isolated: false,
-            guard: (!machine.settings.trusted).then_some(machine.address.mac),
-        };
-        self.switch.set_port(machine.port, port);
+        let port = machine.port;
+        self.switch.change_port(port, |port| port.vlan = vlan);
+        Ok(())
+    }
+
+    /// Isolates a machine, or ends that: in the software switch, isolated machines and the uplink
+    /// reach each other, isolated machines do not. What the adapter passes from function to
+    /// function is beyond the software switch.
+    pub fn set_isolated(&mut self, vm: VmId, isolated: bool) -> Result<(), MachineError> {
+        let port = self.machine(vm)?.port;
+        self.switch
+            .change_port(port, |port| port.isolated = isolated);
         Ok(())
     }
 

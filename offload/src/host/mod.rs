@@ -78,6 +78,8 @@ struct Machine<B> {
     sends: VecDeque<HostSend<B>>,
     /// Switched and protected, not yet taken by the adapter.
     unsent: Vec<Send<B>>,
+    /// Frames were refused when they were posted: they go on before anything newer does.
+    has_refused: bool,
     deficit: i64,
     posted: VecDeque<B>,
     ready: VecDeque<B>,

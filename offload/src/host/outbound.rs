@@ -81,6 +81,22 @@ pub(super) struct Batch<B> {
     short: Short,
 }
 
+impl<B> Batch<B> {
+    /// If complete frames like the last one are but posted: what they are recognised by, and what
+    /// the adapter is told of them.
+    #[inline(always)]
+    fn posts_alike(&self) -> Option<(FrameKey, SendIpsec)> {
+        let ipsec = match self.short {
+            Short::Adapter(handle) => SendIpsec::Handle(handle),
+            Short::Wire => SendIpsec::Done,
+            Short::Copy(_) | Short::Seal | Short::No => return None,
+        };
+        // What is prepared leaves with the batch, and nothing overtakes it.
+        let nothing_waits = self.planned.is_empty() && self.whole.is_empty();
+        self.key.filter(|_| nothing_waits).map(|key| (key, ipsec))
+    }
+}
+
 /// What a plan comes to, where frames stay as they are.
 #[derive(Clone, Copy)]
 enum Short {
@@ -143,9 +159,11 @@ impl<B: Buffer> Host<B> {
             return false;
         };
         if !machine.unsent.is_empty() {
-            self.nic.send_from_host(vm, &mut machine.unsent);
+            let posted = self.nic.send_from_host(vm, &mut machine.unsent);
+            machine.has_refused |= posted.has_refused;
         }
-        if !machine.unsent.is_empty() || machine.sends.is_empty() {
+        let waits = machine.has_refused || !machine.unsent.is_empty();
+        if waits || machine.sends.is_empty() {
             return false;
         }
         machine.deficit += quantum(machine.settings.share());
@@ -178,8 +196,21 @@ impl<B: Buffer> Host<B> {
                 .for_each(|send| self.nic.recycle(send.frame));
             return;
         };
-        for send in sends.drain(..) {
-            self.add(&mut batch, send);
+        let mut sends = sends.drain(..);
+        loop {
+            if let Some((key, ipsec)) = batch.posts_alike() {
+                let alike = sends.as_slice().iter();
+                let alike = alike.take_while(|send| {
+                    let is_complete = send.segment_size.is_none() && !send.checksum;
+                    is_complete && key.matches(send.frame.data())
+                });
+                let alike = alike.count();
+                batch.posting.extend(sends.by_ref().take(alike), ipsec);
+            }
+            match sends.next() {
+                Some(send) => self.add(&mut batch, send),
+                None => break,
+            }
         }
         self.finish(batch);
     }
@@ -327,9 +358,10 @@ impl<B: Buffer> Host<B> {
             self.route(vm, &plans, &mut planned, &mut posting, way);
         }
         posting.begin();
-        self.nic.send_from_host(vm, &mut posting.unsent);
+        let posted = self.nic.send_from_host(vm, &mut posting.unsent);
         self.recycle_all();
         if let Some(machine) = self.machines.get_mut(&vm) {
+            machine.has_refused |= posted.has_refused;
             machine.unsent = posting.unsent;
             machine.outstanding = posting.outstanding;
         }

@@ -83,6 +83,23 @@ impl<B> Posting<B> {
         });
     }
 
+    /// Adds frames with which the adapter has nothing to do but this.
+    #[inline(always)]
+    pub(super) fn extend(&mut self, sends: impl Iterator<Item = HostSend<B>>, ipsec: SendIpsec) {
+        if self.work != AdapterWork::default() {
+            self.begin();
+            self.work = AdapterWork::default();
+        }
+        let first = self.next;
+        let before = self.unsent.len();
+        let sends = sends.zip(first..);
+        self.unsent.extend(sends.map(|(send, id)| Send {
+            ipsec,
+            ..Send::new(id, send.frame)
+        }));
+        self.next += (self.unsent.len() - before) as u64;
+    }
+
     /// Takes note of what was pushed since the last time, all with the same work.
     pub(super) fn begin(&mut self) {
         let count = self.next - self.outstanding.next();
@@ -104,6 +121,7 @@ impl<B: Buffer> Host<B> {
             if machine.outstanding.is_empty() {
                 continue;
             }
+            machine.has_refused = false;
             self.nic
                 .take_completed(*vm, Poster::Host, now, &mut completions);
             for completed in completions.drain(..) {
@@ -174,7 +192,8 @@ impl<B: Buffer> Host<B> {
             ipsec: SendIpsec::Done,
             ..Send::new(id, frame)
         });
-        self.nic.send_from_host(vm, &mut machine.unsent);
+        let posted = self.nic.send_from_host(vm, &mut machine.unsent);
+        machine.has_refused |= posted.has_refused;
     }
 }
 

@@ -315,9 +315,10 @@ impl<B: Buffer> Nic<B> {
                 }
                 // Unknown, or deleted since: software has the next say, if there is any.
                 Step::None => match class {
-                    Class::Esp(_) => Ok(ReceivedIpsec::Host(HostWork::Open)),
+                    // In the default queue nobody knows yet whose it is.
+                    Class::Esp(_) if owner.is_some() => Ok(ReceivedIpsec::Host(HostWork::Open)),
                     Class::Unknown if policies.is_some() => Ok(ReceivedIpsec::Host(HostWork::Open)),
-                    Class::Unknown => Ok(ReceivedIpsec::Untouched),
+                    Class::Esp(_) | Class::Unknown => Ok(ReceivedIpsec::Untouched),
                     Class::Clear | Class::Copy => match admits_clear(policies, &frame) {
                         true => Ok(ReceivedIpsec::Untouched),
                         false => Err(Loss::Policy),

@@ -21,6 +21,8 @@ pub struct Posted {
     pub accepted: usize,
     /// Why the rest stayed there.
     pub stopped: Option<SendRefusal>,
+    /// Whether some of those that were taken have ended already: a foreign or stale handle.
+    pub has_refused: bool,
 }
 
 /// Why a frame was not even posted; it stays with the sender.
@@ -50,6 +52,7 @@ impl Posted {
     const NOBODY: Posted = Posted {
         accepted: 0,
         stopped: Some(SendRefusal::NoSender),
+        has_refused: false,
     };
 }
 
@@ -174,6 +177,7 @@ impl<B: Buffer> Nic<B> {
             Posted {
                 accepted,
                 stopped: None,
+                has_refused: false,
             }
         } else {
             self.post_some(config, port, poster, frames, room, &mut ring)
@@ -216,8 +220,13 @@ impl<B: Buffer> Nic<B> {
         }
         let large = |send: &&Send<B>| send.segment_size.is_some();
         let large = admitted.iter().filter(large).count();
+        let has_refused = admitted.len() < accepted;
         ring.push_all(poster, &mut admitted, large);
-        Posted { accepted, stopped }
+        Posted {
+            accepted,
+            stopped,
+            has_refused,
+        }
     }
 }
 

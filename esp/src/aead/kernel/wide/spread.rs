@@ -5,10 +5,9 @@ use core::arch::x86_64::*;
 use core::mem::MaybeUninit;
 use core::ptr::null;
 
-use zeroize::Zeroize;
-
 use super::super::key::{GcmKey, POWERS, ROUND_KEYS};
 use super::super::lanes::unrolled;
+use super::super::wipe::{Plain, wipe};
 use super::hash::join;
 use super::lanes;
 
@@ -26,6 +25,8 @@ pub(super) struct Spread {
     /// The sums of the halves of two powers side by side (Karatsuba).
     pub(super) halves: [__m512i; POWERS / 2],
 }
+
+impl Plain for MaybeUninit<Spread> {}
 
 /// The keys of the packets that are encrypted, and of those that are hashed meanwhile.
 pub(super) struct Spreads {
@@ -98,7 +99,7 @@ impl Spreads {
     pub(super) fn wipe(&mut self) {
         for (spread, used) in self.spreads.iter_mut().zip(self.used) {
             if used {
-                spread.zeroize();
+                wipe(spread);
             }
         }
     }

@@ -56,11 +56,12 @@ impl Sealed {
         }
     }
 
-    /// Masks of tags do not stay on the stack.
+    /// Neither masks of tags nor hashes of parts stay on the stack.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,vaes,vpclmulqdq,bmi1,bmi2")]
     pub(in super::super) fn wipe(&mut self) {
         self.mask.zeroize();
+        self.before.zeroize();
     }
 }
 

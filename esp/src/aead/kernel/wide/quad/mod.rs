@@ -240,7 +240,7 @@ unsafe fn rows_of_four<const SEAL: bool>(
         } else {
             null()
         };
-        rows.crypt::<SEAL>(&Group {
+        let mut group = Group {
             keys: [e, f, g, h],
             round_keys,
             texts: four!(i => four.texts[i].wrapping_sub(64 * four.rows[i])),
@@ -248,7 +248,11 @@ unsafe fn rows_of_four<const SEAL: bool>(
             counters: _mm512_xor_si512(four.counters, *Spread::round_keys(keys)),
             // The authenticated data are the block before the text.
             before: Products::of(four.aad, (*keys).powers[0]).reduce(),
-        });
+        };
+        rows.crypt::<SEAL>(&group);
+        // Of the authenticated data and their product the hash key could be computed.
+        group.before.zeroize();
+        group.counters.zeroize();
     }
 }
 

@@ -228,6 +228,7 @@ impl Rows {
         self.sum.products.high.zeroize();
         self.starts.zeroize();
         self.hashes.zeroize();
+        self.nowhere.zeroize();
     }
 
     /// `count` vectors are to be hashed, beginning with `start` if there is one.
