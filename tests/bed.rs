@@ -10,8 +10,8 @@ use vesper_esp::aead::{Cipher, Implementation};
 use vesper_esp::wire::{EncapsulationPorts, Located, locate};
 use vesper_esp::{Buffer, EspSa, PacketBuf, Suite, association};
 use vesper_offload::{
-    DataPath, HEADROOM, Host, MacAddress, NicSwitchParams, OffloadMode, OffloadWish, Profile,
-    QueueId, Rewrite, Send, SwitchLimits, VfId, VlanId, VmAddress, VmSettings,
+    DataPath, HEADROOM, Host, MacAddress, NicSwitchParams, OffloadMode, OffloadWish, PortId,
+    Profile, QueueId, Rewrite, SaOffload, Send, SwitchLimits, VfId, VlanId, VmAddress, VmSettings,
 };
 use vesper_sa::{
     Action, Direction, Mode, Policy, Protection, SaHandle, SaParams, Selector, Spd, Spi, Timestamp,
@@ -262,6 +262,18 @@ impl Node {
             add(&mut self.host, outbound, Direction::Outbound),
             add(&mut self.host, inbound, Direction::Inbound),
         ]
+    }
+
+    /// Offload in this mode, from the port of a machine, if there is such a machine.
+    pub fn offload(&self, vm: VmId, mode: OffloadMode) -> SaOffload {
+        let port = self.host.nic().vm_usage(vm).map(|usage| usage.port);
+        SaOffload {
+            mode,
+            port: port.unwrap_or(PortId::HOST),
+            vlan: None,
+            rewrite: None,
+            inner_checksum: false,
+        }
     }
 
     /// The machine gets a virtual function, with buffers, that carries its traffic.

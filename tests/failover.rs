@@ -1,7 +1,8 @@
 //! Associations move between adapter and software under traffic, with the state that they have.
 
-use vesper_offload::{Fault, OffloadMode, Placement, Profile, SoftwareReason, VmSettings};
-use vesper_sa::VmId;
+use vesper_esp::{Buffer, PacketBuf};
+use vesper_offload::{Fault, Host, OffloadMode, Placement, Profile, SoftwareReason, VmSettings};
+use vesper_sa::{SaHandle, VmId};
 use vesper_tests::Random;
 use vesper_tests::bed::{Bed, SaPlan, frame, sendable};
 
@@ -70,6 +71,55 @@ fn ten_thousand_moves_lose_nothing() {
             });
             assert_eq!(both, [(true, true); 2], "both have worked");
         }
+    }
+}
+
+/// Packets that wait half done, made by the host and not yet encrypted, or decrypted and not yet
+/// judged by the host, are finished when their association leaves crypto mode, and none is taken
+/// for a replay.
+#[test]
+fn what_waits_in_crypto_mode_outlives_a_move() {
+    let leave: [fn(&mut Host<PacketBuf>, SaHandle); 2] = [
+        |host, sa| host.withdraw(VM, sa),
+        |host, sa| host.set_modes(VM, sa, vec![OffloadMode::Packet]),
+    ];
+    for leave in leave {
+        let mut profile = Profile::full();
+        profile.ring = 16;
+        let mut bed = Bed::new(profile, None);
+        let mut plan = SaPlan::new(VM, &[OffloadMode::Crypto]);
+        // The high half changes among the packets that wait.
+        (plan.esn, plan.sequence) = (true, u64::from(u32::MAX) - 20);
+        let handles = bed.add_pair(VmSettings::default(), &plan);
+        let text = frame(0, VM, 60);
+        for _ in 0..30 {
+            assert!(bed.nodes[0].send(VM, sendable(&text)));
+        }
+        // The adapter takes what its ring has room for, the rest waits with its numbers.
+        bed.nodes[0].host.run(bed.now, 1000);
+        leave(&mut bed.nodes[0].host, handles[0][0]);
+        let mut got = Vec::new();
+        for round in 0..4 {
+            bed.nodes[0].run_adapter(bed.now);
+            let mut wire = Vec::new();
+            let nic = bed.nodes[0].host.nic();
+            nic.take_transmitted(&mut wire, usize::MAX);
+            wire.iter().for_each(|frame| bed.monitor.look(frame.data()));
+            bed.nodes[1].host.nic().receive(wire);
+            // Decrypted, and indicated to nobody yet.
+            bed.nodes[1].run_adapter(bed.now);
+            if round == 0 {
+                leave(&mut bed.nodes[1].host, handles[1][1]);
+            }
+            for node in &mut bed.nodes {
+                node.host.run(bed.now, 1000);
+            }
+            got.extend(bed.nodes[1].received(VM));
+        }
+        assert_eq!(got.len(), 30);
+        assert!(got.iter().all(|got| got.data()[14..] == text[14..]));
+        assert_eq!((bed.monitor.esp, bed.monitor.clear), (30, 0));
+        assert_eq!(bed.monitor.repeated, 0);
     }
 }
 

@@ -4,7 +4,10 @@
 use std::sync::Arc;
 
 use vesper_esp::Buffer;
-use vesper_offload::{DataPath, OffloadHandle, OffloadMode, Profile, Send, SendIpsec, VmSettings};
+use vesper_offload::{
+    DataPath, OffloadHandle, OffloadMode, Placement, Profile, Send, SendIpsec, UpdateSaError,
+    VmSettings,
+};
 use vesper_sa::{SaHandle, VmId};
 use vesper_tests::Random;
 use vesper_tests::bed::{Bed, SaPlan, frame, mac, sendable, spi};
@@ -15,6 +18,12 @@ fn owner_of(frame: &[u8]) -> Option<u32> {
         *frame.get(36)?,
         *frame.get(37)?,
     ])))
+}
+
+/// The frame with the tag of a VLAN.
+fn tagged(frame: &[u8], vlan: u16) -> Vec<u8> {
+    let [high, low] = vlan.to_be_bytes();
+    [&frame[..12], &[0x81, 0, high, low], &frame[12..]].concat()
 }
 
 #[test]
@@ -28,6 +37,7 @@ fn machines_are_isolated_under_forgery() {
     let mut bed = Bed::new(Profile::full(), Some(8));
     let vms: Vec<VmId> = (1..=machines).map(VmId).collect();
     let mut handles: Vec<Vec<OffloadHandle>> = Vec::new();
+    let mut moving: Vec<[SaHandle; 2]> = Vec::new();
     for vm in &vms {
         let has_function = vm.0 % 4 == 0 && vm.0 <= 32;
         let settings = VmSettings {
@@ -38,7 +48,8 @@ fn machines_are_isolated_under_forgery() {
         for node in &mut bed.nodes {
             node.host.set_sa_limit(*vm, 4096);
         }
-        bed.add_pair(settings, &SaPlan::new(*vm, &[OffloadMode::Packet]));
+        let pair = bed.add_pair(settings, &SaPlan::new(*vm, &[OffloadMode::Packet]));
+        let mut newest = pair[1];
         if has_function {
             for node in &mut bed.nodes {
                 node.give_function(*vm);
@@ -48,10 +59,10 @@ fn machines_are_isolated_under_forgery() {
         for generation in 1..per_machine / 2 {
             let mut plan = SaPlan::new(*vm, &[OffloadMode::Packet]);
             plan.generation = generation;
-            for node in &mut bed.nodes {
-                node.add_sas(&plan);
-            }
+            bed.nodes[0].add_sas(&plan);
+            newest = bed.nodes[1].add_sas(&plan);
         }
+        moving.push(newest);
         let bits = |slot: u64| OffloadHandle::from_bits(1 << 32 | slot);
         let own: Vec<_> = (0..u64::from(machines * per_machine))
             .map(bits)
@@ -72,7 +83,7 @@ fn machines_are_isolated_under_forgery() {
         let other = vms[random.below(vms.len())];
         let from = random.below(2);
         let text = frame(from as u8, vm, 40);
-        match random.below(8) {
+        match random.below(10) {
             // Honest.
             0..=2 => {
                 bed.nodes[from].send(vm, sendable(&text));
@@ -103,11 +114,40 @@ fn machines_are_isolated_under_forgery() {
                 let owned = handles[vm.0 as usize - 1].contains(&handle);
                 assert_eq!(refused, !owned, "a handle works for its owner alone");
             }
-            // Another machine's address.
+            // Another machine's address, or another VLAN.
             4 => {
                 let mut spoofed = text;
-                spoofed[6..12].copy_from_slice(&mac(from as u8, other).0);
+                match random.below(2) {
+                    0 => spoofed[6..12].copy_from_slice(&mac(from as u8, other).0),
+                    _ => spoofed = tagged(&spoofed, random.below(4095) as u16),
+                }
                 bed.nodes[from].send(vm, sendable(&spoofed));
+            }
+            // Another machine's association is none for any verb.
+            5 => {
+                let theirs = &handles[other.0 as usize - 1];
+                let handle = theirs[random.below(theirs.len())];
+                let nic = bed.nodes[0].host.nic();
+                let is_own = vm == other;
+                let update = nic.update_lifetime(vm, handle, &Default::default());
+                assert_eq!(update.is_ok(), is_own);
+                assert_eq!(nic.sa_statistics(vm, handle).is_some(), is_own);
+                if !is_own {
+                    let unknown = Err(UpdateSaError::Unknown(handle));
+                    assert_eq!(nic.update_sa(vm, handle, 1 << 40, bed.now), unknown);
+                    assert_eq!(nic.delete_sa(vm, handle), unknown);
+                    assert!(!nic.offload_ok(vm, handle, &text[14..]));
+                }
+            }
+            // Associations go between adapter and software, with what is on its way.
+            6 => {
+                let moving = &moving[vm.0 as usize - 1];
+                let handle = moving[random.below(2)];
+                let host = &mut bed.nodes[1].host;
+                match host.placement(vm, handle) {
+                    Some(Placement::Offloaded { .. }) => host.withdraw(vm, handle),
+                    _ => assert!(host.offload(vm, handle)),
+                }
             }
             // Garbage with somebody's SPI, or a captured packet with another address, VLAN,
             // SPI or a flipped bit.
@@ -117,13 +157,17 @@ fn machines_are_isolated_under_forgery() {
                 };
                 let mut forged = captured.clone();
                 let data = forged.data_mut();
-                match random.below(4) {
+                match random.below(5) {
                     0 => data[..6].copy_from_slice(&mac(from as u8, other).0),
                     1 if data.len() > 38 => {
                         let spi = spi(1 - from as u8, other, random.below(4) as u32);
                         data[34..38].copy_from_slice(&spi.get().to_be_bytes());
                     }
                     2 => data[random.below(data.len())] ^= 1 << random.below(8),
+                    3 => {
+                        let tagged = tagged(data, random.below(4095) as u16);
+                        forged = sendable(&tagged);
+                    }
                     _ => {}
                 }
                 bed.nodes[from].host.nic().receive([forged]);
@@ -135,6 +179,9 @@ fn machines_are_isolated_under_forgery() {
             if kept.len() > 500 {
                 wire = core::mem::take(kept);
             }
+        }
+        if step % 4096 == 0 {
+            bed.nodes[1].host.reap_sas();
         }
         if step % 64 == 0 {
             for (at, node) in bed.nodes.iter_mut().enumerate() {

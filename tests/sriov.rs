@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use vesper_esp::Buffer;
 use vesper_offload::{
-    DataPath, Fallback, Fault, Loss, NicEvent, NicSwitchParams, OffloadMode, Profile, QueueError,
-    QueueId, Send, SendIpsec, SendRefusal, SriovError, VfId, VfState, VmSettings,
+    DataPath, Fallback, Fault, Loss, NicEvent, NicSwitchParams, OffloadMode, Poster, Profile,
+    QueueError, QueueId, Send, SendIpsec, SendRefusal, SriovError, VfId, VfState, VmSettings,
 };
 use vesper_sa::VmId;
 use vesper_tests::Random;
@@ -246,6 +246,32 @@ fn a_function_falls_back_to_the_hosts_software() {
     assert_eq!(bed.exchange(1, VM, 30), 30);
     assert_eq!(bed.nodes[1].host.esp_counters().sealed_packets, 0);
     assert_eq!((bed.monitor.clear, bed.monitor.repeated), (0, 0));
+}
+
+/// What the host sends for a machine is completed to the host, and what the machine sends through
+/// its function to the machine, at the same time and with the same identifiers.
+#[test]
+fn a_send_is_completed_to_whoever_posted_it() {
+    let mut bed = with_functions();
+    for node in &bed.nodes {
+        node.host.nic().inject(Fault::Reset);
+    }
+    let buffers = (0..128).map(|_| empty());
+    bed.nodes[1].host.post_buffers(VM, buffers).unwrap();
+    // The host protects what the function has sent, and posts it for the same machine.
+    for _ in 0..3 {
+        assert_eq!(bed.exchange(0, VM, 30), 30);
+    }
+    let host = &bed.nodes[0].host;
+    let outstanding = host.outstanding(VM).unwrap();
+    let counters = outstanding.counters();
+    assert_eq!((counters.completed, counters.unexpected), (90, 0));
+    assert_eq!((counters.timed_out, outstanding.len()), (0, 0));
+    let mut failed = Vec::new();
+    let take = |poster, failed: &mut _| host.nic().take_failures(VM, poster, bed.now, failed);
+    assert_eq!(take(Poster::Guest, &mut failed), 90);
+    assert_eq!(take(Poster::Host, &mut failed), 0);
+    assert!(failed.is_empty());
 }
 
 /// Two functions of one adapter reach each other in the NIC switch, not over the wire.

@@ -1,9 +1,10 @@
 //! From the command line to the results.
 
 use std::fmt;
+use std::fs::File;
 use std::io::{self, IsTerminal, Write};
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -115,6 +116,7 @@ fn limit(place: &Place) -> Result<(), RunError> {
 }
 
 fn offload(selection: &nic::Selection) -> Result<(), RunError> {
+    check_outputs(selection.csv.as_deref(), None)?;
     let cores = claim(selection.threads(), &selection.place)?;
     let machine = Machine::here(cores.clock().hertz(&cores.clock().probe()));
     let mut out = io::stdout();
@@ -140,7 +142,20 @@ fn offload(selection: &nic::Selection) -> Result<(), RunError> {
     Ok(())
 }
 
+/// Makes sure, before anything is measured, that results can be written where they are wanted.
+fn check_outputs(csv: Option<&Path>, svg: Option<&Path>) -> Result<(), RunError> {
+    let fault = |path: &Path, error: io::Error| RunError::File(path.into(), error.into());
+    if let Some(path) = csv {
+        File::create(path).map_err(|error| fault(path, error))?;
+    }
+    if let Some(path) = svg {
+        std::fs::create_dir_all(path).map_err(|error| fault(path, error))?;
+    }
+    Ok(())
+}
+
 fn measure(level: Level, selection: &Selection) -> Result<(), RunError> {
+    check_outputs(selection.csv.as_deref(), selection.svg.as_deref())?;
     let cores = claim(selection.threads, &selection.place)?;
     let mut notes = Vec::new();
     let mut contestants = contestants(level, selection, &cores, &mut notes)?;

@@ -129,26 +129,24 @@ pub(crate) struct Indicated {
 }
 
 impl Indicated {
+    /// The frame of this payload.
+    #[inline(always)]
+    pub(crate) fn frame<B>(&self, payload: B) -> Frame<B> {
+        Frame {
+            payload,
+            link: self.link,
+            vlan: self.vlan,
+        }
+    }
+
     /// Of this payload.
     #[inline(always)]
     pub(crate) fn received<B>(&self, payload: B) -> Received<B> {
-        let Self {
-            link,
-            vlan,
-            queue,
-            owner,
-            ipsec,
-        } = *self;
-        let frame = Frame {
-            payload,
-            link,
-            vlan,
-        };
         Received {
-            frame,
-            queue,
-            owner,
-            ipsec,
+            frame: self.frame(payload),
+            queue: self.queue,
+            owner: self.owner,
+            ipsec: self.ipsec,
         }
     }
 }
@@ -193,6 +191,14 @@ impl<B> Ready<B> {
             Some((last, counted)) if may_repeat && *last == what => *counted += count,
             _ => self.runs.push_back((what, count)),
         }
+    }
+
+    /// The associations in crypto mode that payloads were decrypted with.
+    pub(crate) fn in_crypto_mode(&self) -> impl Iterator<Item = OffloadHandle> {
+        self.runs.iter().filter_map(|(what, _)| match what.ipsec {
+            ReceivedIpsec::Crypto(info) => Some(info.handle),
+            _ => None,
+        })
     }
 
     /// Takes up to `most` frames: what is to be said of each run, and so many payloads, each of

@@ -90,6 +90,14 @@ pub(crate) struct Header {
 }
 
 impl Header {
+    #[inline(always)]
+    pub(crate) fn bytes(&self) -> &[u8] {
+        match self.is_tagged {
+            false => &self.bytes[..HEADER_LEN],
+            true => &self.bytes,
+        }
+    }
+
     /// Puts the header in front of a payload; `false`, and nothing happened, if the buffer has
     /// no room for it.
     #[inline(always)]

@@ -58,6 +58,7 @@
 mod arrivals;
 mod capability;
 mod completions;
+mod crypto_mode;
 mod crypto_status;
 mod driver;
 mod ethernet;
@@ -95,7 +96,7 @@ pub use nic::{
 pub use profile::Profile;
 pub use queue::{QueueEvent, QueueId, QueueState, WrongState};
 pub use rings::QueueCounters;
-pub use sends::{RateLimiter, VmCounters};
+pub use sends::{Poster, RateLimiter, VmCounters};
 pub use settings::{
     Admission, Fallback, InterruptModeration, SettingsError, Usage, VmAddress, VmSettings,
 };

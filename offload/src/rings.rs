@@ -144,27 +144,47 @@ impl<B: Buffer> Queue<B> {
 }
 
 impl<B: Buffer> QueueInner<B> {
-    /// Makes place for a frame that is to be [indicated](Self::indicate): a posted buffer comes
-    /// out in exchange for that of the frame, if `exchange`; the default queue needs none.
+    /// How many frames more have a place, and why the others have none: in a machine's queue each
+    /// needs a posted buffer.
     #[inline]
-    pub(crate) fn claim(&mut self, queue: &Queue<B>, exchange: bool) -> Result<Option<B>, Loss> {
+    pub(crate) fn room(&self, queue: &Queue<B>) -> (usize, Loss) {
         match queue.owner {
-            Some(_) if !exchange => Ok(None),
-            Some(_) => match self.posted.pop() {
-                Some(buffer) => Ok(Some(buffer)),
-                None => Err(Loss::NoBuffer),
-            },
-            None if self.ready.len() >= queue.ring => Err(Loss::RingFull),
-            None => Ok(None),
+            Some(_) => (self.posted.len(), Loss::NoBuffer),
+            None => (queue.ring.saturating_sub(self.ready.len()), Loss::RingFull),
+        }
+    }
+
+    /// Takes posted buffers out, in exchange for those of so many frames that there is
+    /// [room](Self::room) for; the default queue needs none.
+    #[inline]
+    pub(crate) fn exchange(&mut self, queue: &Queue<B>, count: usize, free: &mut Vec<B>) {
+        if queue.owner.is_some() {
+            let from = self.posted.len().saturating_sub(count);
+            free.extend(self.posted.drain(from..));
+        }
+    }
+
+    /// Takes note that frames were added to those that are ready.
+    #[inline]
+    pub(crate) fn indicated(
+        &mut self,
+        queue: &Queue<B>,
+        count: usize,
+        bytes: usize,
+        now: Timestamp,
+    ) {
+        self.counters.received += count as u64;
+        self.counters.bytes += bytes as u64;
+        if count > 0 {
+            self.oldest.get_or_insert(now);
+            queue.is_ready.store(true, Ordering::Relaxed);
         }
     }
 
     /// Hands a frame over to whoever owns the queue.
     #[inline(always)]
     pub(crate) fn indicate(&mut self, queue: &Queue<B>, received: Received<B>, now: Timestamp) {
-        self.counters.received += 1;
-        self.counters.bytes += received.frame.payload.data().len() as u64;
-        self.oldest.get_or_insert(now);
+        self.indicated(queue, 1, received.frame.payload.data().len(), now);
         let Received {
             frame,
             queue: id,
@@ -179,7 +199,6 @@ impl<B: Buffer> QueueInner<B> {
             ipsec,
         };
         self.ready.push(what, frame.payload);
-        queue.is_ready.store(true, Ordering::Relaxed);
     }
 
     /// Hands frames over to the host through its default queue; what has no place is given to
@@ -193,9 +212,9 @@ impl<B: Buffer> QueueInner<B> {
     ) {
         for mut received in frames {
             received.queue = queue.id;
-            match self.claim(queue, false) {
-                Ok(_) => self.indicate(queue, received, now),
-                Err(loss) => lost(received, loss),
+            match self.room(queue) {
+                (0, loss) => lost(received, loss),
+                _ => self.indicate(queue, received, now),
             }
         }
     }

@@ -12,10 +12,10 @@ use crate::rings::append;
 use crate::transfer::{Completion, Send, SendIpsec};
 use crate::unit::OffloadHandle;
 
-/// Who has posted a send. Each has a ring of its own: what one of them posts never waits behind
-/// the other.
+/// Who has posted a send. Each has a send ring and completions of its own: what one of them posts
+/// never waits behind the other, and neither sees how the sends of the other end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Poster {
+pub enum Poster {
     /// The host, for itself or for a machine.
     Host,
     /// The machine, through its virtual function.
@@ -71,12 +71,15 @@ pub struct VmCounters {
     pub receive_losses: Losses,
 }
 
-/// What one poster has posted.
+/// What one poster has posted, and how it ended.
 #[derive(Debug)]
 pub(crate) struct Ring<B> {
     sends: VecDeque<Send<B>>,
     /// How many of them are large sends.
     large: usize,
+    pub(crate) completions: Completions<B>,
+    /// Completions that a fault has delayed.
+    pub(crate) late: Vec<(Timestamp, Completion<B>)>,
 }
 
 /// What a machine, or the host, has posted to be sent, and what came of it.
@@ -87,9 +90,6 @@ pub(crate) struct SendRing<B> {
     posted: [Ring<B>; 2],
     /// Whose ring is looked into next.
     turn: Poster,
-    pub(crate) completions: Completions<B>,
-    /// Completions that a fault has delayed.
-    pub(crate) late: Vec<(Timestamp, Completion<B>)>,
     pub(crate) limiter: RateLimiter,
     pub(crate) counters: VmCounters,
 }
@@ -100,8 +100,6 @@ impl<B> SendRing<B> {
         Self {
             posted: [Ring::new(), Ring::new()],
             turn: Poster::Host,
-            completions: Completions::new(),
-            late: Vec::new(),
             limiter: RateLimiter::new(rate_limit),
             counters: VmCounters::default(),
         }
@@ -111,9 +109,9 @@ impl<B> SendRing<B> {
 impl<B: Buffer> SendRing<B> {
     /// Ends a send of which nothing was done; the frame comes back as it was.
     #[cold]
-    pub(crate) fn refuse(&mut self, send: Send<B>, loss: Loss) {
+    pub(crate) fn refuse(&mut self, poster: Poster, send: Send<B>, loss: Loss) {
         self.counters.send_losses.count(loss);
-        self.completions.push(Completion {
+        self.completions(poster).push(Completion {
             id: send.id,
             result: Err(SendError::Lost(loss)),
             buffer: Some(send.frame),
@@ -121,9 +119,9 @@ impl<B: Buffer> SendRing<B> {
     }
 
     /// Ends a send that failed; the buffer comes back.
-    pub(crate) fn fail(&mut self, pending: Pending<B>, error: SendError) {
+    pub(crate) fn fail(&mut self, poster: Poster, pending: Pending<B>, error: SendError) {
         self.counters.send_losses.count(error.loss());
-        self.completions.push(Completion {
+        self.completions(poster).push(Completion {
             id: pending.id,
             result: Err(error),
             buffer: Some(pending.frame.give_back()),
@@ -134,6 +132,7 @@ impl<B: Buffer> SendRing<B> {
     #[cold]
     pub(crate) fn fail_frame(
         &mut self,
+        poster: Poster,
         id: u64,
         is_segment: bool,
         frame: Frame<B>,
@@ -144,7 +143,7 @@ impl<B: Buffer> SendRing<B> {
         if is_segment {
             return free.push(frame.payload);
         }
-        self.completions.push(Completion {
+        self.completions(poster).push(Completion {
             id,
             result: Err(error),
             buffer: Some(frame.give_back()),
@@ -163,10 +162,12 @@ impl<B: Buffer> SendRing<B> {
         if self.ring(poster).sends.is_empty() {
             poster = poster.other();
         }
-        let ring = &mut self.posted[poster as usize];
-        if ring.large == 0 && self.limiter.is_unlimited() && ring.sends.len() <= most {
+        let is_unlimited = self.limiter.is_unlimited();
+        let ring = self.ring_mut(poster);
+        if ring.large == 0 && is_unlimited && ring.sends.len() <= most {
             core::mem::swap(&mut ring.sends, batch);
         } else {
+            let ring = &mut self.posted[poster as usize];
             ring.take_some(&mut self.limiter, now, most, batch);
         }
         // Who has to wait for the limit keeps the turn.
@@ -188,7 +189,7 @@ impl<B: Buffer> SendRing<B> {
 
     /// Takes everything off a ring.
     pub(crate) fn take_all(&mut self, poster: Poster) -> VecDeque<Send<B>> {
-        let ring = &mut self.posted[poster as usize];
+        let ring = self.ring_mut(poster);
         ring.large = 0;
         core::mem::take(&mut ring.sends)
     }
@@ -196,7 +197,7 @@ impl<B: Buffer> SendRing<B> {
     /// Puts sends that there is room for onto a ring: as a whole, if it is empty. So many of them are
     /// large ones.
     pub(crate) fn push_all(&mut self, poster: Poster, sends: &mut Vec<Send<B>>, large: usize) {
-        let ring = &mut self.posted[poster as usize];
+        let ring = self.ring_mut(poster);
         ring.large += large;
         append(&mut ring.sends, sends);
     }
@@ -205,6 +206,17 @@ impl<B: Buffer> SendRing<B> {
     pub(crate) fn binds(&self, handle: OffloadHandle) -> bool {
         let mut sends = self.posted.iter().flat_map(|ring| &ring.sends);
         sends.any(|send| send.ipsec == SendIpsec::Handle(handle))
+    }
+
+    /// How the sends of this poster have ended.
+    #[inline(always)]
+    pub(crate) fn completions(&mut self, poster: Poster) -> &mut Completions<B> {
+        &mut self.ring_mut(poster).completions
+    }
+
+    #[inline(always)]
+    pub(crate) fn ring_mut(&mut self, poster: Poster) -> &mut Ring<B> {
+        &mut self.posted[poster as usize]
     }
 
     fn ring(&self, poster: Poster) -> &Ring<B> {
@@ -226,6 +238,8 @@ impl<B> Ring<B> {
         Self {
             sends: VecDeque::new(),
             large: 0,
+            completions: Completions::new(),
+            late: Vec::new(),
         }
     }
 }

@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::vec::Drain;
 
-use vesper_offload::{Nic, OffloadMode, QueueId, Send, VfId};
+use vesper_offload::{Nic, OffloadMode, Poster, QueueId, Send, VfId};
 use vesper_sa::{Timestamp, VmId};
 
 use super::mbuf::Mbuf;
@@ -142,7 +142,7 @@ impl Processors {
             let buffers = &mut self.sending[vm];
             received += receiver.take_frames(queue, buffers, usize::MAX);
             let _ = receiver.return_packets(queue, buffers.len() as u32);
-            sender.take_failures(VMS[vm], now, &mut Vec::new());
+            sender.take_failures(VMS[vm], Poster::Guest, now, &mut Vec::new());
         }
         receiver.take_recycled(&mut free);
         for buffers in &mut self.posting {

@@ -1,7 +1,7 @@
 //! Passes of packets through hosts and adapters, with the time that each party spends.
 
 use vesper_esp::{Engine, EspSa, Inbound, Outbound, Verdict};
-use vesper_offload::{Completion, Host, Send};
+use vesper_offload::{Completion, Host, Poster, Send};
 use vesper_sa::{Direction, Timestamp, VmId};
 
 use super::mbuf::Mbuf;
@@ -178,7 +178,7 @@ impl Wired {
             nic.run_processor(0, self.now, BATCH);
             let sent = sys::ticks();
             if function.is_some() {
-                nic.take_failures(VM, self.now, &mut completions);
+                nic.take_failures(VM, Poster::Guest, self.now, &mut completions);
                 completions.clear();
             }
             let completed = sys::ticks();

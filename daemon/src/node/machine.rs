@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use vesper_esp::PacketBuf;
 use vesper_offload::{
-    BATCH, Completion, DataPath, Host, HostSend, MachineError, Nic, QueueId, Received, Send,
-    SendIpsec, VfId, VmAddress, VmSettings,
+    BATCH, Completion, DataPath, Host, HostSend, MachineError, Nic, Poster, QueueId, Received,
+    Send, SendIpsec, VfId, VmAddress, VmSettings,
 };
 use vesper_sa::{Spd, Timestamp, VmId};
 
@@ -81,6 +81,8 @@ pub(super) struct Machine {
     /// It has sent large packets, to be cut.
     pub(super) sends_large: bool,
     next_id: u64,
+    /// Posted through its function, now or before, and not completed.
+    posted_sends: usize,
     completions: Vec<Completion<PacketBuf>>,
     received: Vec<Received<PacketBuf>>,
     /// For the machine, not yet taken by its port.
@@ -103,6 +105,7 @@ impl Machine {
             sends: Vec::with_capacity(BURST),
             sends_large: false,
             next_id: 0,
+            posted_sends: 0,
             completions: Vec::with_capacity(BURST),
             received: Vec::with_capacity(BATCH),
             outgoing: Vec::with_capacity(POSTED),
@@ -125,7 +128,7 @@ impl Machine {
         }
         let large = |incoming: &Incoming| incoming.segment_size.is_some();
         self.sends_large |= moved > 0 && self.incoming.iter().any(large);
-        if self.function.is_some() {
+        if self.posted_sends > 0 {
             moved += self.take_completions(now, host.nic(), pool);
         }
         match self.function {
@@ -141,7 +144,9 @@ impl Machine {
                     });
                 }
                 if !self.sends.is_empty() {
-                    moved += host.nic().send_from_function(vf, &mut self.sends).accepted;
+                    let accepted = host.nic().send_from_function(vf, &mut self.sends).accepted;
+                    self.posted_sends += accepted;
+                    moved += accepted;
                 }
             }
             None => {
@@ -232,8 +237,9 @@ impl Machine {
     }
 
     fn take_completions(&mut self, now: Timestamp, nic: &Nic<PacketBuf>, pool: &mut Pool) -> usize {
-        let sent = nic.take_failures(self.vm, now, &mut self.completions);
+        let sent = nic.take_failures(self.vm, Poster::Guest, now, &mut self.completions);
         let count = sent + self.completions.len();
+        self.posted_sends = self.posted_sends.saturating_sub(count);
         for completion in self.completions.drain(..) {
             // The adapter has counted why a send failed.
             if let Some(buffer) = completion.buffer {

@@ -209,7 +209,7 @@ impl Cipher {
 
 #[cfg(target_arch = "x86_64")]
 fn kernel_key(
-    suite: &Suite,
+    suite: &'static Suite,
     key: &[u8],
     auth_key: &[u8],
     implementation: Implementation,
@@ -233,7 +233,7 @@ fn kernel_key(
 /// A key of the kernels for whole suites.
 #[cfg(target_arch = "x86_64")]
 fn suite_key(
-    suite: &Suite,
+    suite: &'static Suite,
     key: &[u8],
     auth_key: &[u8],
     implementation: Implementation,
@@ -242,7 +242,7 @@ fn suite_key(
     use kernel::composed::{self, ComposedKey};
     if ChaChaKey::supports(suite) {
         let token = chacha20poly1305::Token::available(implementation)?;
-        let key = ChaChaKey::new(token, key, suite.iv_len)?;
+        let key = ChaChaKey::new(token, key, suite.iv_len)?.with_ring(suite, key);
         Some(Inner::ChaCha(Box::new(key)))
     } else {
         let token = composed::Token::available(implementation)?;

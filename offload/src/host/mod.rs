@@ -1,12 +1,16 @@
 //! The host around the adapter: machines, the synthetic path through the software switch, the
 //! software fallback of IPsec, and where each association is at work.
 
+mod deliver;
 mod glance;
 mod inbound;
 mod machine;
+mod open;
 mod outbound;
 mod outstanding;
 mod placement;
+mod posting;
+mod protect;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
@@ -50,6 +54,9 @@ pub struct Host<B> {
     placements: Table<(VmId, SaHandle), PlacedSa>,
     /// What the adapter's handles stand for.
     offloaded: Table<OffloadHandle, (VmId, SaHandle)>,
+    /// What they stood for that the adapter has let go of, as long as packets in crypto mode are
+    /// on their way that know them by these.
+    leaving: Table<OffloadHandle, (VmId, SaHandle)>,
     /// Those in crypto mode with ESN, of whose numbers the adapter has to be told.
     followed: BTreeSet<(VmId, SaHandle)>,
     events: Vec<NicEvent>,
@@ -100,6 +107,7 @@ impl<B: Buffer> Host<B> {
             ports: Table::default(),
             placements: Table::default(),
             offloaded: Table::default(),
+            leaving: Table::default(),
             followed: BTreeSet::new(),
             events: Vec::new(),
             losses: Losses::default(),
@@ -169,7 +177,9 @@ impl<B: Buffer> Host<B> {
         self.push_sequences(now);
         self.take_completions(now);
         let received = self.receive(now, budget);
-        received + self.switch_sends(now, budget)
+        let sent = self.switch_sends(now, budget);
+        self.forget_left();
+        received + sent
     }
 
     /// Takes the events since the last call, those of the adapter included.

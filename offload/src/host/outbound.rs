@@ -1,28 +1,28 @@
 //! From a machine to the wire on the synthetic path: policy, software IPsec, switching.
 
-use core::time::Duration;
 use std::sync::Arc;
 
 use vesper_esp::wire::flow;
-use vesper_esp::{Buffer, EspSa, Outbound, Verdict};
+use vesper_esp::{Buffer, EspSa};
 use vesper_sa::{Action, Direction, Event, Mode, Timestamp, VmId};
 
+use super::open::ToOpen;
 use super::placement::WireForm;
-use super::{AdapterWork, Host, Outstanding, Placement};
+use super::posting::Posting;
+use super::protect::{Planned, Whole};
+use super::{Host, Placement};
+use crate::arrivals::Ready;
 use crate::capability::OffloadMode;
 use crate::completions::Completed;
-use crate::ethernet::{Frame, Link, VlanId, ethertype, parse};
-use crate::fate::{Loss, SendError};
+use crate::ethernet::{Frame, HEADER_LEN, Link, VlanId, ethertype, parse};
+use crate::fate::Loss;
 use crate::flow_key::FrameKey;
-use crate::nic::{BATCH, fill_checksum};
+use crate::nic::BATCH;
 use crate::queue::QueueId;
 use crate::rings::{move_front, quantum, weight_of};
-use crate::transfer::{HostSend, Received, Send, SendIpsec};
+use crate::transfer::{HostSend, SendIpsec};
 use crate::unit::{OffloadHandle, PortId};
 use crate::vswitch::Forward;
-
-/// A completion that has not come after this time will not come.
-const COMPLETION_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Where frames go that need no protection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,7 +35,7 @@ pub(super) enum Way {
 
 /// What is to be done with the frames of a flow.
 #[derive(Debug)]
-enum Plan {
+pub(super) enum Plan {
     /// Nothing about IPsec.
     Clear,
     /// The adapter does it all.
@@ -53,24 +53,30 @@ pub(super) struct Scratch<B> {
     taken: Vec<HostSend<B>>,
     plans: Vec<Plan>,
     frames: Vec<Planned<B>>,
-    completions: Vec<Completed<B>>,
-    pub(super) received: Vec<Received<B>>,
+    whole: Whole<B>,
+    pub(super) completions: Vec<Completed<B>>,
+    pub(super) received: Ready<B>,
+    pub(super) to_open: ToOpen<B>,
     pub(super) due: Vec<(QueueId, Option<VmId>)>,
     pub(super) free: Vec<B>,
 }
 
 /// Frames of a machine that policy is applied to.
-struct Batch<B> {
-    vm: VmId,
+pub(super) struct Batch<B> {
+    pub(super) vm: VmId,
     posting: Posting<B>,
-    plans: Vec<Plan>,
-    /// What is not yet in `posting`.
-    planned: Vec<Planned<B>>,
+    pub(super) plans: Vec<Plan>,
+    /// What is not yet in `posting`: frames that are all to be sealed ...
+    pub(super) whole: Whole<B>,
+    /// ... or any frames.
+    pub(super) planned: Vec<Planned<B>>,
     way: Way,
     /// Whether the adapter cuts large packets, once that was asked.
     cuts: Option<bool>,
     /// The flow that the last plan is for; `None`: that frame alone.
     key: Option<FrameKey>,
+    /// The header that the last plan is for.
+    link: Link,
     /// What the last plan comes to for frames that need nothing else.
     short: Short,
 }
@@ -84,77 +90,10 @@ enum Short {
     Wire,
     /// Copy them to this machine, if its policies let them in.
     Copy(VmId),
+    /// Make ESP packets of them.
+    Seal,
     /// Look closer.
     No,
-}
-
-/// What a machine is about to post to the adapter.
-struct Posting<B> {
-    now: Timestamp,
-    unsent: Vec<Send<B>>,
-    outstanding: Outstanding,
-    /// The identifier of the next send; those from `outstanding.next()` on have this work.
-    next: u64,
-    work: AdapterWork,
-}
-
-impl<B> Posting<B> {
-    /// `framed`: the frame holds an ESP packet in clear.
-    #[inline(always)]
-    fn push(&mut self, send: HostSend<B>, ipsec: SendIpsec, framed: bool) {
-        let HostSend {
-            frame,
-            segment_size,
-            checksum,
-        } = send;
-        let work = AdapterWork {
-            framed,
-            segment_size,
-            checksum,
-        };
-        if work != self.work {
-            self.begin();
-            self.work = work;
-        }
-        let id = self.next;
-        self.next += 1;
-        self.unsent.push(Send {
-            id,
-            frame,
-            ipsec,
-            segment_size,
-            checksum,
-        });
-    }
-
-    /// Takes note of what was pushed since the last time, all with the same work.
-    fn begin(&mut self) {
-        let count = self.next - self.outstanding.next();
-        self.outstanding.begin_all(self.now, self.work, count);
-    }
-}
-
-/// A frame that was taken apart, and the number of its plan.
-#[derive(Debug)]
-struct Planned<B> {
-    frame: Frame<B>,
-    plan: u32,
-    /// Why ESP refused it.
-    refused: Option<Loss>,
-    /// It is where it belongs, and its buffer is free.
-    is_delivered: bool,
-}
-
-impl<B> Planned<B> {
-    /// With nothing left to be done to it.
-    const fn new(frame: Frame<B>, plan: u32) -> Self {
-        Self {
-            frame,
-            plan,
-            refused: None,
-            is_delivered: false,
-        }
-    }
 }
 
 impl<B> Default for Scratch<B> {
@@ -163,8 +102,10 @@ impl<B> Default for Scratch<B> {
             taken: Vec::new(),
             plans: Vec::new(),
             frames: Vec::new(),
+            whole: Whole::default(),
             completions: Vec::new(),
-            received: Vec::new(),
+            received: Ready::new(),
+            to_open: ToOpen::default(),
             due: Vec::new(),
             free: Vec::new(),
         }
@@ -230,7 +171,7 @@ impl<B: Buffer> Host<B> {
         true
     }
 
-    fn protect_sends(&mut self, vm: VmId, now: Timestamp, sends: &mut Vec<HostSend<B>>) {
+    pub(super) fn protect_sends(&mut self, vm: VmId, now: Timestamp, sends: &mut Vec<HostSend<B>>) {
         let Some(mut batch) = self.begin(vm, now, Way::Switch) else {
             sends
                 .drain(..)
@@ -259,18 +200,18 @@ impl<B: Buffer> Host<B> {
         let machine = self.machines.get_mut(&vm)?;
         Some(Batch {
             vm,
-            posting: Posting {
+            posting: Posting::new(
                 now,
-                next: machine.outstanding.next(),
-                work: AdapterWork::default(),
-                unsent: core::mem::take(&mut machine.unsent),
-                outstanding: core::mem::take(&mut machine.outstanding),
-            },
+                core::mem::take(&mut machine.unsent),
+                core::mem::take(&mut machine.outstanding),
+            ),
             plans: core::mem::take(&mut self.scratch.plans),
+            whole: core::mem::take(&mut self.scratch.whole),
             planned: core::mem::take(&mut self.scratch.frames),
             way,
             cuts: None,
             key: None,
+            link: Link::default(),
             short: Short::No,
         })
     }
@@ -285,24 +226,39 @@ impl<B: Buffer> Host<B> {
             return self.lose(Some(batch.vm), send.frame, Loss::Malformed);
         }
         // What is prepared leaves with the batch, and nothing overtakes it.
-        let short = match batch.planned.is_empty() {
+        let mut short = match batch.planned.is_empty() {
             true => batch.short,
             false => Short::No,
         };
+        if !batch.whole.is_empty() && !matches!(short, Short::Seal) {
+            self.take_apart(batch);
+            short = Short::No;
+        }
         match short {
+            Short::Seal
+                if send.segment_size.is_none() && !send.checksum && batch.whole.len() < BATCH =>
+            {
+                let plan = batch.plans.len() as u32 - 1;
+                batch.whole.push(send.frame, plan, &batch.link);
+            }
+            // All of them, or none.
+            Short::Seal => {
+                self.take_apart(batch);
+                self.prepare(batch, send);
+            }
             // The adapter cuts what it protects itself, if it can.
             Short::Adapter(handle)
                 if send.segment_size.is_none()
                     || *batch.cuts.get_or_insert_with(|| self.nic.cuts()) =>
             {
                 let ipsec = SendIpsec::Handle(handle);
-                batch.posting.push(send, ipsec, false);
+                batch.posting.push(send, ipsec, None);
             }
             Short::Wire if send.segment_size.is_none() && !send.checksum => {
-                batch.posting.push(send, SendIpsec::Done, false);
+                batch.posting.push(send, SendIpsec::Done, None);
             }
             Short::Copy(to) if send.segment_size.is_none() && !send.checksum => {
-                self.copy_whole(to, send.frame.data());
+                self.copy(to, &[send.frame.data()]);
                 self.scratch.free.push(send.frame);
             }
             _ => self.prepare(batch, send),
@@ -320,11 +276,13 @@ impl<B: Buffer> Host<B> {
         batch.key = FrameKey::of(frame);
         batch.short = match plan {
             Plan::Adapter(handle) => Short::Adapter(handle),
+            Plan::Software(..) | Plan::Frame(..) if len == HEADER_LEN => Short::Seal,
             Plan::Clear if batch.way == Way::Wire => Short::Wire,
             // What is looked at once holds for all that are like it.
             Plan::Clear if batch.key.is_some() => self.short_way(batch, &link, tag, packet),
             _ => Short::No,
         };
+        batch.link = link;
         batch.plans.push(plan);
         true
     }
@@ -356,10 +314,14 @@ impl<B: Buffer> Host<B> {
             vm,
             mut posting,
             mut plans,
+            mut whole,
             mut planned,
             way,
             ..
         } = batch;
+        if !whole.is_empty() {
+            self.seal(vm, &plans, &mut whole, &mut posting);
+        }
         if !planned.is_empty() {
             self.encapsulate(vm, posting.now, &plans, &mut planned);
             self.route(vm, &plans, &mut planned, &mut posting, way);
@@ -373,121 +335,8 @@ impl<B: Buffer> Host<B> {
         }
         plans.clear();
         self.scratch.plans = plans;
+        self.scratch.whole = whole;
         self.scratch.frames = planned;
-    }
-
-    /// Takes a frame apart, and cuts and completes it if the adapter does not.
-    #[inline(never)]
-    fn prepare(&mut self, batch: &mut Batch<B>, send: HostSend<B>) {
-        let Batch { plans, planned, .. } = batch;
-        let Some(plan) = plans.last() else { return };
-        let number = plans.len() as u32 - 1;
-        let opened = match Frame::open(send.frame) {
-            Ok(frame) => frame,
-            Err((buffer, _)) => return self.lose(Some(batch.vm), buffer, Loss::Malformed),
-        };
-        let mut frame = Planned::new(opened, number);
-        if matches!(plan, Plan::Lose(_)) {
-            return planned.push(frame);
-        }
-        match send.segment_size {
-            None => {
-                if send.checksum {
-                    fill_checksum(frame.frame.payload.data_mut());
-                }
-                planned.push(frame);
-            }
-            Some(size) => match self.nic.cut(&frame.frame, size) {
-                Some(segments) => {
-                    self.nic.recycle(frame.frame.payload);
-                    let segments = segments.into_iter();
-                    planned.extend(segments.map(|frame| Planned::new(frame, number)));
-                }
-                None => self.lose(Some(batch.vm), frame.frame.payload, Loss::LargeSend),
-            },
-        }
-    }
-
-    /// Software's part of ESP, and the form of the frames around it.
-    fn encapsulate(&mut self, vm: VmId, now: Timestamp, plans: &[Plan], frames: &mut [Planned<B>]) {
-        let has_work = |plan: &Plan| matches!(plan, Plan::Software(..) | Plan::Frame(..));
-        if !plans.iter().any(has_work) {
-            return;
-        }
-        let (mut software, mut framed) = (Vec::new(), Vec::new());
-        for planned in frames.iter_mut() {
-            let packet = &mut planned.frame.payload;
-            match plans.get(planned.plan as usize) {
-                Some(Plan::Software(sa, _)) => software.push(Outbound::new(sa, packet)),
-                Some(Plan::Frame(sa, ..)) => framed.push(Outbound::new(sa, packet)),
-                _ => {}
-            }
-        }
-        self.engine.encapsulate(now, &mut software);
-        self.engine.frame(now, &mut framed);
-        let refusal = |entry: &Outbound<'_, &mut B>| match entry.verdict {
-            Verdict::Sealed { .. } => None,
-            Verdict::TooBig { .. } => Some(Loss::TooBig),
-            _ => Some(Loss::Esp),
-        };
-        let software: Vec<_> = software.iter().map(refusal).collect();
-        let framed: Vec<_> = framed.iter().map(refusal).collect();
-        let (mut software, mut framed) = (software.into_iter(), framed.into_iter());
-        let mut sealed = 0;
-        for planned in frames.iter_mut() {
-            let (refused, form) = match plans.get(planned.plan as usize) {
-                Some(Plan::Software(_, form)) => (software.next(), form),
-                Some(Plan::Frame(_, form, _)) => (framed.next(), form),
-                _ => continue,
-            };
-            planned.refused = refused.flatten();
-            if planned.refused.is_none() {
-                sealed += 1;
-                form.apply(&mut planned.frame);
-            }
-        }
-        self.count(vm, |counters| counters.sealed += sealed);
-    }
-
-    /// Sends frames to where their plans say.
-    fn route(
-        &mut self,
-        vm: VmId,
-        plans: &[Plan],
-        frames: &mut Vec<Planned<B>>,
-        posting: &mut Posting<B>,
-        way: Way,
-    ) {
-        for planned in frames.iter_mut() {
-            let plan = plans.get(planned.plan as usize);
-            if matches!(plan, Some(Plan::Clear)) && way == Way::Switch {
-                planned.is_delivered = !self.switch(vm, &mut planned.frame, posting.now);
-            }
-        }
-        for planned in frames.drain(..) {
-            let plan = plans.get(planned.plan as usize);
-            let ipsec = match (planned.refused, plan) {
-                (Some(loss), _) | (None, Some(&Plan::Lose(loss))) => {
-                    self.lose(Some(vm), planned.frame.payload, loss);
-                    continue;
-                }
-                (None, Some(Plan::Adapter(handle) | Plan::Frame(_, _, handle))) => {
-                    SendIpsec::Handle(*handle)
-                }
-                (None, Some(Plan::Clear)) if planned.is_delivered => {
-                    self.nic.recycle(planned.frame.payload);
-                    continue;
-                }
-                (None, Some(Plan::Clear | Plan::Software(..)) | None) => SendIpsec::Done,
-            };
-            match planned.frame.close() {
-                Ok(frame) => {
-                    let framed = matches!(plan, Some(Plan::Frame(..)));
-                    posting.push(HostSend::new(frame), ipsec, framed);
-                }
-                Err(frame) => self.lose(Some(vm), frame.payload, Loss::NoRoom),
-            }
-        }
     }
 
     /// What is to be done with the frames of a flow, by the policies of their machine.
@@ -537,7 +386,7 @@ impl<B: Buffer> Host<B> {
 
     /// Sends an unprotected frame through the software switch. True: it goes to the wire,
     /// through the uplink, as well; its tag is set.
-    fn switch(&mut self, vm: VmId, frame: &mut Frame<B>, now: Timestamp) -> bool {
+    pub(super) fn switch(&mut self, vm: VmId, frame: &mut Frame<B>, now: Timestamp) -> bool {
         let Some(port) = self.machines.get(&vm).map(|machine| machine.port) else {
             return false;
         };
@@ -566,53 +415,6 @@ impl<B: Buffer> Host<B> {
                 }
                 uplink
             }
-        }
-    }
-
-    /// Completions of what machines have sent on the synthetic path.
-    ///
-    /// Where the association had left the adapter between plan and post, a frame that is still
-    /// what the machine sent goes through policy once more; an ESP packet that the adapter was
-    /// to encrypt is clear text with a used number, and ends here.
-    pub(super) fn take_completions(&mut self, now: Timestamp) {
-        let mut completions = core::mem::take(&mut self.scratch.completions);
-        let mut again = Vec::new();
-        for (vm, machine) in &mut self.machines {
-            // Those of a function are its machine's.
-            if machine.outstanding.is_empty() {
-                continue;
-            }
-            self.nic.take_completed(*vm, now, &mut completions);
-            for completed in completions.drain(..) {
-                let completion = match completed {
-                    Completed::Sent(ids) => {
-                        machine.outstanding.complete_all(ids);
-                        continue;
-                    }
-                    Completed::Failed(completion) => completion,
-                };
-                let work = machine.outstanding.complete(completion.id);
-                let Some(buffer) = completion.buffer else {
-                    continue;
-                };
-                let is_stale = completion.result == Err(SendError::Lost(Loss::ForeignHandle));
-                match work {
-                    Some(work) if is_stale && !work.framed => {
-                        let send = HostSend {
-                            frame: buffer,
-                            segment_size: work.segment_size,
-                            checksum: work.checksum,
-                        };
-                        again.push((*vm, send));
-                    }
-                    _ => self.nic.recycle(buffer),
-                }
-            }
-            machine.outstanding.expire(now, COMPLETION_TIMEOUT);
-        }
-        self.scratch.completions = completions;
-        for (vm, send) in again {
-            self.protect_sends(vm, now, &mut vec![send]);
         }
     }
 }

@@ -7,6 +7,7 @@ use std::collections::VecDeque;
 use vesper_sa::Timestamp;
 
 use crate::completions::SentIds;
+use crate::unit::OffloadHandle;
 
 /// Sends that an adapter has accepted and not completed. Identifiers count up and are never
 /// used again, so that a completion that comes twice, or after its time-out, is recognised.
@@ -126,6 +127,12 @@ impl Outstanding {
         count as usize
     }
 
+    /// The associations that frames which are outstanding are to be encrypted with, each perhaps
+    /// more than once.
+    pub(crate) fn framed(&self) -> impl Iterator<Item = OffloadHandle> {
+        self.runs.iter().filter_map(|run| run.work.framed)
+    }
+
     /// Sends that are outstanding.
     pub fn len(&self) -> usize {
         self.count as usize
@@ -174,8 +181,8 @@ impl Outstanding {
 /// What an adapter is to do with a frame beside sending it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct AdapterWork {
-    /// The frame holds an ESP packet in clear, to be encrypted.
-    pub framed: bool,
+    /// The frame holds an ESP packet in clear, to be encrypted with this association.
+    pub framed: Option<OffloadHandle>,
     /// See [`HostSend::segment_size`](crate::HostSend::segment_size).
     pub segment_size: Option<u16>,
     /// See [`HostSend::checksum`](crate::HostSend::checksum).

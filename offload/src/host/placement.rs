@@ -256,15 +256,43 @@ impl<B: Buffer> Host<B> {
             return;
         };
         if let Placement::Offloaded {
-            handle: offloaded, ..
+            handle: offloaded,
+            mode,
         } = placed.placement
         {
             // It may be gone already, which is what the caller wants.
             let _ = self.nic.delete_sa(owner, offloaded);
             self.offloaded.remove(&offloaded);
             self.followed.remove(&(owner, handle));
+            if mode == OffloadMode::Crypto {
+                self.leaving.insert(offloaded, (owner, handle));
+            }
         }
         placed.placement = Placement::Software(reason);
+    }
+
+    /// Crypto mode: the association that the adapter has, or had, by this name, as long as it
+    /// exists.
+    pub(super) fn in_crypto_mode(
+        &self,
+        offloaded: OffloadHandle,
+    ) -> Option<(VmId, SaHandle, Arc<EspSa>)> {
+        let known = self.offloaded.get(&offloaded);
+        let (owner, handle) = *known.or_else(|| self.leaving.get(&offloaded))?;
+        let sa = self.sad.get(owner, handle).ok()?;
+        Some((owner, handle, Arc::clone(sa)))
+    }
+
+    /// Forgets the names that the adapter has let go of and no packet on its way has any more.
+    pub(super) fn forget_left(&mut self) {
+        if self.leaving.is_empty() {
+            return;
+        }
+        let mut named = self.nic.crypto_indicated();
+        for machine in self.machines.values() {
+            named.extend(machine.outstanding.framed());
+        }
+        self.leaving.retain(|handle, _| named.contains(handle));
     }
 
     /// What the adapter reports changes where associations and machines are.

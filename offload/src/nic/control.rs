@@ -136,12 +136,13 @@ impl<B: Buffer> Nic<B> {
         let mut recycled = lock(&self.recycled);
         for poster in [Poster::Host, Poster::Guest] {
             recycled.extend(sends.take_all(poster).into_iter().map(|send| send.frame));
+            let ring = sends.ring_mut(poster);
+            let mut completions = Vec::new();
+            ring.completions.drain_into(&mut completions);
+            let late = ring.late.drain(..).map(|(_, completion)| completion);
+            let buffers = completions.into_iter().chain(late);
+            recycled.extend(buffers.filter_map(|completion| completion.buffer));
         }
-        let mut completions = Vec::new();
-        sends.completions.drain_into(&mut completions);
-        let late = sends.late.drain(..).map(|(_, completion)| completion);
-        let buffers = completions.into_iter().chain(late);
-        recycled.extend(buffers.filter_map(|completion| completion.buffer));
         Ok(())
     }
 

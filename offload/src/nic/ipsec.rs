@@ -232,7 +232,7 @@ impl<B: Buffer> Nic<B> {
             let mut sends = lock(&entry.port.sends);
             for poster in [Poster::Host, Poster::Guest] {
                 for send in sends.take_all(poster) {
-                    sends.refuse(send, Loss::Reset);
+                    sends.refuse(poster, send, Loss::Reset);
                 }
             }
         }

@@ -1,18 +1,14 @@
 //! Packet mode for whole batches, in: open them and hand them over, with nothing else to do.
 
-use core::sync::atomic::Ordering;
-
 use arrayvec::ArrayVec;
 
 use vesper_esp::{Buffer, Engine, Inbound, Verdict};
 use vesper_sa::{Timestamp, VmId};
 
-use super::receive::Step;
+use super::receive::{Step, around_opened};
 use super::{BATCH, Config, Nic, Processor};
 use crate::arrivals::{Arrival, Arrivals, Class, Indicated, move_between};
 use crate::capability::OffloadMode;
-use crate::fate::Loss;
-use crate::nic::large_send::checksum_is_right;
 use crate::rings::{Queue, lock};
 use crate::transfer::ReceivedIpsec;
 use crate::unit::Offloaded;
@@ -105,36 +101,22 @@ impl<B: Buffer> Nic<B> {
         let opened = batch.len();
         let mut inner = lock(&queue.inner);
         let inner_ref = &mut *inner;
-        let (room, loss) = match queue.owner {
-            Some(_) => (inner_ref.posted.len(), Loss::NoBuffer),
-            None => {
-                let room = queue.ring.saturating_sub(inner_ref.ready.len());
-                (room, Loss::RingFull)
-            }
-        };
+        let (room, loss) = inner_ref.room(queue);
         let room = room.min(opened);
-        if queue.owner.is_some() {
-            let from = inner_ref.posted.len() - room;
-            processor.recycled.extend(inner_ref.posted.drain(from..));
-        }
+        inner_ref.exchange(queue, room, &mut processor.recycled);
         let mut bytes = 0;
         let mut left = room;
         let mut lost: ArrayVec<(Option<VmId>, usize), BATCH> = ArrayVec::new();
         for (run, offloaded) in batch.runs.drain(..).zip(sas) {
             let owner = queue.owner.or(Some(offloaded.sa.owner()));
             let what = |payload: &B| {
-                let packet = payload.data();
-                let offload = &offloaded.offload;
-                let checksum = match offload.inner_checksum {
-                    true => checksum_is_right(packet),
-                    false => None,
-                };
+                let (link, ipsec) = around_opened(&offloaded.offload, run.link, payload.data());
                 Indicated {
-                    link: run.link.of_packet(packet, offload.rewrite.as_ref()),
+                    link,
                     vlan: run.vlan,
                     queue: queue.id,
                     owner,
-                    ipsec: ReceivedIpsec::Opened { checksum },
+                    ipsec,
                 }
             };
             let mut delivered = left.min(run.count);
@@ -166,12 +148,7 @@ impl<B: Buffer> Nic<B> {
                 processor.recycled.push(free)
             });
         }
-        if room > 0 {
-            inner_ref.oldest.get_or_insert(now);
-            queue.is_ready.store(true, Ordering::Relaxed);
-        }
-        inner_ref.counters.received += room as u64;
-        inner_ref.counters.bytes += bytes as u64;
+        inner_ref.indicated(queue, room, bytes, now);
         drop(inner);
         for (owner, count) in lost {
             for _ in 0..count {
@@ -197,21 +174,18 @@ impl<B: Buffer> Nic<B> {
         let inner_ref = &mut *inner;
         let mut lost = 0;
         for run in batch.runs.drain(..) {
-            let room = match queue.owner {
-                // In a buffer of the machine already.
-                Some(_) if run.class == Class::Copy => run.count,
-                Some(_) => inner_ref.posted.len(),
-                None => queue.ring.saturating_sub(inner_ref.ready.len()),
+            let delivered = match run.class {
+                // In buffers of the machine already.
+                Class::Copy => run.count,
+                _ => {
+                    let delivered = inner_ref.room(queue).0.min(run.count);
+                    inner_ref.exchange(queue, delivered, &mut processor.recycled);
+                    delivered
+                }
             };
-            let delivered = room.min(run.count);
-            if queue.owner.is_some() && run.class != Class::Copy {
-                let from = inner_ref.posted.len() - delivered;
-                processor.recycled.extend(inner_ref.posted.drain(from..));
-            }
             let lens = batch.payloads.iter().take(delivered);
             let bytes: usize = lens.map(|payload| payload.data().len()).sum();
-            inner_ref.counters.received += delivered as u64;
-            inner_ref.counters.bytes += bytes as u64;
+            inner_ref.indicated(queue, delivered, bytes, now);
             let what = Indicated {
                 link: run.link,
                 vlan: run.vlan,
@@ -226,15 +200,8 @@ impl<B: Buffer> Nic<B> {
                 processor.recycled.push(free)
             });
         }
-        if !inner_ref.ready.is_empty() {
-            inner_ref.oldest.get_or_insert(now);
-            queue.is_ready.store(true, Ordering::Relaxed);
-        }
+        let (_, loss) = inner_ref.room(queue);
         drop(inner);
-        let loss = match queue.owner {
-            Some(_) => Loss::NoBuffer,
-            None => Loss::RingFull,
-        };
         for _ in 0..lost {
             self.count_receive_loss(config, queue.owner, loss);
         }

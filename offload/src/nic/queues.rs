@@ -2,7 +2,7 @@
 
 use core::fmt;
 use core::sync::atomic::Ordering;
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 
 use vesper_esp::Buffer;
@@ -17,6 +17,7 @@ use crate::rings::{Queue, QueueCounters, lock};
 use crate::settings::InterruptModeration;
 use crate::sriov::Function;
 use crate::transfer::Received;
+use crate::unit::OffloadHandle;
 
 /// Why a queue was not allocated, changed or freed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -372,6 +373,16 @@ impl<B: Buffer> Nic<B> {
             queue.is_ready.store(false, Ordering::Relaxed);
         }
         count
+    }
+
+    /// The associations in crypto mode of which packets are to be indicated.
+    pub(crate) fn crypto_indicated(&self) -> HashSet<OffloadHandle> {
+        let mut handles = HashSet::new();
+        let config = self.read();
+        for queue in config.queues.iter().flatten() {
+            handles.extend(lock(&queue.inner).ready.in_crypto_mode());
+        }
+        handles
     }
 
     /// Says that the host, or the machine, is done with this many packets of a queue.

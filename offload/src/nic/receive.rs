@@ -6,17 +6,18 @@ use std::collections::VecDeque;
 use arrayvec::ArrayVec;
 
 use vesper_esp::aead::{Job, open_batch};
-use vesper_esp::wire::{Located, flow, locate};
+use vesper_esp::wire::{flow, locate};
 use vesper_esp::{Buffer, Engine, Inbound, Verdict};
-use vesper_sa::{Action, Direction, SaState, Spd, Timestamp, VmId};
+use vesper_sa::{Action, Direction, Spd, Timestamp, VmId};
 
 use super::opened::Opening;
 use super::steering::Steering;
 use super::{BATCH, Config, Nic, NicEvent, Processor};
 use crate::arrivals::{Arrivals, Class};
 use crate::capability::OffloadMode;
+use crate::crypto_mode::{finish_decrypted, to_decrypt};
 use crate::crypto_status::{CryptoInfo, CryptoStatus};
-use crate::ethernet::{Frame, ethertype};
+use crate::ethernet::{Frame, Link, ethertype};
 use crate::fate::Loss;
 use crate::nic::large_send::checksum_is_right;
 use crate::queue::QueueState;
@@ -223,7 +224,7 @@ impl<B: Buffer> Nic<B> {
     ) -> ArrayVec<Step<'a>, BATCH> {
         let mut steps: ArrayVec<Step<'a>, BATCH> = ArrayVec::new();
         let mut to_open: ArrayVec<Inbound<'_, &mut B>, BATCH> = ArrayVec::new();
-        let mut to_decrypt: ArrayVec<Job<'_>, BATCH> = ArrayVec::new();
+        let mut jobs: ArrayVec<Job<'_>, BATCH> = ArrayVec::new();
         let mut last: Option<&'a Offloaded> = None;
         for (class, packet) in batch.iter_mut() {
             let Class::Esp(handle) = class else {
@@ -243,9 +244,9 @@ impl<B: Buffer> Nic<B> {
                 }
                 Some(offloaded) => {
                     let located = locate(packet.data(), &self.ports);
-                    match to_decrypt_in_place(offloaded, located, packet.data_mut()) {
+                    match to_decrypt(offloaded, located, packet.data_mut()) {
                         (Some(info), job) => {
-                            to_decrypt.extend(job);
+                            jobs.extend(job);
                             Step::Decrypted(offloaded, info)
                         }
                         (None, _) => Step::None,
@@ -253,9 +254,9 @@ impl<B: Buffer> Nic<B> {
                 }
             });
         }
-        open_batch(&mut to_decrypt);
+        open_batch(&mut jobs);
         engine.decapsulate(now, &|_, _| None, &mut to_open);
-        let (mut opened, mut decrypted) = (to_open.iter(), to_decrypt.iter());
+        let (mut opened, mut decrypted) = (to_open.iter(), jobs.iter());
         for step in &mut steps {
             match step {
                 Step::Opened(offloaded) => {
@@ -298,7 +299,11 @@ impl<B: Buffer> Nic<B> {
                 Step::Opened(offloaded) => {
                     opened += 1;
                     owner = owner.or(Some(offloaded.sa.owner()));
-                    Ok(finish_opened(&offloaded.offload, &mut frame))
+                    let offload = &offloaded.offload;
+                    let packet = frame.payload.data();
+                    let (link, outcome) = around_opened(offload, frame.link, packet);
+                    frame.link = link;
+                    Ok(outcome)
                 }
                 Step::Decrypted(offloaded, info) => {
                     owner = owner.or(Some(offloaded.sa.owner()));
@@ -310,10 +315,9 @@ impl<B: Buffer> Nic<B> {
                 }
                 // Unknown, or deleted since: software has the next say, if there is any.
                 Step::None => match class {
-                    Class::Unknown | Class::Esp(_) if policies.is_some() => {
-                        Ok(ReceivedIpsec::Host(HostWork::Open))
-                    }
-                    Class::Unknown | Class::Esp(_) => Ok(ReceivedIpsec::Untouched),
+                    Class::Esp(_) => Ok(ReceivedIpsec::Host(HostWork::Open)),
+                    Class::Unknown if policies.is_some() => Ok(ReceivedIpsec::Host(HostWork::Open)),
+                    Class::Unknown => Ok(ReceivedIpsec::Untouched),
                     Class::Clear | Class::Copy => match admits_clear(policies, &frame) {
                         true => Ok(ReceivedIpsec::Untouched),
                         false => Err(Loss::Policy),
@@ -330,9 +334,13 @@ impl<B: Buffer> Nic<B> {
                     });
                     continue;
                 }
-                Ok(ipsec) => match inner.claim(queue, class != Class::Copy) {
-                    Ok(exchanged) => {
-                        processor.recycled.extend(exchanged);
+                Ok(ipsec) => match inner.room(queue) {
+                    // In a buffer of the machine already.
+                    (0, loss) if class != Class::Copy => loss,
+                    _ => {
+                        if class != Class::Copy {
+                            inner.exchange(queue, 1, &mut processor.recycled);
+                        }
                         let received = Received {
                             frame,
                             queue: queue.id,
@@ -342,7 +350,6 @@ impl<B: Buffer> Nic<B> {
                         inner.indicate(queue, received, now);
                         continue;
                     }
-                    Err(loss) => loss,
                 },
                 Err(loss) => loss,
             };
@@ -377,66 +384,19 @@ fn total_bytes<B: Buffer>(payloads: &VecDeque<B>) -> usize {
     payloads.iter().map(|payload| payload.data().len()).sum()
 }
 
-/// Crypto mode: what there is to say about an ESP packet before its cryptography, and what
-/// there is to decrypt where it is; the status is that of success if anything. Nothing if it is
-/// not ESP after all.
-fn to_decrypt_in_place<'a>(
-    offloaded: &'a Offloaded,
-    located: Located,
-    packet: &'a mut [u8],
-) -> (Option<CryptoInfo>, Option<Job<'a>>) {
-    let Located::Esp(esp) = located else {
-        return (None, None);
-    };
-    let sa = &offloaded.sa;
-    let cipher = sa.context().cipher();
-    let suite = cipher.suite();
-    let sequence = offloaded.infer(esp.sequence);
-    let mut info = CryptoInfo {
-        handle: offloaded.handle,
-        status: CryptoStatus::InvalidPacketSyntax,
-        sequence,
-        esp_offset: esp.esp_at as u16,
-        next_header: 0,
-        pad_length: 0,
-        sa_delete_req: sa.state() >= SaState::Dead,
-    };
-    let text = esp.esp_len.checked_sub(8 + suite.iv_len + suite.icv_len);
-    let is_whole = text.is_some_and(|text| text >= 2 && text.is_multiple_of(suite.alignment));
-    let bytes = packet.get_mut(esp.esp_at..esp.esp_at + esp.esp_len);
-    let job = bytes.filter(|_| is_whole).map(|bytes| Job {
-        cipher,
-        sequence,
-        esn: sa.esn(),
-        esp: bytes,
-        authentic: false,
-    });
-    if job.is_some() {
-        info.status = CryptoStatus::Success;
-    }
-    (Some(info), job)
-}
-
-/// Crypto mode: what the cryptography has found.
-fn finish_decrypted(offloaded: &Offloaded, info: &mut CryptoInfo, job: Option<&Job<'_>>) {
-    let Some(job) = job.filter(|job| job.authentic) else {
-        info.status = CryptoStatus::authentication_failed(offloaded.sa.mode());
-        return;
-    };
-    let end = job.esp.len() - offloaded.sa.context().cipher().suite().icv_len;
-    if let Some([pad_length, next_header]) = job.esp.get(end - 2..end) {
-        (info.pad_length, info.next_header) = (*pad_length, *next_header);
-    }
-}
-
-/// Packet mode: the frame around what was opened.
-fn finish_opened<B: Buffer>(offload: &SaOffload, frame: &mut Frame<B>) -> ReceivedIpsec {
-    frame.dress(frame.vlan, offload.rewrite.as_ref());
+/// Packet mode: the header before what was opened, and what there is to say of it.
+#[inline]
+pub(super) fn around_opened(
+    offload: &SaOffload,
+    link: Link,
+    packet: &[u8],
+) -> (Link, ReceivedIpsec) {
     let checksum = match offload.inner_checksum {
-        true => checksum_is_right(frame.payload.data()),
+        true => checksum_is_right(packet),
         false => None,
     };
-    ReceivedIpsec::Opened { checksum }
+    let link = link.of_packet(packet, offload.rewrite.as_ref());
+    (link, ReceivedIpsec::Opened { checksum })
 }
 
 /// Whether policy lets an unprotected frame in.

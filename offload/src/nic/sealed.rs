@@ -150,7 +150,7 @@ impl<B: Buffer> Nic<B> {
     pub(super) fn send_sealed(
         &self,
         config: &Config<B>,
-        port: &VmPort<B>,
+        (port, poster): (&VmPort<B>, Poster),
         processor: &mut Processor<B>,
         batch: &mut VecDeque<Send<B>>,
         runs: &[Run<'_>],
@@ -180,7 +180,7 @@ impl<B: Buffer> Nic<B> {
                 } = send;
                 if !is_local && header.put_before(&mut payload) {
                     processor.wire.push(payload);
-                    ids = sends.completions.also_sent(ids, id);
+                    ids = sends.completions(poster).also_sent(ids, id);
                     continue;
                 }
                 let frame = Frame {
@@ -190,18 +190,18 @@ impl<B: Buffer> Nic<B> {
                 };
                 if is_local {
                     local.push(frame);
-                    ids = sends.completions.also_sent(ids, id);
+                    ids = sends.completions(poster).also_sent(ids, id);
                     continue;
                 }
                 failed += 1;
                 // Completions keep their order.
-                sends.completions.sent(ids);
+                sends.completions(poster).sent(ids);
                 ids = SentIds::NONE;
                 let error = SendError::Lost(Loss::NoRoom);
-                sends.fail_frame(id, false, frame, error, &mut processor.recycled);
+                sends.fail_frame(poster, id, false, frame, error, &mut processor.recycled);
             }
         }
-        sends.completions.sent(ids);
+        sends.completions(poster).sent(ids);
         sends.counters.sent_bytes += bytes as u64;
         sends.counters.sealed += count;
         sends.counters.sent += count - failed;
@@ -244,12 +244,13 @@ impl<B: Buffer> Nic<B> {
         let mut ids = SentIds::NONE;
         let mut sent = Vec::from(core::mem::take(batch));
         let mut sends = lock(&port.sends);
+        let poster = Poster::Host;
         processor.wire.reserve(sent.len());
         for send in sent.drain(..) {
-            ids = sends.completions.also_sent(ids, send.id);
+            ids = sends.completions(poster).also_sent(ids, send.id);
             processor.wire.push(send.frame);
         }
-        sends.completions.sent(ids);
+        sends.completions(poster).sent(ids);
         sends.counters.sent_bytes += bytes as u64;
         sends.counters.sent += count;
         drop(sends);

@@ -10,7 +10,7 @@ use crate::completions::{Completed, Completions};
 use crate::ethernet::{Link, VlanId};
 use crate::fate::Loss;
 use crate::rings::{VmPort, lock};
-use crate::sends::{Poster, SendRing};
+use crate::sends::{Poster, Ring, SendRing};
 use crate::sriov::{VfId, VfState};
 use crate::transfer::{Completion, Send, SendIpsec};
 
@@ -79,9 +79,18 @@ impl<B: Buffer> Nic<B> {
         }
     }
 
-    /// Takes completions of a machine's sends, or of the host's own.
-    pub fn take_completions(&self, owner: VmId, now: Timestamp, into: &mut Vec<Completion<B>>) {
-        self.completions(owner, now, |completions| completions.drain_into(into));
+    /// Takes the completions of what was posted for a machine, or for the host itself, by this
+    /// poster.
+    pub fn take_completions(
+        &self,
+        owner: VmId,
+        poster: Poster,
+        now: Timestamp,
+        into: &mut Vec<Completion<B>>,
+    ) {
+        self.completions((owner, poster), now, |completions| {
+            completions.drain_into(into);
+        });
     }
 
     /// As [`take_completions`](Self::take_completions), for a sender that has to know only which
@@ -89,11 +98,12 @@ impl<B: Buffer> Nic<B> {
     pub fn take_failures(
         &self,
         owner: VmId,
+        poster: Poster,
         now: Timestamp,
         failed: &mut Vec<Completion<B>>,
     ) -> usize {
         let mut sent = 0;
-        self.completions(owner, now, |completions| {
+        self.completions((owner, poster), now, |completions| {
             for completed in completions.drain() {
                 match completed {
                     Completed::Sent(ids) => sent += ids.count as usize,
@@ -105,19 +115,32 @@ impl<B: Buffer> Nic<B> {
     }
 
     /// As [`take_completions`](Self::take_completions), several at once where they went well.
-    pub(crate) fn take_completed(&self, owner: VmId, now: Timestamp, into: &mut Vec<Completed<B>>) {
-        self.completions(owner, now, |completions| into.extend(completions.drain()));
+    pub(crate) fn take_completed(
+        &self,
+        owner: VmId,
+        poster: Poster,
+        now: Timestamp,
+        into: &mut Vec<Completed<B>>,
+    ) {
+        self.completions((owner, poster), now, |completions| {
+            into.extend(completions.drain());
+        });
     }
 
-    fn completions(&self, owner: VmId, now: Timestamp, take: impl FnOnce(&mut Completions<B>)) {
+    fn completions(
+        &self,
+        (owner, poster): (VmId, Poster),
+        now: Timestamp,
+        take: impl FnOnce(&mut Completions<B>),
+    ) {
         let config = self.read();
         let Some(entry) = config.vms.get(&owner) else {
             return;
         };
         let mut sends = lock(&entry.port.sends);
-        let SendRing {
+        let Ring {
             late, completions, ..
-        } = &mut *sends;
+        } = sends.ring_mut(poster);
         let due = late.extract_if(.., |(due, _)| *due <= now);
         due.for_each(|(_, completion)| completions.push(completion));
         take(completions);
@@ -188,7 +211,7 @@ impl<B: Buffer> Nic<B> {
         for send in frames.drain(..accepted) {
             match is_admitted(config, port, &send) {
                 true => admitted.push(send),
-                false => ring.refuse(send, Loss::ForeignHandle),
+                false => ring.refuse(poster, send, Loss::ForeignHandle),
             }
         }
         let large = |send: &&Send<B>| send.segment_size.is_some();

@@ -361,7 +361,7 @@ impl<B: Buffer> Config<B> {
         let port = Arc::clone(&entry.port);
         let mut sends = lock(&port.sends);
         for send in sends.take_all(Poster::Guest) {
-            sends.refuse(send, Loss::Gone);
+            sends.refuse(Poster::Guest, send, Loss::Gone);
         }
     }
 }

@@ -7,9 +7,9 @@ use std::collections::VecDeque;
 use arrayvec::ArrayVec;
 
 use vesper_esp::aead::{Job, seal_batch};
-use vesper_esp::wire::{EncapsulationPorts, Located, locate};
+use vesper_esp::wire::{Located, locate};
 use vesper_esp::{Buffer, Engine, Outbound};
-use vesper_sa::{Direction, Mode, Timestamp, VmId};
+use vesper_sa::{Mode, Timestamp, VmId};
 
 use super::choose::{Choice, Chooser};
 use super::sealed::{Route, Sealing, is_sealed, refusal};
@@ -17,13 +17,14 @@ use super::send::violation;
 use super::steering::Steering;
 use super::{BATCH, Config, Nic, Processor};
 use crate::completions::SentIds;
+use crate::crypto_mode::to_encrypt;
 use crate::ethernet::{Frame, parse};
 use crate::fate::{Loss, SendError};
 use crate::fault::Faults;
 use crate::nic::large_send::fill_checksum;
 use crate::queue::QueueId;
 use crate::rings::{VmPort, lock};
-use crate::sends::{Pending, Poster, SendRing};
+use crate::sends::{Pending, Poster, Ring};
 use crate::sriov::Function;
 use crate::transfer::{Completion, HostWork, Received, ReceivedIpsec, Send, SendIpsec};
 use crate::unit::Offloaded;
@@ -112,22 +113,22 @@ impl<B: Buffer> Nic<B> {
         };
         let bytes = match sealing {
             Sealing::All { runs, bytes } => {
-                self.send_sealed(config, port, processor, batch, &runs, bytes);
+                self.send_sealed(config, from, processor, batch, &runs, bytes);
                 bytes
             }
             Sealing::Some { protected, bytes } => {
                 let protected = Some(protected);
-                self.send_mixed(config, port, processor, now, &mut opened, bytes, protected);
+                self.send_mixed(config, from, processor, now, &mut opened, bytes, protected);
                 bytes
             }
             Sealing::Not => {
                 open_sends(from, batch, &mut opened);
                 match opened.first().and_then(|pending| pending.segment_size) {
-                    Some(size) => self.send_large(config, port, processor, now, &mut opened, size),
+                    Some(size) => self.send_large(config, from, processor, now, &mut opened, size),
                     None => {
                         let packets = opened.iter().map(|pending| &pending.frame.payload);
                         let bytes = packets.map(|packet| packet.data().len()).sum();
-                        self.send_mixed(config, port, processor, now, &mut opened, bytes, None);
+                        self.send_mixed(config, from, processor, now, &mut opened, bytes, None);
                         bytes
                     }
                 }
@@ -142,12 +143,13 @@ impl<B: Buffer> Nic<B> {
     fn send_large(
         &self,
         config: &Config<B>,
-        port: &VmPort<B>,
+        from: (&VmPort<B>, Poster),
         processor: &mut Processor<B>,
         now: Timestamp,
         batch: &mut Vec<Pending<B>>,
         size: u16,
     ) -> usize {
+        let (port, poster) = from;
         let Some(large) = batch.pop() else {
             return 0;
         };
@@ -161,17 +163,17 @@ impl<B: Buffer> Nic<B> {
             Choice::Packet(_) if matches!(large.ipsec, SendIpsec::Handle(_)) => false,
             // Whole, so that the host cuts it before it protects it.
             Choice::Packet(_) | Choice::ToHost => {
-                self.send_by_host(config, port, processor, now, large);
+                self.send_by_host(config, from, processor, now, large);
                 return bytes;
             }
             Choice::Fail(loss) => {
-                lock(&port.sends).fail(large, SendError::Lost(loss));
+                lock(&port.sends).fail(poster, large, SendError::Lost(loss));
                 return bytes;
             }
         };
         let segments = may_cut.then(|| self.cut(&large.frame, size)).flatten();
         let Some(segments) = segments else {
-            lock(&port.sends).fail(large, SendError::Lost(Loss::LargeSend));
+            lock(&port.sends).fail(poster, large, SendError::Lost(Loss::LargeSend));
             return bytes;
         };
         let mut segments: Vec<_> = segments
@@ -185,11 +187,11 @@ impl<B: Buffer> Nic<B> {
         }
         while !segments.is_empty() {
             batch.extend(segments.drain(..segments.len().min(BATCH)));
-            self.send_mixed(config, port, processor, now, batch, 0, None);
+            self.send_mixed(config, from, processor, now, batch, 0, None);
         }
         processor.recycled.push(large.frame.payload);
         let done = Completion::done(large.id);
-        self.complete(config, &mut lock(&port.sends), done, now);
+        self.complete(config, lock(&port.sends).ring_mut(poster), done, now);
         bytes
     }
 
@@ -197,17 +199,23 @@ impl<B: Buffer> Nic<B> {
     fn send_by_host(
         &self,
         config: &Config<B>,
-        port: &VmPort<B>,
+        from: (&VmPort<B>, Poster),
         processor: &mut Processor<B>,
         now: Timestamp,
         large: Pending<B>,
     ) {
+        let (port, poster) = from;
         let mut frames = ArrayVec::new();
         frames.push(for_software(port.vm, large.frame, large.segment_size));
         self.leave_to_host(config, processor, frames, now);
         let mut sends = lock(&port.sends);
         sends.counters.to_host += 1;
-        self.complete(config, &mut sends, Completion::done(large.id), now);
+        self.complete(
+            config,
+            sends.ring_mut(poster),
+            Completion::done(large.id),
+            now,
+        );
     }
 
     /// Does to each of a batch of frames whatever is to be done about IPsec, unless that is done
@@ -218,13 +226,14 @@ impl<B: Buffer> Nic<B> {
     fn send_mixed(
         &self,
         config: &Config<B>,
-        port: &VmPort<B>,
+        from: (&VmPort<B>, Poster),
         processor: &mut Processor<B>,
         now: Timestamp,
         batch: &mut Vec<Pending<B>>,
         bytes: usize,
         protected: Option<Protected<'_>>,
     ) {
+        let (port, poster) = from;
         let Protected { steps, errors } = protected.unwrap_or_else(|| {
             let engine = &mut processor.engine;
             self.protect(config, port.vm, engine, now, batch)
@@ -262,13 +271,20 @@ impl<B: Buffer> Nic<B> {
                     sends.counters.to_host += 1;
                     for_host.push(for_software(port.vm, frame, None));
                     if !is_segment {
-                        self.complete(config, &mut sends, Completion::done(id), now);
+                        self.complete(config, sends.ring_mut(poster), Completion::done(id), now);
                     }
                     continue;
                 }
                 Step::Fail => {
                     let error = errors.next().unwrap_or(SendError::Lost(Loss::NotFramed));
-                    sends.fail_frame(id, is_segment, frame, error, &mut processor.recycled);
+                    sends.fail_frame(
+                        poster,
+                        id,
+                        is_segment,
+                        frame,
+                        error,
+                        &mut processor.recycled,
+                    );
                     continue;
                 }
             }
@@ -280,14 +296,21 @@ impl<B: Buffer> Nic<B> {
                     Ok(buffer) => processor.wire.push(buffer),
                     Err(frame) => {
                         let error = SendError::Lost(Loss::NoRoom);
-                        sends.fail_frame(id, is_segment, frame, error, &mut processor.recycled);
+                        sends.fail_frame(
+                            poster,
+                            id,
+                            is_segment,
+                            frame,
+                            error,
+                            &mut processor.recycled,
+                        );
                         continue;
                     }
                 }
             }
             sends.counters.sent += 1;
             if !is_segment {
-                self.complete(config, &mut sends, Completion::done(id), now);
+                self.complete(config, sends.ring_mut(poster), Completion::done(id), now);
             }
         }
         sends.counters.sealed += sealed;
@@ -334,7 +357,7 @@ impl<B: Buffer> Nic<B> {
         let mut steps: ArrayVec<Step<'a>, BATCH> = ArrayVec::new();
         let mut failures: ArrayVec<(usize, SendError), BATCH> = ArrayVec::new();
         let mut to_seal: ArrayVec<Outbound<'_, &mut B>, BATCH> = ArrayVec::new();
-        let mut to_encrypt: ArrayVec<Job<'_>, BATCH> = ArrayVec::new();
+        let mut jobs: ArrayVec<Job<'_>, BATCH> = ArrayVec::new();
         let mut chooser = Chooser::new(config, owner);
         for (index, pending) in batch.iter_mut().enumerate() {
             if pending.checksum {
@@ -355,9 +378,10 @@ impl<B: Buffer> Nic<B> {
                     }
                 }
                 Choice::Crypto(offloaded) => {
-                    match to_encrypt_in_place(offloaded, packet.data_mut(), &self.ports) {
+                    let infer = |low| offloaded.infer(low);
+                    match to_encrypt(&offloaded.sa, infer, packet.data_mut(), &self.ports) {
                         Some(job) => {
-                            to_encrypt.push(job);
+                            jobs.push(job);
                             Step::Encrypt
                         }
                         None => {
@@ -375,8 +399,8 @@ impl<B: Buffer> Nic<B> {
             };
             steps.push(step);
         }
-        if !to_encrypt.is_empty() {
-            seal_batch(&mut to_encrypt);
+        if !jobs.is_empty() {
+            seal_batch(&mut jobs);
         }
         engine.encapsulate(now, &mut to_seal);
         if !to_seal.iter().all(is_sealed) {
@@ -421,7 +445,7 @@ impl<B: Buffer> Nic<B> {
     fn complete(
         &self,
         config: &Config<B>,
-        sends: &mut SendRing<B>,
+        sends: &mut Ring<B>,
         completion: Completion<B>,
         now: Timestamp,
     ) {
@@ -432,12 +456,7 @@ impl<B: Buffer> Nic<B> {
         }
     }
 
-    fn complete_faultily(
-        &self,
-        sends: &mut SendRing<B>,
-        completion: Completion<B>,
-        now: Timestamp,
-    ) {
+    fn complete_faultily(&self, sends: &mut Ring<B>, completion: Completion<B>, now: Timestamp) {
         let mut faults = lock(&self.faults);
         let plan = faults.plan;
         if faults.strikes(plan.lost_completion) {
@@ -452,18 +471,14 @@ impl<B: Buffer> Nic<B> {
                 buffer: None,
                 ..completion
             };
-            {
-                sends.completions.push(completion);
-                sends.completions.push(twin)
-            };
+            sends.completions.push(completion);
+            sends.completions.push(twin);
         } else if faults.strikes(plan.reordered_completion)
             && let Some(before) = sends.completions.pop()
         {
             faults.counters.reordered_completions += 1;
-            {
-                sends.completions.push(completion);
-                sends.completions.push(before)
-            };
+            sends.completions.push(completion);
+            sends.completions.push(before);
         } else {
             sends.completions.push(completion);
         }
@@ -498,14 +513,14 @@ fn open_sends<B: Buffer>(
     batch: &mut VecDeque<Send<B>>,
     opened: &mut Vec<Pending<B>>,
 ) {
-    let (port, _) = from;
+    let (port, poster) = from;
     for send in batch.drain(..) {
         let violation = match parse(send.frame.data()) {
             Ok((link, vlan, _)) => violation(from, &link, vlan, send.ipsec),
             Err(_) => Some(Loss::Malformed),
         };
         if let Some(loss) = violation {
-            lock(&port.sends).refuse(send, loss);
+            lock(&port.sends).refuse(poster, send, loss);
             continue;
         }
         match Frame::open(send.frame) {
@@ -520,7 +535,9 @@ fn open_sends<B: Buffer>(
                     checksum: send.checksum,
                 });
             }
-            Err((frame, _)) => lock(&port.sends).refuse(Send { frame, ..send }, Loss::Malformed),
+            Err((frame, _)) => {
+                lock(&port.sends).refuse(poster, Send { frame, ..send }, Loss::Malformed)
+            }
         }
     }
 }
@@ -546,31 +563,4 @@ impl<B: Buffer> Config<B> {
     pub(super) fn is_switched(&self, id: QueueId) -> bool {
         self.is_of_function(id) || self.is_of_vport(id)
     }
-}
-
-/// Crypto mode: what there is to encrypt in the packet that the host has made, if it is an ESP
-/// packet of this association.
-fn to_encrypt_in_place<'a>(
-    offloaded: &'a Offloaded,
-    packet: &'a mut [u8],
-    ports: &EncapsulationPorts,
-) -> Option<Job<'a>> {
-    let Located::Esp(esp) = locate(packet, ports) else {
-        return None;
-    };
-    let sa = &offloaded.sa;
-    let suite = sa.context().cipher().suite();
-    let text = esp.esp_len.checked_sub(8 + suite.iv_len + suite.icv_len);
-    let is_framed = esp.spi == sa.spi().get()
-        && esp.destination == sa.params().destination
-        && sa.direction() == Direction::Outbound
-        && text.is_some_and(|text| text >= 2 && text.is_multiple_of(suite.alignment));
-    let bytes = packet.get_mut(esp.esp_at..esp.esp_at + esp.esp_len)?;
-    is_framed.then(|| Job {
-        cipher: sa.context().cipher(),
-        sequence: offloaded.infer(esp.sequence),
-        esn: sa.esn(),
-        esp: bytes,
-        authentic: false,
-    })
 }

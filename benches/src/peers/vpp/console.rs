@@ -1,5 +1,6 @@
 //! A VPP process and its command line, which is at its standard input.
 
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
 use std::net::Shutdown;
@@ -17,6 +18,8 @@ use super::NAME;
 const END: u8 = 0;
 /// How long a process that has been told to leave may take.
 const LEAVE: Duration = Duration::from_secs(2);
+/// Lines of its messages that are shown when something went wrong.
+const LAST_MESSAGES: usize = 5;
 
 /// A running VPP. It inherits the core of the thread that starts it.
 pub(super) struct Console {
@@ -35,6 +38,7 @@ impl Console {
         let (ours, theirs) = UnixStream::pair().map_err(fault)?;
         let messages = File::create(&log).map_err(fault)?;
         let child = Command::new(program)
+            .env("LD_LIBRARY_PATH", library_path(program))
             .arg("-c")
             .arg(configuration)
             .stdin(OwnedFd::from(theirs))
@@ -100,11 +104,39 @@ impl Console {
             .unwrap_or(0)
     }
 
-    /// What went wrong, with the place of its messages.
+    /// What went wrong, with its last messages: their file does not outlive the process.
     pub(super) fn fault(&self, what: &dyn std::fmt::Display) -> Fault {
-        let log = self.log.display();
-        Fault::new(NAME, format_args!("{what} (its messages are in {log})"))
+        let messages = std::fs::read(&self.log).unwrap_or_default();
+        let messages = String::from_utf8_lossy(&messages);
+        let lines: Vec<_> = messages.lines().collect();
+        let last = &lines[lines.len().saturating_sub(LAST_MESSAGES)..];
+        Fault::new(
+            NAME,
+            format_args!("{what}; its last messages:\n{}", last.join("\n")),
+        )
     }
+}
+
+/// Where its shared libraries are looked for first: `lib` beside the directory of the program, and
+/// what is in it, because a build with `cmake` writes no search path into the program.
+fn library_path(program: &Path) -> OsString {
+    let prefix = program.parent().and_then(Path::parent);
+    let lib = prefix.unwrap_or(program).join("lib");
+    let inside = std::fs::read_dir(&lib).into_iter().flatten().flatten();
+    let mut path = lib.clone().into_os_string();
+    for directory in inside
+        .map(|entry| entry.path())
+        .filter(|path| path.is_dir())
+    {
+        path.push(":");
+        path.push(directory);
+    }
+    let inherited = std::env::var_os("LD_LIBRARY_PATH");
+    if let Some(inherited) = inherited.filter(|path| !path.is_empty()) {
+        path.push(":");
+        path.push(inherited);
+    }
+    path
 }
 
 impl Drop for Console {

@@ -35,7 +35,7 @@ pub(super) struct Packet {
 pub(super) struct Shape(u32);
 
 /// Text that a 32-bit counter can encrypt (SP 800-38D section 5.2.1.1), in bytes.
-const MAX_TEXT: usize = (1 << 36) - 32;
+pub(super) const MAX_TEXT: usize = (1 << 36) - 32;
 /// Blocks of text of a packet that can be one of a group.
 const MOST_BLOCKS: usize = 20;
 /// Classes, and so blocks, by which the packets of a group may differ.

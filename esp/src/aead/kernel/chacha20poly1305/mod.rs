@@ -3,6 +3,7 @@
 //!
 //! The blocks of all packets go through ChaCha20 in one stream, sixteen or eight at a time, and
 //! Poly1305 takes as many packets at once: small packets fill the lanes as well as large ones.
+//! Where there is AVX2 only, long texts are left to `ring`, which is faster there.
 
 mod chacha20;
 mod poly1305;
@@ -14,7 +15,8 @@ use subtle::ConstantTimeEq;
 use zeroize::Zeroize;
 
 use super::known_answers;
-use crate::aead::{Cipher, Implementation, Job};
+use crate::aead::format::EspKey;
+use crate::aead::{Cipher, Implementation, Job, ring};
 use crate::suite::{Encryption, Suite};
 use chacha20::{BLOCK, Lanes};
 use poly1305::Message;
@@ -23,6 +25,9 @@ use poly1305::Message;
 /// the longer packets would stay in the first cache in between; it costs more where they are no
 /// multiple of the lanes.)
 const BATCH: usize = 64;
+/// Bytes of text from which on `ring` is faster than AVX2 across packets: it does Poly1305 with
+/// scalar multiplications beside ChaCha20, which takes a long text of its own.
+const RING_FROM: usize = 1088;
 /// SPI and sequence number.
 const HEADER_LEN: usize = 8;
 const TAG_LEN: usize = 16;
@@ -66,6 +71,8 @@ pub(crate) struct ChaChaKey {
     /// 8, or 0 where the sequence number is the IV.
     iv_len: usize,
     token: Token,
+    /// The same key for texts of [`RING_FROM`] bytes and more, without AVX-512.
+    long: Option<Box<EspKey<ring::Key>>>,
 }
 
 impl ChaChaKey {
@@ -90,11 +97,26 @@ impl ChaChaKey {
             salt: u32::from_le_bytes(*salt),
             iv_len,
             token,
+            long: None,
         };
         for (word, bytes) in expanded.key.0.iter_mut().zip(key) {
             *word = u32::from_le_bytes(*bytes);
         }
         Some(expanded)
+    }
+
+    /// Leaves long texts to `ring`, if that is faster; `key_and_salt` is the same again.
+    pub(crate) fn with_ring(mut self, suite: &'static Suite, key_and_salt: &[u8]) -> Self {
+        if !self.token.avx512 {
+            self.long = EspKey::new(suite, key_and_salt, &[]).ok().map(Box::new);
+        }
+        self
+    }
+
+    /// The key of `ring`, if a packet of this many bytes is for it.
+    fn ring(&self, len: usize) -> Option<&EspKey<ring::Key>> {
+        let long = len >= HEADER_LEN + self.iv_len + TAG_LEN + RING_FROM;
+        self.long.as_deref().filter(|_| long)
     }
 
     /// Whether a packet of this many bytes has room for header, IV and ICV, and the counter of
@@ -247,7 +269,8 @@ pub(crate) fn open(jobs: &mut [Job<'_>]) -> usize {
 type Packets<'a> = ArrayVec<Packet<'a>, BATCH>;
 
 /// The next packets, of those jobs that have such a key, all of one kernel; `None` if there are no
-/// more. Takes the jobs it has seen from `jobs` and counts those with such a key in `taken`.
+/// more. Takes the jobs it has seen from `jobs` and counts those with such a key in `taken`. What is
+/// left to `ring` is done at once.
 fn next_packets<'a, 'k, const SEAL: bool>(
     jobs: &mut &'a mut [Job<'k>],
     taken: &mut usize,
@@ -268,7 +291,13 @@ fn next_packets<'a, 'k, const SEAL: bool>(
         token = Some(key.token);
         *taken += 1;
         job.authentic = false;
-        if key.fits(job.esp.len()) {
+        if let Some(key) = key.ring(job.esp.len()) {
+            if SEAL {
+                key.seal(job.sequence, job.esn, job.esp);
+            } else {
+                job.authentic = key.open(job.sequence, job.esn, job.esp);
+            }
+        } else if key.fits(job.esp.len()) {
             packets.extend(Packet::new(key, job));
         } else if SEAL {
             job.esp.fill(0);

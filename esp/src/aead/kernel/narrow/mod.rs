@@ -1,4 +1,5 @@
-//! One packet at a time, in vectors of one or two blocks.
+//! Packets in vectors of one or two blocks: those that have a partner of the same length in
+//! [pairs](pair), long ones by a loop for [whole chunks](long), all others one at a time, here.
 //!
 //! A packet is seen as a row of blocks: the counter block of the tag and the authenticated
 //! data share the first, the text follows, the lengths are the last. The row ends at the end
@@ -7,6 +8,7 @@
 //! the rest); the hash of each chunk is computed between the AES rounds of the next.
 
 mod long;
+mod pair;
 mod rounds;
 
 use super::key::{GcmKey, STRIDES};
@@ -17,21 +19,22 @@ use rounds::{Rounds, WHOLE};
 
 #[target_feature(enable = "avx2,vaes,vpclmulqdq")]
 pub(super) fn vaes256<const SEAL: bool>(packets: &mut [Packet]) {
+    let left = pair::crypt::<SEAL>(packets);
     // SAFETY: this function enables what `X2` needs.
-    unsafe { crypt_all::<X2, SEAL>(packets) }
+    unsafe { crypt_all::<X2, SEAL>(packets, left) }
 }
 
 #[target_feature(enable = "aes,pclmulqdq,ssse3,sse4.1")]
 pub(super) fn aesni<const SEAL: bool>(packets: &mut [Packet]) {
     // SAFETY: this function enables what `X1` needs.
-    unsafe { crypt_all::<X1, SEAL>(packets) }
+    unsafe { crypt_all::<X1, SEAL>(packets, all(packets)) }
 }
 
 /// As [`aesni`], with three-operand instructions.
 #[target_feature(enable = "avx,aes,pclmulqdq,ssse3,sse4.1")]
 pub(super) fn aesni_avx<const SEAL: bool>(packets: &mut [Packet]) {
     // SAFETY: this function enables what `X1Avx` needs.
-    unsafe { crypt_all::<X1Avx, SEAL>(packets) }
+    unsafe { crypt_all::<X1Avx, SEAL>(packets, all(packets)) }
 }
 
 /// Hash input of the last chunk.
@@ -61,34 +64,40 @@ struct Row {
     base: *mut u8,
 }
 
-/// Runs of long and of other packets, each by its own code.
+/// A bit for each of at most 64 packets.
+fn all(packets: &[Packet]) -> u64 {
+    u64::MAX.checked_shr(64 - packets.len() as u32).unwrap_or(0)
+}
+
+/// Long packets and the others, each by their own code, of those in `left`.
 ///
 /// # Safety
-/// See [`Lanes`].
+/// See [`Lanes`]; `left` has a bit for each of at most 64 packets.
 #[inline(always)]
-unsafe fn crypt_all<L: Rounds, const SEAL: bool>(mut packets: &mut [Packet]) {
+unsafe fn crypt_all<L: Rounds, const SEAL: bool>(packets: &mut [Packet], left: u64) {
+    let mut long = 0;
+    for (index, packet) in packets.iter().enumerate() {
+        long |= u64::from(long::is_long::<L>(packet)) << index;
+    }
     // SAFETY: the caller keeps the contract of `Lanes`.
     unsafe {
-        while let Some(first) = packets.first() {
-            let done = if long::is_long::<L>(first) {
-                L::crypt_long::<SEAL>(packets)
-            } else {
-                crypt_run::<L, SEAL, false>(packets)
-            };
-            packets = &mut packets[done..];
+        crypt_run::<L, SEAL, false>(packets, left & !long);
+        if left & long != 0 {
+            L::crypt_long::<SEAL>(packets, left & long);
         }
     }
 }
 
-/// Packets one after the other as far as they are all long, or none is, with the hash of the last
-/// chunk of each left to the next; returns how many.
+/// Packets one after the other, all of them long, or none, with the hash of the last chunk of each
+/// left to the next.
 ///
 /// # Safety
-/// See [`Lanes`].
+/// See [`Lanes`]; `which` has a bit for each packet that is meant.
 #[inline(always)]
 unsafe fn crypt_run<L: Rounds, const SEAL: bool, const LONG: bool>(
     packets: &mut [Packet],
-) -> usize {
+    mut which: u64,
+) {
     // SAFETY: the caller keeps the contract of `Lanes`; packets stay where they are.
     unsafe {
         let mut pending = Pending {
@@ -100,12 +109,9 @@ unsafe fn crypt_run<L: Rounds, const SEAL: bool, const LONG: bool>(
             last_lane: L::WIDTH - 1,
             mask: 0,
         };
-        let mut done = 0;
-        for packet in packets {
-            if long::is_long::<L>(packet) != LONG {
-                break;
-            }
-            done += 1;
+        while which != 0 {
+            let packet = &mut packets[which.trailing_zeros() as usize];
+            which &= which - 1;
             if LONG {
                 long::crypt::<L, SEAL>(packet, &mut pending);
             } else {
@@ -118,7 +124,6 @@ unsafe fn crypt_run<L: Rounds, const SEAL: bool, const LONG: bool>(
         }
         complete::<L, SEAL>(products, &mut pending);
         wipe(&mut pending.mask);
-        done
     }
 }
 
@@ -287,12 +292,11 @@ unsafe fn encrypt_and_hash<L: Rounds, const COUNT: usize>(
     states: &mut [L; COUNT],
     pending: &Pending<L>,
 ) -> Products<L> {
-    // SAFETY: the caller keeps the contract of `Lanes`; every pointer is made from a
-    // reference to at least 16 bytes.
+    // SAFETY: the caller keeps the contract of `Lanes`; there are as many round keys as rounds
+    // and one, 10, 12 or 14 rounds.
     unsafe {
         let mut products = Products::zero();
         let rounds = usize::from(key.rounds);
-        let mut round = 1;
         let whitening = L::broadcast(&opaque(&key.round_keys)[0]);
         unrolled!(I < COUNT, {
             states[I] = states[I].xor(whitening);
@@ -308,18 +312,19 @@ unsafe fn encrypt_and_hash<L: Rounds, const COUNT: usize>(
             );
         }
         // All but ten rounds of the longer keys, then ten with a step of the hash in each.
-        while round + 9 < rounds {
-            one_round(key, states, round);
-            round += 1;
+        let mut round_keys = opaque(key).round_keys.as_ptr().add(1);
+        for _ in 10..rounds {
+            one_round(round_keys, states);
+            round_keys = round_keys.add(1);
         }
         unrolled!(N < 9, {
-            one_round(key, states, round + N);
+            one_round(round_keys.add(N), states);
             if N < pending.count {
                 multiply(&mut products, pending, N);
                 products.pin();
             }
         });
-        let round_key = L::broadcast(&opaque(&key.round_keys)[rounds]);
+        let round_key = L::broadcast(round_keys.add(9));
         unrolled!(I < COUNT, {
             states[I] = states[I].aes_last(round_key);
         });
@@ -330,16 +335,12 @@ unsafe fn encrypt_and_hash<L: Rounds, const COUNT: usize>(
 /// One round of AES, in its place among other work.
 ///
 /// # Safety
-/// See [`Lanes`].
+/// See [`Lanes`]; there is that round key.
 #[inline(always)]
-unsafe fn one_round<L: Lanes, const COUNT: usize>(
-    key: &GcmKey,
-    states: &mut [L; COUNT],
-    round: usize,
-) {
+unsafe fn one_round<L: Lanes, const COUNT: usize>(round_key: *const u128, states: &mut [L; COUNT]) {
     // SAFETY: the caller keeps the contract.
     unsafe {
-        let round_key = L::broadcast(&opaque(&key.round_keys)[round]);
+        let round_key = L::broadcast(round_key);
         unrolled!(I < COUNT, {
             states[I] = states[I].aes(round_key).pin();
         });

@@ -43,11 +43,11 @@ pub(super) trait Rounds: Lanes {
         products: Products<Self>,
     ) -> Products<Self>;
 
-    /// Seals or opens packets as far as they are [long](super::long::is_long); how many.
+    /// Seals or opens packets that are [long](super::long::is_long).
     ///
     /// # Safety
-    /// See [`Lanes`].
-    unsafe fn crypt_long<const SEAL: bool>(packets: &mut [Packet]) -> usize;
+    /// See [`Lanes`]; `which` has a bit for each packet that is meant.
+    unsafe fn crypt_long<const SEAL: bool>(packets: &mut [Packet], which: u64);
 }
 
 /// Chunks of [`WHOLE`] vectors of text, at least one.
@@ -127,9 +127,7 @@ impl Rounds for X1 {
     }
 
     #[inline(always)]
-    unsafe fn crypt_long<const SEAL: bool>(packets: &mut [Packet]) -> usize {
-        packets.len()
-    }
+    unsafe fn crypt_long<const SEAL: bool>(_: &mut [Packet], _: u64) {}
 }
 
 /// `$op` on each of eight states with the round key.
@@ -499,9 +497,9 @@ macro_rules! rounds {
 
             #[inline(never)]
             #[target_feature(enable = $features)]
-            unsafe fn crypt_long<const SEAL: bool>(packets: &mut [Packet]) -> usize {
-                // SAFETY: this function enables what the vectors need.
-                unsafe { super::crypt_run::<Self, SEAL, true>(packets) }
+            unsafe fn crypt_long<const SEAL: bool>(packets: &mut [Packet], which: u64) {
+                // SAFETY: this function enables what the vectors need, the caller keeps the rest.
+                unsafe { super::crypt_run::<Self, SEAL, true>(packets, which) }
             }
         }
     };

@@ -55,6 +55,8 @@ pub(super) struct Hash {
     pub(super) lanes: [u64; 2],
     /// Whether the masks are of all bytes and no lanes.
     pub(super) whole: bool,
+    /// What is added to the first vector instead of the hash of the chunk before, if not null.
+    pub(super) start: *const __m512i,
 }
 
 /// The hash of a chunk, and what becomes of it.
@@ -66,6 +68,8 @@ pub(super) struct Sum {
     /// Powers of the hash key, the first first, if the packet has ended and the sum becomes its
     /// tag; otherwise null, and the sum is added to the next hash input.
     pub(super) powers: *const u128,
+    /// Where the sum goes as well.
+    pub(super) out: *mut __m512i,
 }
 
 /// What comes out of a chunk.
@@ -87,7 +91,7 @@ pub(super) struct Output {
 /// The CPU has what the kernel needs; all bytes of text and hash input exist, and a power for
 /// each vector of it. `count` is 2 to [`CHUNK`], `between` at most 6.
 #[inline(always)]
-pub(super) unsafe fn crypt(
+pub(super) unsafe fn crypt<const TAGS: bool>(
     count: usize,
     text: &Text,
     counters: __m512i,
@@ -98,14 +102,23 @@ pub(super) unsafe fn crypt(
 ) -> Output {
     // SAFETY: the caller keeps the contract.
     unsafe {
-        match count {
-            8 => eight(text, counters, steps, hash, sum, edges),
-            7 => seven(text, counters, steps, hash, sum, edges),
-            6 => six(text, counters, steps, hash, sum, edges),
-            5 => five(text, counters, steps, hash, sum, edges),
-            4 => four(text, counters, steps, hash, sum, edges),
-            3 => three(text, counters, steps, hash, sum, edges),
-            _ => two(text, counters, steps, hash, sum, edges),
+        macro_rules! chunk_of {
+            ($what:ident) => {
+                match count {
+                    8 => $what::eight(text, counters, steps, hash, sum, edges),
+                    7 => $what::seven(text, counters, steps, hash, sum, edges),
+                    6 => $what::six(text, counters, steps, hash, sum, edges),
+                    5 => $what::five(text, counters, steps, hash, sum, edges),
+                    4 => $what::four(text, counters, steps, hash, sum, edges),
+                    3 => $what::three(text, counters, steps, hash, sum, edges),
+                    _ => $what::two(text, counters, steps, hash, sum, edges),
+                }
+            };
+        }
+        if TAGS {
+            chunk_of!(tags)
+        } else {
+            chunk_of!(sums)
         }
     }
 }
@@ -135,6 +148,29 @@ pub(super) unsafe fn hash(hash: &Hash, sum: __m512i) -> Products {
         }
         let first = _mm512_xor_si512(edge(hash.first, 0, (*hash.packet).aad), sum);
         products.add(first, &powers, hash.between + 1);
+        products
+    }
+}
+
+/// As [`hash`], of vectors that are whole.
+///
+/// # Safety
+/// As for [`crypt`].
+#[inline(always)]
+pub(super) unsafe fn hash_whole(hash: &Hash, sum: __m512i) -> Products {
+    // SAFETY: the caller keeps the contract.
+    unsafe {
+        let powers = Powers {
+            lanes: [hash.powers; 4],
+            same: true,
+        };
+        let mut products = Products::zero();
+        for n in 0..=hash.between {
+            let block = _mm512_loadu_si512(hash.end.wrapping_sub(64 * n).cast());
+            products.add(reverse_bytes(block), &powers, n);
+        }
+        let first = reverse_bytes(_mm512_loadu_si512(hash.first.cast()));
+        products.add(_mm512_xor_si512(first, sum), &powers, hash.between + 1);
         products
     }
 }
@@ -295,9 +331,23 @@ macro_rules! reduce {
     };
 }
 
-/// Makes a tag of the sum, if the packet has ended.
+/// Makes a tag of the sum, if the packet has ended; or puts the sum to its place, and takes what is
+/// to be added instead if the next hash input is of another packet.
 macro_rules! tag {
-    (1) => {
+    (sum 1) => {
+        concat!(
+            "mov {extra}, [{hash} + {start}]\n",
+            "vmovdqa64 [{ended}], zmm8\n",
+            "test {extra}, {extra}\n",
+            "jz 2f\n",
+            "vmovdqa64 zmm29, [{extra}]\n",
+            "2:\n",
+        )
+    };
+    (sum $step:literal) => {
+        ""
+    };
+    (tag 1) => {
         concat!(
             "test {ended}, {ended}\n",
             "jz 2f\n",
@@ -314,7 +364,7 @@ macro_rules! tag {
             "2:\n",
         )
     };
-    (2) => {
+    (tag 2) => {
         concat!(
             "test {ended}, {ended}\n",
             "jz 2f\n",
@@ -328,7 +378,7 @@ macro_rules! tag {
             "2:\n",
         )
     };
-    (3) => {
+    (tag 3) => {
         concat!(
             "test {ended}, {ended}\n",
             "jz 2f\n",
@@ -338,7 +388,7 @@ macro_rules! tag {
             "2:\n",
         )
     };
-    (4) => {
+    (tag 4) => {
         concat!(
             "test {ended}, {ended}\n",
             "jz 2f\n",
@@ -414,18 +464,28 @@ macro_rules! edge {
     };
 }
 
+/// What becomes of the sum.
+macro_rules! ended {
+    (tag) => {
+        "mov {ended}, [{sum} + {powers_of_ended}] /* {out} {start} */"
+    };
+    (sum) => {
+        "mov {ended}, [{sum} + {out}] /* {powers_of_ended} {mask} */"
+    };
+}
+
 /// A function for one number of vectors, in zmm0 and on: all, without the first, without first
 /// and last, the last.
 macro_rules! chunk {
     (
-        $name:ident, ($($all:literal)+), ($($rest:literal)+), ($($inner:literal)*),
+        $name:ident, $what:tt, ($($all:literal)+), ($($rest:literal)+), ($($inner:literal)*),
         $last:literal
     ) => {
         /// # Safety
         /// As for [`crypt`].
         #[inline]
         #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,vaes,vpclmulqdq,bmi1,bmi2")]
-        unsafe fn $name(
+        pub(super) unsafe fn $name(
             text: &Text,
             counters: __m512i,
             steps: &Steps,
@@ -455,7 +515,7 @@ macro_rules! chunk {
                     "mov {end}, [{hash} + {end_offset}]",
                     "mov {between}, [{hash} + {between_offset}]",
                     "mov {powers}, [{hash} + {powers_offset}]",
-                    "mov {ended}, [{sum} + {ended_offset}]",
+                    ended!($what),
                     "shl {between:e}, 4",
                     reduce!(1),
                     round!("vaesenc", 16, $($all)+),
@@ -464,14 +524,14 @@ macro_rules! chunk {
                     round!("vaesenc", 32, $($all)+),
                     reduce!(3),
                     round!("vaesenc", 48, $($all)+),
-                    tag!(1),
+                    tag!($what 1),
                     between!(1, "{powers} + 48", "{powers} + 64"),
                     round!("vaesenc", 64, $($all)+),
-                    tag!(2),
+                    tag!($what 2),
                     round!("vaesenc", 80, $($all)+),
                     between!(2, "{powers} + 80", "{powers} + 96"),
                     round!("vaesenc", 96, $($all)+),
-                    tag!(3),
+                    tag!($what 3),
                     one_between!(),
                     round!("vaesenc", 112, $($all)+),
                     ends!(),
@@ -479,7 +539,7 @@ macro_rules! chunk {
                     "vmovdqa64 [{sum} + {middle}], zmm25",
                     "vmovdqa64 [{sum} + {high}], zmm26",
                     round!("vaesenc", 128, $($all)+),
-                    tag!(4),
+                    tag!($what 4),
                     round!("vaesenc", 144, $($all)+),
                     round!("vaesenclast", 160, $($all)+),
                     "mov {end}, [{text} + {text_at}]",
@@ -522,7 +582,9 @@ macro_rules! chunk {
                     lanes = const offset_of!(Hash, lanes),
                     aad = const offset_of!(Packet, aad),
                     lengths = const offset_of!(Packet, lengths),
-                    ended_offset = const offset_of!(Sum, powers),
+                    powers_of_ended = const offset_of!(Sum, powers),
+                    out = const offset_of!(Sum, out),
+                    start = const offset_of!(Hash, start),
                     mask = const offset_of!(Sum, mask),
                     low = const offset_of!(Sum, products.low),
                     middle = const offset_of!(Sum, products.middle),
@@ -550,10 +612,28 @@ macro_rules! chunk {
     };
 }
 
-chunk!(two, (0 1), (1), (), 1);
-chunk!(three, (0 1 2), (1 2), (1), 2);
-chunk!(four, (0 1 2 3), (1 2 3), (1 2), 3);
-chunk!(five, (0 1 2 3 4), (1 2 3 4), (1 2 3), 4);
-chunk!(six, (0 1 2 3 4 5), (1 2 3 4 5), (1 2 3 4), 5);
-chunk!(seven, (0 1 2 3 4 5 6), (1 2 3 4 5 6), (1 2 3 4 5), 6);
-chunk!(eight, (0 1 2 3 4 5 6 7), (1 2 3 4 5 6 7), (1 2 3 4 5 6), 7);
+/// The hash of a packet becomes its tag.
+mod tags {
+    use super::*;
+
+    chunk!(two, tag, (0 1), (1), (), 1);
+    chunk!(three, tag, (0 1 2), (1 2), (1), 2);
+    chunk!(four, tag, (0 1 2 3), (1 2 3), (1 2), 3);
+    chunk!(five, tag, (0 1 2 3 4), (1 2 3 4), (1 2 3), 4);
+    chunk!(six, tag, (0 1 2 3 4 5), (1 2 3 4 5), (1 2 3 4), 5);
+    chunk!(seven, tag, (0 1 2 3 4 5 6), (1 2 3 4 5 6), (1 2 3 4 5), 6);
+    chunk!(eight, tag, (0 1 2 3 4 5 6 7), (1 2 3 4 5 6 7), (1 2 3 4 5 6), 7);
+}
+
+/// The hash of a packet goes elsewhere.
+mod sums {
+    use super::*;
+
+    chunk!(two, sum, (0 1), (1), (), 1);
+    chunk!(three, sum, (0 1 2), (1 2), (1), 2);
+    chunk!(four, sum, (0 1 2 3), (1 2 3), (1 2), 3);
+    chunk!(five, sum, (0 1 2 3 4), (1 2 3 4), (1 2 3), 4);
+    chunk!(six, sum, (0 1 2 3 4 5), (1 2 3 4 5), (1 2 3 4), 5);
+    chunk!(seven, sum, (0 1 2 3 4 5 6), (1 2 3 4 5 6), (1 2 3 4 5), 6);
+    chunk!(eight, sum, (0 1 2 3 4 5 6 7), (1 2 3 4 5 6 7), (1 2 3 4 5 6), 7);
+}

@@ -4,8 +4,9 @@
 //! packet of its own, with its own key if it must be. No lane is idle, and the reduction of
 //! four hashes costs what one costs.
 //!
-//! Packets of the same shape (the same number of blocks, 33 to 2,560 bytes of text) are taken four at
-//! a time straight from their jobs, by code that knows the shape ([`quad`], chosen by [`shapes`]).
+//! Packets of the same shape (the same number of blocks, at least 33 bytes of text; beyond 2,592 bytes the
+//! same end) are taken four at a time straight from their jobs, by code that knows the shape
+//! ([`quad`], chosen by [`shapes`]).
 //! Everything else is made a [`Packet`] first; the columns of packets that differ go as follows.
 //!
 //! Columns go in chunks of up to nine registers through three stages of a [`Line`]: AES, text,

@@ -63,6 +63,7 @@ impl Rows {
                 products: Products::zero(),
                 mask: zero,
                 powers: null(),
+                out: core::ptr::null_mut(),
             },
             pending: Hash {
                 first: null(),
@@ -74,6 +75,7 @@ impl Rows {
                 masks: [0; 2],
                 lanes: [0; 2],
                 whole: false,
+                start: null(),
             },
             text: Text {
                 keys: null(),
@@ -139,6 +141,7 @@ impl Rows {
                     masks: [0; 2],
                     lanes: [0; 2],
                     whole: false,
+                    start: null(),
                 };
             }
             loop {
@@ -169,6 +172,7 @@ impl Rows {
                     masks: [first_bytes, last_bytes],
                     lanes: [lane, if is_last { 0xc0 } else { 0 }],
                     whole,
+                    start: null(),
                 };
                 let ending = if is_last {
                     packet
@@ -237,15 +241,9 @@ impl Rows {
     unsafe fn chunk(&mut self, count: usize, counters: __m512i, number: usize) -> Output {
         // SAFETY: the caller keeps the contract.
         unsafe {
-            let carrying;
-            // Only the last byte counts within most chunks and on to the next.
-            let steps = if number % 256 + 4 * (count + 1) <= 256 {
-                &STEPS
-            } else {
-                carrying = carrying_steps(counters);
-                &carrying
-            };
-            chunk::crypt(
+            let mut carrying = None;
+            let steps = steps(counters, number, count, &mut carrying);
+            chunk::crypt::<true>(
                 count,
                 &self.text,
                 counters,
@@ -349,10 +347,27 @@ impl Rows {
     }
 }
 
+/// What the counter blocks of a chunk add to `counters`, of which the first has the number `number`.
+#[inline(always)]
+pub(super) unsafe fn steps(
+    counters: __m512i,
+    number: usize,
+    count: usize,
+    carrying: &mut Option<Steps>,
+) -> &Steps {
+    // Only the last byte counts within most chunks and on to the next.
+    if number % 256 + 4 * (count + 1) <= 256 {
+        &STEPS
+    } else {
+        // SAFETY: the caller's CPU has what the kernel needs.
+        carrying.insert(unsafe { carrying_steps(counters) })
+    }
+}
+
 /// Vectors of the first chunk of a row: such that all others but the second are full, and these two
 /// not so short that AES waits for itself.
 #[inline(always)]
-const fn first_chunk(vectors: usize) -> usize {
+pub(super) const fn first_chunk(vectors: usize) -> usize {
     let rest = (vectors - 1) % CHUNK + 1;
     if rest < CHUNK / 2 && vectors > CHUNK {
         rest.div_ceil(2) + CHUNK / 2

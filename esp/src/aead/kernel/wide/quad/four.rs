@@ -6,7 +6,7 @@ use super::super::super::packet::{NONCE, WITH_HIGH_HALF, WITHOUT_HIGH_HALF};
 use super::super::hash::join;
 use super::super::lanes;
 use super::super::spread::Spread;
-use super::shape::{Shape, vectors};
+use super::shape::{Shape, rows, vectors};
 use super::{COUNTERS, HEADER, ICV};
 use crate::aead::Job;
 
@@ -45,6 +45,7 @@ impl Form {
 
 /// Four packets.
 pub(super) struct Four {
+    /// What is not in rows.
     pub(super) texts: [*mut u8; 4],
     pub(super) icvs: [*mut u8; 4],
     /// Counter blocks with the counter 0, after the addition of the first round keys.
@@ -57,6 +58,11 @@ pub(super) struct Four {
     pub(super) last_column: u64,
     /// Their ICVs as they were given.
     pub(super) given: __m512i,
+    /// Vectors in rows.
+    pub(super) rows: [usize; 4],
+    /// The numbers of the last counter blocks of the rows, in the words for them but in the
+    /// CPU's byte order.
+    pub(super) numbers: __m512i,
 }
 
 impl Four {
@@ -72,9 +78,11 @@ impl Four {
         // SAFETY: the caller keeps the contract: there are header and ICV.
         unsafe {
             let vectors = vectors::<A, B>(middles);
-            let lens = four!(i => jobs[i].esp.len() - HEADER - ICV);
             let esps = four!(i => jobs[i].esp.as_ptr().cast_mut());
-            let texts = four!(i => esps[i].add(HEADER));
+            let whole_lens = four!(i => jobs[i].esp.len() - HEADER - ICV);
+            let rows = four!(i => if A::ROWS { opaque(rows(whole_lens[i])) } else { 0 });
+            let lens = four!(i => whole_lens[i] - 64 * rows[i]);
+            let texts = four!(i => esps[i].add(HEADER + 64 * rows[i]));
             let icvs = four!(i => texts[i].add(lens[i]));
 
             let headers = join(four!(i => _mm_loadu_si128(esps[i].cast())));
@@ -89,10 +97,17 @@ impl Four {
             let wide_lens = if B::TAIL == 0 {
                 lanes(64 * vectors as i128)
             } else {
-                let [e, f, g, h] = four!(i => lens[i] as i64);
-                let lens = _mm256_set_epi64x(h, g, f, e);
-                _mm512_maskz_expand_epi64(0x55, _mm512_castsi256_si512(lens))
+                widened(lens)
             };
+            let (mut numbers, mut lengths) = (_mm512_setzero_si512(), wide_lens);
+            if A::ROWS {
+                let rows = widened(rows);
+                lengths = _mm512_add_epi64(lengths, _mm512_slli_epi64(rows, 6));
+                // The first counter block of the text is number 2.
+                let blocks = _mm512_slli_epi64(rows, 2);
+                let last = _mm512_add_epi64(blocks, _mm512_set1_epi64(1));
+                numbers = _mm512_maskz_shuffle_epi32(0x8888, last, 0);
+            }
             let mut last_column = !0;
             if B::MORE > 0 {
                 let before = 64 * vectors + 16 * (B::MORE - 1);
@@ -106,10 +121,12 @@ impl Four {
                 icvs,
                 counters: _mm512_xor_si512(ivs, (*keys).whitening),
                 aad,
-                lengths: _mm512_or_si512(_mm512_slli_epi64(wide_lens, 3), form.lengths),
+                lengths: _mm512_or_si512(_mm512_slli_epi64(lengths, 3), form.lengths),
                 last_vectors: four!(i => _bzhi_u64(!0, (lens[i] - 64 * (vectors - 1)) as u32)),
                 last_column,
                 given: join(four!(i => _mm_loadu_si128(icvs[i].cast()))),
+                rows,
+                numbers,
             }
         }
     }
@@ -161,6 +178,21 @@ impl Four {
             block
         }
     }
+}
+
+/// The same number, of which the compiler knows nothing: it would compute with four in a register
+/// and take them out again.
+#[inline(always)]
+fn opaque(number: usize) -> usize {
+    super::super::opaque(core::ptr::without_provenance_mut::<u8>(number)).addr()
+}
+
+/// A number to each lane.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,vaes,vpclmulqdq,bmi1,bmi2")]
+fn widened([a, b, c, d]: [usize; 4]) -> __m512i {
+    let numbers = _mm256_set_epi64x(d as i64, c as i64, b as i64, a as i64);
+    _mm512_maskz_expand_epi64(0x55, _mm512_castsi256_si512(numbers))
 }
 
 /// The numbers of counter blocks in network byte order, 1 for the tag, 2 and more for the text.

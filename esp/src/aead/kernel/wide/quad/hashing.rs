@@ -14,6 +14,10 @@ use super::super::spread::Spread;
 use super::shape::Shape;
 use super::{BLOCKS, ICV, VECTORS};
 
+/// The hash of what comes before a part: of the part before in the first vector, a packet to a
+/// lane; or of rows, a packet to a vector, to be added to its next one.
+pub(super) type Before = [__m512i; 4];
+
 /// What is left of a part of four packets when it is sealed.
 #[repr(C, align(64))]
 pub(in super::super) struct Sealed {
@@ -25,8 +29,8 @@ pub(in super::super) struct Sealed {
     pub(super) lengths: __m512i,
     /// The encrypted counter blocks for the tags.
     pub(super) mask: __m512i,
-    /// The hash of the part before.
-    pub(super) sum: __m512i,
+    /// The hash of what comes before.
+    pub(super) before: Before,
     pub(super) keys: *const Spread,
     pub(super) icvs: [*mut u8; 4],
 }
@@ -46,7 +50,7 @@ impl Sealed {
             aad: zero,
             lengths: zero,
             mask: zero,
-            sum: zero,
+            before: [zero; 4],
             keys,
             icvs: [nowhere.cast(); 4],
         }
@@ -85,13 +89,13 @@ pub(super) unsafe fn finish<S: Shape>(sealed: *mut Sealed) {
 }
 
 /// Vectors of four packets.
-pub(super) trait Rows {
+pub(super) trait Vectors {
     /// # Safety
     /// As for [`run`]; there is that vector.
     unsafe fn row(&self, vector: usize, lane: usize) -> __m512i;
 }
 
-impl Rows for Sealed {
+impl Vectors for Sealed {
     #[inline(always)]
     unsafe fn row(&self, vector: usize, lane: usize) -> __m512i {
         self.rows[vector][lane]
@@ -109,6 +113,8 @@ pub(super) struct Hashing<S> {
     product: __m512i,
     /// Of the part before; at the end, of this one.
     pub(super) sum: __m512i,
+    /// Of the rows before, if there are any.
+    rows: Before,
     shape: PhantomData<S>,
 }
 
@@ -126,6 +132,7 @@ impl<S: Shape> Hashing<S> {
                 high: zero,
                 product: zero,
                 sum: zero,
+                rows: [zero; 4],
                 shape: PhantomData,
             }
         }
@@ -133,14 +140,16 @@ impl<S: Shape> Hashing<S> {
 
     /// Puts authenticated data and lengths to their places, and the hash of the part before.
     #[inline(always)]
-    pub(super) unsafe fn put_ends(&mut self, aad: __m512i, lengths: __m512i, sum: __m512i) {
+    pub(super) unsafe fn put_ends(&mut self, aad: __m512i, lengths: __m512i, before: &Before) {
         if S::LAST {
             self.blocks[0] = lengths;
         }
-        if S::FIRST {
+        if S::ROWS {
+            self.rows = *before;
+        } else if S::FIRST {
             self.blocks[(S::BLOCKS - 1) % BLOCKS] = aad;
         } else {
-            self.sum = sum;
+            self.sum = before[0];
         }
     }
 
@@ -160,7 +169,7 @@ impl<S: Shape> Hashing<S> {
         self.keys = sealed.keys;
         // SAFETY: the caller keeps the contract.
         unsafe {
-            self.put_ends(sealed.aad, sealed.lengths, sealed.sum);
+            self.put_ends(sealed.aad, sealed.lengths, &sealed.before);
             unrolled!(C < S::MORE, at most 2, {
                 self.put_more(C, sealed.tail[C]);
             });
@@ -179,7 +188,7 @@ impl<S: Shape> Hashing<S> {
                 let tags = _mm512_xor_si512(reverse_bytes(self.sum), sealed.mask);
                 store(sealed.icvs, tags);
             } else {
-                sealed.sum = self.sum;
+                sealed.before[0] = self.sum;
             }
         }
     }
@@ -189,16 +198,16 @@ impl<S: Shape> Hashing<S> {
     /// # Safety
     /// As for [`run`].
     #[inline(always)]
-    pub(super) unsafe fn step<const STEP: usize>(&mut self, rows: &impl Rows) {
+    pub(super) unsafe fn step<const STEP: usize>(&mut self, vectors: &impl Vectors) {
         // SAFETY: the caller keeps the contract.
         unsafe {
             match STEP {
-                0 if S::VECTORS == 1 => self.load::<0>(rows),
-                0 => self.load::<1>(rows),
+                0 if S::VECTORS == 1 => self.load::<0>(vectors),
+                0 => self.load::<1>(vectors),
                 1 => self.multiply::<0>(),
                 2 => {
                     if S::VECTORS == 2 {
-                        self.load::<0>(rows);
+                        self.load::<0>(vectors);
                     }
                     self.multiply::<1>();
                 }
@@ -217,20 +226,33 @@ impl<S: Shape> Hashing<S> {
 
     /// The columns of a vector.
     #[inline(always)]
-    unsafe fn load<const VECTOR: usize>(&mut self, rows: &impl Rows) {
+    unsafe fn load<const VECTOR: usize>(&mut self, vectors: &impl Vectors) {
         // SAFETY: the caller keeps the contract.
         unsafe {
-            let columns = transposed(four!(lane => rows.row(VECTOR, lane)));
+            let columns = if S::ROWS {
+                transposed(four!(lane => {
+                    let row = reverse_bytes(vectors.row(VECTOR, lane));
+                    _mm512_xor_si512(row, self.rows[lane])
+                }))
+            } else {
+                transposed(four!(lane => vectors.row(VECTOR, lane)))
+            };
             unrolled!(I < 4, {
                 let column = 4 * VECTOR + I;
                 if column < S::COLUMNS {
                     let place = usize::from(S::LAST) + S::COLUMNS - 1 - column;
-                    let mut block = reverse_bytes(columns[I]);
+                    let mut block = columns[I];
+                    if !S::ROWS {
+                        block = reverse_bytes(block);
+                    }
                     if column == 0 && !S::FIRST {
                         block = _mm512_xor_si512(block, self.sum);
                     }
                     pin([&mut block]);
                     self.blocks[place] = block;
+                } else if S::ROWS {
+                    // Where the fourth block of text would be there are the lengths.
+                    self.blocks[0] = _mm512_xor_si512(self.blocks[0], columns[I]);
                 }
             });
         }

@@ -1,8 +1,9 @@
-//! Four small packets of the same shape at a time, straight from their jobs.
+//! Four packets of the same shape at a time, straight from their jobs.
 //!
 //! The same columns as in [`columns`](super::columns), for packets whose texts have the same
 //! number of blocks and are worked on as a whole or in parts of 128 bytes: all that depends on their shape
-//! is known beforehand. The hash of what is sealed is computed between the AES rounds of the next
+//! is known beforehand. Of long packets, whose texts need only end alike, all but the last vectors
+//! are [`rows`]: no blocks have to be put side by side there, and chunks are full. The hash of what is sealed is computed between the AES rounds of the next
 //! part, often that of the next packets, that of what is opened between its own.
 
 use core::arch::x86_64::*;
@@ -12,12 +13,15 @@ use core::ptr::null;
 use zeroize::Zeroize;
 
 pub(super) use self::hashing::Sealed;
-pub(super) use self::shape::{End, Start, Whole};
+pub(super) use self::shape::{End, Rest, Start, Whole};
 
 use self::four::{Form, Four};
-use self::hashing::finish;
+use self::hashing::{Before, finish};
 use self::part::{Output, part};
+use self::rows::{Group, Rows};
 use self::shape::{Middle, Shape, fits};
+use super::super::packet::MAX_TEXT;
+use super::hash::Products;
 use super::reverse_bytes;
 use super::spread::{STATES, Spread, Spreads};
 use crate::aead::{Cipher, Job};
@@ -30,10 +34,13 @@ pub(super) const ICV: usize = 16;
 const VECTORS: usize = 2;
 /// Columns of hash input of a part at most: those of the text, authenticated data, lengths.
 const BLOCKS: usize = STATES + 1;
-/// Bytes of text that a packet has at most. (Of longer ones, a row is as fast.)
-pub(super) const MOST: usize = 2560;
-/// Counter blocks of a packet at most.
-const COUNTERS: usize = MOST / 16 + 8;
+/// Vectors of a packet in rows before its rest: at least, and fewer than so many.
+pub(super) const LEAST_ROWS: usize = 4;
+const MOST_ROWS: usize = MAX_TEXT / 64 - 1;
+/// Vectors behind the first of a packet in parts at most.
+pub(super) const MOST_PARTS: usize = 39;
+/// Counter blocks of a packet in parts at most.
+const COUNTERS: usize = 4 * MOST_PARTS + 16;
 
 /// An array of what comes out for each of four packets. (A closure would not be compiled for the
 /// instructions that the kernel needs.)
@@ -64,6 +71,7 @@ macro_rules! four {
 mod four;
 mod hashing;
 mod part;
+mod rows;
 mod shape;
 
 /// Jobs of the same shape, and in what order.
@@ -116,6 +124,7 @@ pub(super) unsafe fn run<
         // The ICVs of nothing.
         let mut nowhere = [0u8; ICV];
         let mut several = MaybeUninit::<Several>::uninit();
+        let mut rows_of_all = MaybeUninit::<Rows>::uninit();
         let mut cipher: *const Cipher = null();
         let mut done = 0;
         for members in groups {
@@ -142,25 +151,42 @@ pub(super) unsafe fn run<
             }
             let sealed = sealed.as_mut_ptr();
             let four = Four::new::<A, B>(&jobs, keys, &form, middles);
-            let zero = _mm512_setzero_si512();
-            if A::LAST {
-                let output = part::<SEAL, A, A, IN_A>(&four, keys, &form, zero, sealed, 0);
+            let nothing: Before = [_mm512_setzero_si512(); 4];
+            if A::ROWS {
+                let Several { four, output } = several.write(Several {
+                    four,
+                    output: Output::nothing(),
+                });
+                if done == 0 {
+                    rows_of_all.write(Rows::new());
+                }
+                let rows = rows_of_all.assume_init_mut();
+                rows_of_four::<SEAL>(rows, &jobs, four, spreads);
+                if SEAL {
+                    (*sealed).before = *rows.before_latest();
+                    *output = part::<SEAL, A, A, IN_A>(four, keys, &form, &nothing, sealed, 0);
+                } else {
+                    let before = rows.opened();
+                    *output = part::<SEAL, A, A, IN_A>(four, keys, &form, before, sealed, 0);
+                    compare(jobs, four, output.sum, output.first);
+                }
+            } else if A::LAST {
+                let output = part::<SEAL, A, A, IN_A>(&four, keys, &form, &nothing, sealed, 0);
                 if !SEAL {
                     compare(jobs, &four, output.sum, output.first);
                 }
             } else {
                 let Several { four, output } = several.write(Several {
                     four,
-                    output: Output {
-                        first: zero,
-                        sum: zero,
-                    },
+                    output: Output::nothing(),
                 });
-                *output = part::<SEAL, A, B, IN_A>(four, keys, &form, zero, sealed, 0);
+                *output = part::<SEAL, A, B, IN_A>(four, keys, &form, &nothing, sealed, 0);
                 let sum = &mut output.sum;
                 if middles == 0 {
-                    *sum =
-                        part::<SEAL, B, A, IN_B>(four, keys, &form, *sum, sealed, A::VECTORS).sum;
+                    let before = &[*sum; 4];
+                    let last =
+                        part::<SEAL, B, A, IN_B>(four, keys, &form, before, sealed, A::VECTORS);
+                    *sum = last.sum;
                 } else {
                     middle_parts::<SEAL, A>(four, keys, &form, sum, sealed, middles);
                     last_part::<SEAL, A, B, IN_B>(four, keys, &form, sum, sealed, middles);
@@ -171,8 +197,15 @@ pub(super) unsafe fn run<
             }
             done += 4;
         }
-        if !A::LAST && done > 0 {
+        if (A::ROWS || !A::LAST) && done > 0 {
             several.assume_init_mut().wipe();
+        }
+        if A::ROWS && done > 0 {
+            let rows = rows_of_all.assume_init_mut();
+            if SEAL {
+                (*sealed.as_mut_ptr()).before = *rows.finish();
+            }
+            rows.wipe();
         }
         if SEAL && done > 0 {
             if A::LAST {
@@ -182,6 +215,40 @@ pub(super) unsafe fn run<
             }
         }
         done
+    }
+}
+
+/// Works on the rows of four packets.
+///
+/// # Safety
+/// As for [`run`].
+#[inline(always)]
+unsafe fn rows_of_four<const SEAL: bool>(
+    rows: &mut Rows,
+    jobs: &[&mut Job<'_>; 4],
+    four: &Four,
+    spreads: &Spreads,
+) {
+    let [Some(e), Some(f), Some(g), Some(h)] = four!(i => jobs[i].cipher.gcm_key()) else {
+        return;
+    };
+    // SAFETY: the caller keeps the contract: what is before the rests are rows.
+    unsafe {
+        let keys = spreads.latest();
+        let round_keys = if spreads.is_one() {
+            Spread::round_keys(keys)
+        } else {
+            null()
+        };
+        rows.crypt::<SEAL>(&Group {
+            keys: [e, f, g, h],
+            round_keys,
+            texts: four!(i => four.texts[i].wrapping_sub(64 * four.rows[i])),
+            vectors: four.rows,
+            counters: _mm512_xor_si512(four.counters, *Spread::round_keys(keys)),
+            // The authenticated data are the block before the text.
+            before: Products::of(four.aad, (*keys).powers[0]).reduce(),
+        });
     }
 }
 
@@ -219,10 +286,11 @@ unsafe fn middle_parts<const SEAL: bool, A: Shape>(
     let mut from = A::VECTORS;
     // SAFETY: the caller keeps the contract.
     unsafe {
-        *sum = part::<SEAL, Middle, A, 8>(four, keys, form, *sum, sealed, from).sum;
+        *sum = part::<SEAL, Middle, A, 8>(four, keys, form, &[*sum; 4], sealed, from).sum;
         for _ in 1..count {
             from += Middle::VECTORS;
-            *sum = part::<SEAL, Middle, Middle, 8>(four, keys, form, *sum, sealed, from).sum;
+            let before = &[*sum; 4];
+            *sum = part::<SEAL, Middle, Middle, 8>(four, keys, form, before, sealed, from).sum;
         }
     }
 }
@@ -244,7 +312,7 @@ unsafe fn last_part<const SEAL: bool, A: Shape, B: Shape, const IN_B: usize>(
     let from = A::VECTORS + Middle::VECTORS * middles;
     // SAFETY: the caller keeps the contract.
     unsafe {
-        *sum = part::<SEAL, B, Middle, IN_B>(four, keys, form, *sum, sealed, from).sum;
+        *sum = part::<SEAL, B, Middle, IN_B>(four, keys, form, &[*sum; 4], sealed, from).sum;
     }
 }
 

@@ -5,11 +5,15 @@ use core::marker::PhantomData;
 
 use super::super::super::lanes::unrolled;
 use super::super::columns::transposed;
+use super::super::lanes;
 use super::super::spread::{Spread, last_round, round};
 use super::STATES;
 use super::four::{Form, Four, NUMBERS};
-use super::hashing::{Hashing, Rows, Sealed, store};
+use super::hashing::{Before, Hashing, Sealed, Vectors, store};
 use super::shape::Shape;
+
+/// For the last four bytes of each lane, the opposite order; the others are zero.
+const TO_NETWORK: i128 = 0x0c0d0e0f_80808080_80808080_80808080_u128 as i128;
 
 /// What comes out of a part.
 pub(super) struct Output {
@@ -19,18 +23,31 @@ pub(super) struct Output {
     pub(super) sum: __m512i,
 }
 
+impl Output {
+    /// Before there is anything.
+    #[inline(always)]
+    pub(super) unsafe fn nothing() -> Self {
+        // SAFETY: the caller's CPU has what the kernel needs.
+        let zero = unsafe { _mm512_setzero_si512() };
+        Self {
+            first: zero,
+            sum: zero,
+        }
+    }
+}
+
 /// Works on the part `S` of four packets, `from` vectors behind their start. If they are sealed,
-/// `P` is the part before, whose hash is computed meanwhile; `sum` is that of the part before if
+/// `P` is the part before, whose hash is computed meanwhile; `before` is the hash before it if
 /// they are opened.
 ///
 /// # Safety
-/// As for [`run`].
+/// As for [`run`](super::run).
 #[inline(always)]
 pub(super) unsafe fn part<const SEAL: bool, S: Shape, P: Shape, const STATES: usize>(
     four: &Four,
     keys: *const Spread,
     form: &Form,
-    sum: __m512i,
+    before: &Before,
     sealed: *mut Sealed,
     from: usize,
 ) -> Output {
@@ -41,7 +58,12 @@ pub(super) unsafe fn part<const SEAL: bool, S: Shape, P: Shape, const STATES: us
         let mut states = [four.counters; self::STATES];
         let numbers = NUMBERS.as_ptr().add(4 * from + usize::from(!S::FIRST));
         unrolled!(I < STATES, at most 11, {
-            let number = _mm512_set1_epi32(numbers.add(I).read() as i32);
+            let number = if S::ROWS && I > 0 {
+                let number = _mm512_add_epi32(four.numbers, _mm512_set1_epi32(I as i32));
+                _mm512_shuffle_epi8(number, lanes(TO_NETWORK))
+            } else {
+                _mm512_set1_epi32(numbers.add(I).read() as i32)
+            };
             states[I] = _mm512_mask_xor_epi32(four.counters, 0x8888, four.counters, number);
         });
         let texts = Texts::<S> {
@@ -54,7 +76,7 @@ pub(super) unsafe fn part<const SEAL: bool, S: Shape, P: Shape, const STATES: us
         if SEAL {
             hash_before.of_sealed(&*sealed);
         } else {
-            hash.put_ends(four.aad, four.lengths, sum);
+            hash.put_ends(four.aad, four.lengths, before);
             unrolled!(C < S::MORE, at most 2, {
                 let column = four.of_text::<S>(C, four.more::<S>(from, C));
                 hash.put_more(C, column);
@@ -162,7 +184,7 @@ struct Texts<'a, S> {
     shape: PhantomData<S>,
 }
 
-impl<S: Shape> Rows for Texts<'_, S> {
+impl<S: Shape> Vectors for Texts<'_, S> {
     #[inline(always)]
     unsafe fn row(&self, vector: usize, lane: usize) -> __m512i {
         // SAFETY: the caller keeps the contract.

@@ -1,6 +1,6 @@
 //! The parts of packets.
 
-use super::{HEADER, ICV};
+use super::{HEADER, ICV, LEAST_ROWS, MOST_ROWS};
 use crate::aead::Job;
 
 /// A part of each of four packets.
@@ -14,17 +14,21 @@ pub(in super::super) trait Shape {
     /// - 3: the last vector has four blocks, the last one not full,
     /// - 4: the last vector has three blocks, the last one full or not.
     const TAIL: usize;
-    /// Whether packets begin with it, with the counter block of the tag and authenticated data.
+    /// Whether it has the counter block of the tag, and, unless there are rows before it, the
+    /// authenticated data.
     const FIRST: bool;
     /// Whether packets end with it, with the lengths.
     const LAST: bool;
+    /// Whether rows of the packets come before it, as many as each has.
+    const ROWS: bool = false;
 
     /// Columns of text.
     const COLUMNS: usize = 4 * Self::VECTORS + Self::MORE - (Self::TAIL == 4) as usize;
     /// Columns beside the vectors.
     const MORE: usize = if Self::TAIL < 3 { Self::TAIL } else { 0 };
     /// Columns of hash input.
-    const BLOCKS: usize = Self::COLUMNS + Self::FIRST as usize + Self::LAST as usize;
+    const BLOCKS: usize =
+        Self::COLUMNS + (Self::FIRST && !Self::ROWS) as usize + Self::LAST as usize;
 }
 
 /// A whole packet.
@@ -35,6 +39,8 @@ pub(in super::super) struct Start<const VECTORS: usize>;
 pub(super) struct Middle;
 /// The last part of a packet of several.
 pub(in super::super) struct End<const TAIL: usize>;
+/// What is left of a packet behind its rows: the last vector and what does not fill one.
+pub(in super::super) struct Rest<const TAIL: usize>;
 
 impl<const VECTORS: usize, const TAIL: usize> Shape for Whole<VECTORS, TAIL> {
     const VECTORS: usize = VECTORS;
@@ -64,6 +70,21 @@ impl<const TAIL: usize> Shape for End<TAIL> {
     const LAST: bool = true;
 }
 
+impl<const TAIL: usize> Shape for Rest<TAIL> {
+    const VECTORS: usize = 1;
+    const TAIL: usize = TAIL;
+    const FIRST: bool = true;
+    const LAST: bool = true;
+    const ROWS: bool = true;
+}
+
+/// Vectors of a text before its [`Rest`].
+#[inline(always)]
+pub(super) const fn rows(len: usize) -> usize {
+    // The least rest is of three blocks.
+    (len - 33) / 64
+}
+
 /// Whether the texts are of the shape, with that kind of sequence numbers.
 #[inline(always)]
 pub(super) fn fits<A: Shape, B: Shape>(
@@ -80,15 +101,21 @@ pub(super) fn fits<A: Shape, B: Shape>(
         _ => whole - 31,
     };
     let mut beyond = 0;
-    let mut other = false;
+    let mut fits = true;
     for job in jobs {
-        beyond |= job.esp.len().wrapping_sub(least);
-        other |= job.esn != esn;
+        let more = job.esp.len().wrapping_sub(least);
+        if A::ROWS {
+            fits &= (LEAST_ROWS..MOST_ROWS).contains(&(more / 64));
+            beyond |= more % 64;
+        } else {
+            beyond |= more;
+        }
+        fits &= job.esn == esn;
     }
-    beyond <= (if B::TAIL == 0 { 0 } else { 15 }) && !other
+    beyond <= (if B::TAIL == 0 { 0 } else { 15 }) && fits
 }
 
-/// Vectors of a packet.
+/// Vectors of a packet, without those in rows.
 #[inline(always)]
 pub(super) const fn vectors<A: Shape, B: Shape>(middles: usize) -> usize {
     if A::LAST {
