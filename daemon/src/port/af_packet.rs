@@ -1,5 +1,5 @@
 //! An interface of the host through a packet socket: the uplink in most cases. Nothing has to
-//! be set up, every driver has it, and a batch of frames costs one system call.
+//! be set up, every driver has it; receiving costs no system call, sending one a batch.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -17,8 +17,8 @@ use super::{Incoming, Pool, Port, PortStatus};
 /// Bytes of a frame that do not fit into a buffer, per frame of a batch.
 const SPILL: usize = LARGEST;
 
-/// Bytes that the kernel keeps for us, by its own count: some thousand frames, for the moments
-/// in which the worker is elsewhere.
+/// Bytes that the kernel keeps for us beside the ring, by its own count: frames that are larger than
+/// the ring's slots.
 const RECEIVE_BUFFER: usize = 8 << 20;
 
 /// An interface of the host.
@@ -87,17 +87,7 @@ impl Port for AfPacket {
         let rooms = rooms
             .map(Buffer::data_mut)
             .zip(self.spill.chunks_mut(SPILL));
-        let received = match self.socket.receive(rooms, &mut infos) {
-            Ok(received) => received,
-            Err(error) => {
-                // A kind of large packet that the virtio-net header has no word for: the
-                // kernel has dropped it.
-                if error.kind() == io::ErrorKind::InvalidInput {
-                    self.status.malformed += 1;
-                }
-                0
-            }
-        };
+        let received = self.socket.receive(rooms, &mut infos);
         let spills = self.spill.chunks(SPILL);
         let arrived = self.buffers.drain(..received).zip(&infos).zip(spills);
         for ((buffer, info), spill) in arrived {

@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from net import sweep
 
-PARTS = ('guide', 'linux', 'dpdk', 'qemu', 'changes', 'strongswan', 'scapy', 'rates')
+PARTS = ('guide', 'linux', 'dpdk', 'qemu', 'changes', 'interfaces', 'strongswan', 'scapy', 'rates')
 
 
 class Report:

@@ -1,9 +1,10 @@
 //! System calls on network interfaces that neither `rustix` nor `nix` has: interface ioctls, TAP
-//! queues, options and batches of packet sockets. And prefetching.
+//! queues, options, rings and batches of packet sockets. And prefetching.
 //!
 //! The only place of this crate where `unsafe` may stand.
 #![allow(unsafe_code)]
 
+mod frame_ring;
 mod interface;
 mod packet;
 mod prefetch;

@@ -1,5 +1,5 @@
-//! Packet sockets: batches of frames with the virtio-net header and the VLAN tag that the kernel
-//! keeps apart.
+//! Packet sockets: frames with the virtio-net header and the VLAN tag that the kernel keeps apart,
+//! received through a ring and sent in batches.
 
 use std::ffi::CString;
 use std::io;
@@ -7,18 +7,22 @@ use std::mem;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::ptr;
 
-use super::interface::check;
+use super::frame_ring::FrameRing;
+use super::interface::{check, interface};
 use crate::port::virtio_net::HEADER_LEN;
 
 /// Frames that one call moves at most.
 pub(in crate::port) const BATCH: usize = 64;
 
-/// Room for the one control message that there is.
-const CONTROL: usize = 64;
+/// What an Ethernet frame has beside its IP packet: addresses, type, two VLAN tags.
+const ETHERNET: usize = 14 + 8;
 
 /// A packet socket bound to one interface.
 #[derive(Debug)]
-pub(in crate::port) struct PacketSocket(OwnedFd);
+pub(in crate::port) struct PacketSocket {
+    socket: OwnedFd,
+    ring: FrameRing,
+}
 
 /// What came with a frame.
 #[derive(Clone, Copy, Debug, Default)]
@@ -33,11 +37,6 @@ pub(in crate::port) struct Info {
     pub(in crate::port) tag: Option<(u16, u16)>,
 }
 
-/// Aligned as a control message has to be.
-#[repr(C, align(8))]
-#[derive(Clone, Copy)]
-struct Control([u8; CONTROL]);
-
 impl PacketSocket {
     /// Binds to an interface: all protocols, without the frames that this host sends there
     /// itself, past the queueing discipline.
@@ -49,15 +48,16 @@ impl PacketSocket {
         let fd = unsafe { libc::socket(libc::AF_PACKET, kind, 0) };
         check(fd)?;
         // SAFETY: the descriptor is new and nobody else's.
-        let socket = Self(unsafe { OwnedFd::from_raw_fd(fd) });
+        let socket = unsafe { OwnedFd::from_raw_fd(fd) };
         for option in [
-            libc::PACKET_AUXDATA,
             libc::PACKET_VNET_HDR,
             libc::PACKET_IGNORE_OUTGOING,
             libc::PACKET_QDISC_BYPASS,
         ] {
-            socket.set(option, &1i32)?;
+            set(socket.as_fd(), option, &1i32)?;
         }
+        let mtu = interface(socket.as_fd(), name)?.mtu as usize;
+        let ring = FrameRing::map(socket.as_fd(), mtu + ETHERNET)?;
         // SAFETY: all members are numbers, for which zero is a value.
         let mut address: libc::sockaddr_ll = unsafe { mem::zeroed() };
         address.sll_family = libc::AF_PACKET as u16;
@@ -71,7 +71,7 @@ impl PacketSocket {
                 mem::size_of_val(&address) as libc::socklen_t,
             )
         })?;
-        Ok(socket)
+        Ok(Self { socket, ring })
     }
 
     /// Has the interface take frames for other addresses than its own, as long as the socket
@@ -83,7 +83,7 @@ impl PacketSocket {
             mr_alen: 0,
             mr_address: [0; 8],
         };
-        self.set(libc::PACKET_ADD_MEMBERSHIP, &membership)
+        set(self.as_fd(), libc::PACKET_ADD_MEMBERSHIP, &membership)
     }
 
     /// Frames that the kernel dropped since the last call, for want of room in the socket.
@@ -97,7 +97,7 @@ impl PacketSocket {
         // call returns.
         let result = unsafe {
             libc::getsockopt(
-                self.0.as_raw_fd(),
+                self.socket.as_raw_fd(),
                 libc::SOL_PACKET,
                 libc::PACKET_STATISTICS,
                 ptr::from_mut(&mut statistics).cast(),
@@ -113,43 +113,51 @@ impl PacketSocket {
     /// Receives at most [`BATCH`] frames, as many as there are, each into one of the `rooms`
     /// and what does not fit there into the second part of it. Returns how many.
     pub(in crate::port) fn receive<'a>(
-        &self,
+        &mut self,
         rooms: impl Iterator<Item = (&'a mut [u8], &'a mut [u8])>,
         infos: &mut [Info; BATCH],
-    ) -> io::Result<usize> {
-        let mut vectors = [[NO_VECTOR; 3]; BATCH];
-        let mut controls = [Control([0; CONTROL]); BATCH];
-        let mut messages = [NO_MESSAGE; BATCH];
+    ) -> usize {
         let mut count = 0;
-        let parts = rooms.zip(infos.iter_mut()).zip(&mut vectors);
-        let parts = parts.zip(&mut controls).zip(&mut messages);
-        for (((((data, spill), info), vectors), control), message) in parts {
-            *vectors = [vector(&mut info.header), vector(data), vector(spill)];
-            message.msg_hdr.msg_iov = vectors.as_mut_ptr();
-            message.msg_hdr.msg_iovlen = vectors.len();
-            message.msg_hdr.msg_control = control.0.as_mut_ptr().cast();
-            message.msg_hdr.msg_controllen = CONTROL;
+        for ((data, spill), info) in rooms.zip(infos) {
+            let is_queued = self.ring.take(|slot| {
+                info.header = slot.header;
+                info.len = slot.len;
+                info.tag = slot.tag;
+                info.truncated = slot.bytes.len() < slot.len;
+                if !slot.is_queued {
+                    let inside = slot.bytes.len().min(data.len());
+                    let (first, rest) = slot.bytes.split_at(inside);
+                    data[..inside].copy_from_slice(first);
+                    match spill.get_mut(..rest.len()) {
+                        Some(spill) => spill.copy_from_slice(rest),
+                        None => info.truncated = true,
+                    }
+                }
+                slot.is_queued
+            });
+            match is_queued {
+                None => break,
+                Some(false) => {}
+                Some(true) => self.receive_queued(data, spill, info),
+            }
             count += 1;
         }
-        // SAFETY: the first `count` messages point to vectors and control buffers that live
-        // until the call returns, and those to the headers and rooms, which are lent mutably.
-        let received = unsafe {
-            libc::recvmmsg(
-                self.0.as_raw_fd(),
-                messages.as_mut_ptr(),
-                count,
-                libc::MSG_DONTWAIT,
-                ptr::null_mut(),
-            )
-        };
-        let received = number(received)?;
-        let parts = infos.iter_mut().zip(&messages).zip(&controls);
-        for ((info, message), control) in parts.take(received) {
-            info.len = (message.msg_len as usize).saturating_sub(HEADER_LEN);
-            info.truncated = message.msg_hdr.msg_flags & libc::MSG_TRUNC != 0;
-            info.tag = tag(&control.0, message.msg_hdr.msg_controllen);
-        }
-        Ok(received)
+        count
+    }
+
+    /// Receives the frame that did not fit into its slot of the ring.
+    fn receive_queued(&self, data: &mut [u8], spill: &mut [u8], info: &mut Info) {
+        let mut vectors = [vector(&mut info.header), vector(data), vector(spill)];
+        let mut message = NO_MESSAGE.msg_hdr;
+        message.msg_iov = vectors.as_mut_ptr();
+        message.msg_iovlen = vectors.len();
+        // SAFETY: the message points to vectors that live until the call returns, and those to
+        // header and rooms, which are lent mutably.
+        let received =
+            unsafe { libc::recvmsg(self.socket.as_raw_fd(), &mut message, libc::MSG_DONTWAIT) };
+        let len = usize::try_from(received).unwrap_or(0);
+        info.len = len.saturating_sub(HEADER_LEN);
+        info.truncated = len < HEADER_LEN || message.msg_flags & libc::MSG_TRUNC != 0;
     }
 
     /// Sends at most [`BATCH`] frames. Returns how many.
@@ -172,7 +180,7 @@ impl PacketSocket {
         // and those to the header and the frames, which are lent and only read.
         let sent = unsafe {
             libc::sendmmsg(
-                self.0.as_raw_fd(),
+                self.socket.as_raw_fd(),
                 messages.as_mut_ptr(),
                 count,
                 libc::MSG_DONTWAIT,
@@ -180,25 +188,11 @@ impl PacketSocket {
         };
         number(sent)
     }
-
-    fn set<T>(&self, option: libc::c_int, value: &T) -> io::Result<()> {
-        // SAFETY: each caller passes the type of its option, with its size, and it lives until
-        // the call returns.
-        check(unsafe {
-            libc::setsockopt(
-                self.0.as_raw_fd(),
-                libc::SOL_PACKET,
-                option,
-                ptr::from_ref(value).cast(),
-                mem::size_of::<T>() as libc::socklen_t,
-            )
-        })
-    }
 }
 
 impl AsFd for PacketSocket {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.socket.as_fd()
     }
 }
 
@@ -238,25 +232,17 @@ fn index(name: &str) -> io::Result<libc::c_int> {
     }
 }
 
-/// The VLAN tag in the control message of a packet socket (`struct tpacket_auxdata`).
-fn tag(control: &[u8; CONTROL], len: usize) -> Option<(u16, u16)> {
-    const HEADER: usize = mem::size_of::<libc::cmsghdr>();
-    const AUXDATA: usize = mem::size_of::<libc::tpacket_auxdata>();
-    let message = control.get(..len.min(CONTROL))?;
-    let word = |at: usize| Some(i32::from_ne_bytes(*message.get(at..)?.first_chunk()?));
-    let half = |at: usize| Some(u16::from_ne_bytes(*message.get(at..)?.first_chunk()?));
-    if message.len() < HEADER + AUXDATA
-        || (word(8)?, word(12)?) != (libc::SOL_PACKET, libc::PACKET_AUXDATA)
-    {
-        return None;
-    }
-    let offset = |member: usize| HEADER + member;
-    let status = word(offset(mem::offset_of!(libc::tpacket_auxdata, tp_status)))? as u32;
-    let contents = half(offset(mem::offset_of!(libc::tpacket_auxdata, tp_vlan_tci)))?;
-    let kind = half(offset(mem::offset_of!(libc::tpacket_auxdata, tp_vlan_tpid)))?;
-    let kind = match status & libc::TP_STATUS_VLAN_TPID_VALID {
-        0 => 0x8100,
-        _ => kind,
-    };
-    (status & libc::TP_STATUS_VLAN_VALID != 0).then_some((kind, contents))
+/// Sets an option of a packet socket.
+pub(super) fn set<T>(socket: BorrowedFd<'_>, option: libc::c_int, value: &T) -> io::Result<()> {
+    // SAFETY: each caller passes the type of its option, with its size, and it lives until the call
+    // returns.
+    check(unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_PACKET,
+            option,
+            ptr::from_ref(value).cast(),
+            mem::size_of::<T>() as libc::socklen_t,
+        )
+    })
 }
