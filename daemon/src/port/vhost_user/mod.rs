@@ -185,16 +185,12 @@ impl Port for VhostUser {
             return;
         }
         for pair in 0..pairs {
-            deliver(
-                device,
-                pair * 2,
-                |frame| pairs == 1 || flow(frame) % pairs == pair,
+            let share = Share {
+                ring: pair * 2,
+                has: |frame: &[u8]| pairs == 1 || flow(frame) % pairs == pair,
                 longest,
-                pool,
-                &mut self.hands,
-                frames,
-                status,
-            );
+            };
+            deliver(device, share, pool, &mut self.hands, frames, status);
         }
     }
 
@@ -296,13 +292,19 @@ fn transmitted(
     taken
 }
 
-/// Gives a guest those frames that are for one of its rings, as far as it has buffers. What is
-/// longer than `longest` it never gets.
+/// What a ring of a guest gets.
+struct Share<F> {
+    ring: usize,
+    /// Whether a frame is for it.
+    has: F,
+    /// Longer ones it never gets.
+    longest: usize,
+}
+
+/// Gives a guest those frames that are for one of its rings, as far as it has buffers.
 fn deliver(
     device: &mut Device,
-    index: usize,
-    mine: impl Fn(&[u8]) -> bool,
-    longest: usize,
+    share: Share<impl Fn(&[u8]) -> bool>,
     pool: &mut Pool,
     hands: &mut Hands,
     frames: &mut Vec<PacketBuf>,
@@ -311,7 +313,7 @@ fn deliver(
     let (merges, header_len) = (device.merges(), device.header_len());
     let Device { memory, rings, .. } = device;
     let memory: &Memory = memory;
-    let Some(ring) = rings.get_mut(index) else {
+    let Some(ring) = rings.get_mut(share.ring) else {
         return;
     };
     let Some((view, mut position)) = ring.open(memory) else {
@@ -325,11 +327,11 @@ fn deliver(
     hands.window.begin(frames.len());
     let mut starved = false;
     frames.retain_mut(|frame| {
-        if starved || !mine(frame.data()) {
+        if starved || !(share.has)(frame.data()) {
             return true;
         }
         let done = loop {
-            if frame.data().len() > longest {
+            if frame.data().len() > share.longest {
                 break Offered::TooLong;
             }
             match offer(
