@@ -87,7 +87,7 @@ pub use fault::{Fault, FaultCounters, FaultPlan, PerMillion};
 pub use filter::{FilterError, FilterId, ReceiveFilter};
 pub use host::{
     AdapterWork, DataPath, Host, MachineCounters, MachineError, OffloadWish, Outstanding,
-    OutstandingCounters, Placement, SoftwareReason,
+    OutstandingCounters, Placement, SetAside, SoftwareReason,
 };
 pub use nic::{
     BATCH, Nic, NicEvent, NicUsage, Paused, Posted, QueueError, QueueStatus, RemoveVmError,

@@ -246,7 +246,7 @@ impl<C> Drop for Change<'_, C> {
         for undo in self.undo.drain(..).rev() {
             match undo {
                 Undo::Add(attached) => self.database.sad.undo_attach(&attached),
-                Undo::Delete(detached) => self.database.sad.undo_detach(detached),
+                Undo::Delete(detached) => self.database.sad.put_back(detached),
             }
         }
     }

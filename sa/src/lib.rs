@@ -97,7 +97,7 @@ pub use params::{
     SaParams, Scope, TunnelHeader, UdpEncapsulation, WindowSize,
 };
 pub use replay::ReplayRefusal;
-pub use sad::{DEFAULT_SA_LIMIT, SaUsage, Sad};
+pub use sad::{DEFAULT_SA_LIMIT, Detached, SaUsage, Sad};
 pub use sad_error::{AddError, ChangeError, NotFound, SpiError};
 pub use selector::{AddressRange, Flow, PortRange, Ports, Selector};
 pub use snapshot::{Past, RestoreError, SaSnapshot, SnapshotError};

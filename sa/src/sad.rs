@@ -61,9 +61,11 @@ pub(crate) struct Attached {
     used_reservation: bool,
 }
 
-/// An association that was removed and may yet be put back.
-pub(crate) struct Detached<C> {
-    pub(crate) handle: SaHandle,
+/// An association that was taken out of a [`Sad`], and is to be [put back](Sad::put_back) or
+/// [ended](Sad::retire).
+#[must_use = "an association that is not ended goes on wherever else it is in use"]
+pub struct Detached<C> {
+    handle: SaHandle,
     sa: Arc<Sa<C>>,
     serial: u64,
 }
@@ -340,24 +342,25 @@ impl<C> Sad<C> {
         }
     }
 
-    pub(crate) fn detach(
-        &mut self,
-        owner: VmId,
-        handle: SaHandle,
-    ) -> Result<Detached<C>, NotFound> {
+    /// Takes an association out, so that another may have its name. It keeps its handle, which
+    /// finds nothing until it is put back.
+    pub fn detach(&mut self, owner: VmId, handle: SaHandle) -> Result<Detached<C>, NotFound> {
         self.get(owner, handle)?;
         let (sa, serial) = self.take(handle).ok_or(NotFound { handle })?;
         Ok(Detached { handle, sa, serial })
     }
 
-    pub(crate) fn undo_detach(&mut self, detached: Detached<C>) {
+    /// Puts back what was taken out, where nothing has its name. A limit does not count.
+    pub fn put_back(&mut self, detached: Detached<C>) {
         let Detached { handle, sa, serial } = detached;
         self.account(sa.owner()).associations += 1;
         self.name(handle, &sa);
         self.table.insert(handle, sa, serial);
     }
 
-    pub(crate) fn retire(&mut self, detached: Detached<C>) {
+    /// Ends what was taken out: it refuses packets, and is freed as after
+    /// [`delete`](Self::delete).
+    pub fn retire(&mut self, detached: Detached<C>) {
         detached.sa.close();
         self.free(detached.handle);
         self.draining.push((detached.handle, detached.sa));

@@ -8,7 +8,7 @@ use clap::Subcommand;
 use hyper::Method;
 
 use super::answer::{Stop, json};
-use super::{Format, table, words, xfrm};
+use super::{Format, events, table, words, xfrm};
 use crate::control::client::Client;
 use crate::control::types;
 
@@ -50,6 +50,17 @@ pub(super) enum Command {
         #[arg(value_name = "WORDS")]
         words: Vec<String>,
     },
+    /// Tell everything about those that these words name
+    #[command(visible_alias = "get")]
+    Show {
+        #[command(flatten)]
+        format: Format,
+        /// Some of host, vm, dir, index, src, dst, proto, sport, dport with their values
+        #[arg(required = true, value_name = "WORDS")]
+        words: Vec<String>,
+    },
+    /// Tell when the policies of a machine change, as it happens
+    Monitor(Format),
     /// Add those of a file of `ip xfrm policy add` lines, all or none
     Import {
         /// The file [default: standard input]
@@ -76,8 +87,7 @@ pub(super) fn run(client: &Client, command: Command, out: &mut dyn Write) -> Res
             xfrm: raw,
             words,
         } => {
-            let path = format!("/v1/policies{}", words::query(&words, &[])?);
-            let found: types::Policies = client.get(&path)?;
+            let found: types::Policies = client.get(&list(&words)?)?;
             match (format.json, raw) {
                 (true, _) => json(out, &found)?,
                 (false, true) => {
@@ -86,6 +96,24 @@ pub(super) fn run(client: &Client, command: Command, out: &mut dyn Write) -> Res
                 }
                 (false, false) => print(out, &found.policies)?,
             }
+        }
+        Command::Show { format, words } => {
+            let found: types::Policies = client.get(&list(&words)?)?;
+            if found.policies.is_empty() {
+                let words = words.join(" ");
+                return Err(Stop::NotFound(format!(
+                    "{words}: no such policy; list them"
+                )));
+            }
+            match format.json {
+                true => json(out, &found)?,
+                false => (found.policies.iter()).try_for_each(|policy| details(out, policy))?,
+            }
+        }
+        Command::Monitor(format) => {
+            events::follow(client, format, out, |event| {
+                matches!(&*event.kind, "policies-changed" | "lost")
+            })?;
         }
         Command::Import { file } => {
             let text = match file {
@@ -103,6 +131,10 @@ pub(super) fn run(client: &Client, command: Command, out: &mut dyn Write) -> Res
         }
     }
     Ok(())
+}
+
+fn list(words: &[String]) -> Result<String, Stop> {
+    Ok(format!("/v1/policies{}", words::query(words, &[])?))
 }
 
 fn delete(client: &Client, query: &str, out: &mut dyn Write) -> Result<(), Stop> {
@@ -143,4 +175,24 @@ fn print(out: &mut dyn Write, policies: &[types::Policy]) -> io::Result<()> {
         ],
         policies.iter().map(row),
     )
+}
+
+fn details(out: &mut dyn Write, policy: &types::Policy) -> io::Result<()> {
+    let packets = match policy.selector.is_empty() {
+        true => "all",
+        false => &policy.selector,
+    };
+    for (name, value) in [
+        ("number", format!("#{}", policy.index)),
+        ("owner", format!("{}/{}", policy.host, policy.vm)),
+        ("direction", policy.dir.clone()),
+        ("priority", policy.priority.to_string()),
+        ("action", policy.action.clone()),
+        ("packets", packets.to_owned()),
+        ("origin", policy.origin.clone()),
+        ("words", policy.words.clone()),
+    ] {
+        writeln!(out, "{name:24}{value}")?;
+    }
+    Ok(())
 }

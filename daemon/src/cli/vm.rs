@@ -43,7 +43,7 @@ pub(super) enum Command {
 
 #[derive(Debug, Args)]
 pub(super) struct Add {
-    /// Its name
+    /// Its name, as NAME or HOST/NAME
     name: String,
     /// Its Ethernet address
     #[arg(long)]
@@ -111,9 +111,19 @@ pub(super) fn run(client: &Client, command: Command, out: &mut dyn Write) -> Res
             }
         }
         Command::Add(add) => {
+            let (host, name) = match add.name.split_once('/') {
+                Some((host, name)) => (Some(host.to_owned()), name.to_owned()),
+                None => (None, add.name.clone()),
+            };
+            if let (Some(one), Some(other)) = (&host, &add.host)
+                && one != other
+            {
+                let both = format!("{}: not on host {other}; name one host", add.name);
+                return Err(Stop::Usage(both));
+            }
             let new = types::NewVm {
-                host: add.host,
-                name: add.name,
+                host: host.or(add.host),
+                name,
                 mac: add.mac,
                 vlan: add.vlan,
                 port: add.port.as_deref().map(port).transpose()?,
@@ -167,8 +177,9 @@ fn path(client: &Client, name: &str) -> Result<String, Stop> {
         .collect();
     match hosts.as_slice() {
         [host] => Ok(format!("/v1/vms/{}/{}", escaped(host), escaped(name))),
-        // The daemon says that it is not found.
-        [] => Ok(format!("/v1/vms/-/{}", escaped(name))),
+        [] => Err(Stop::NotFound(format!(
+            "vm {name}: not found; list what there is, and name one of them"
+        ))),
         hosts => Err(Stop::Usage(format!(
             "{name}: on hosts {}; say HOST/{name}",
             hosts.join(", ")

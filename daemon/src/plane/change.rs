@@ -10,7 +10,9 @@ use vesper_offload::OffloadWish;
 use vesper_sa::{AddError, Lifetime, VmId};
 use zeroize::Zeroizing;
 
-use super::force::{Added, MachineLimits, NodeChange, NodeRefusal, table};
+use super::force::{
+    Added, Done, MachineLimits, NewModes, NewTable, NodeChange, NodeRefusal, table,
+};
 use super::persistence::{Change, Secret};
 use super::record::{Origin, PolicyRecord, SaId, SaRecord, VmRecord};
 use super::registry::{Registry, SaName};
@@ -109,6 +111,11 @@ impl Plane {
                 // If this fails as well, the store is what the operator hears of.
                 let reverted = self.persistence.revert(&undo);
                 self.watch_again(&draft, &replaced)?;
+                let hosts: HashSet<_> = draft.remove.iter().map(|record| &*record.host).collect();
+                for host in hosts {
+                    // What was put back may have another place in the adapter.
+                    self.refresh_placements(host);
+                }
                 reverted?;
                 return Err(refusal);
             }
@@ -128,46 +135,91 @@ impl Plane {
 
     /// What was refused gets no more numbers, and what it would have replaced goes on.
     fn watch_again(&self, draft: &Draft, replaced: &HashSet<SaId>) -> Result<(), Refusal> {
-        for new in draft.add.iter() {
-            self.persistence.end(&new.host, &new.sa.identity());
-        }
         let stay = draft
             .remove
             .iter()
             .filter(|record| replaced.contains(&record.id) && record.needs_rekey.is_none());
         let stay: Vec<_> = stay.map(|record| (&*record.host, &record.sa)).collect();
+        let names: HashSet<_> = stay
+            .iter()
+            .map(|(host, sa)| (*host, sa.identity()))
+            .collect();
+        for new in draft.add.iter() {
+            let name = (&*new.host, new.sa.identity());
+            if !names.contains(&name) {
+                self.persistence.end(name.0, &name.1);
+            }
+        }
         if stay.is_empty() {
             return Ok(());
         }
         Ok(self.persistence.begin(&stay)?)
     }
 
+    /// Puts the parts of all nodes in force, or of none.
     fn call_nodes(
         &self,
         draft: &Draft,
         nodes: &mut BTreeMap<usize, NodeChange>,
     ) -> Result<HashMap<usize, Added>, Refusal> {
         let mut added = HashMap::new();
+        let mut done = Vec::new();
+        let is_one = nodes.len() == 1;
         for (index, change) in core::mem::take(nodes) {
-            let node = self.node(index)?;
-            let answer = node
-                .handle
-                .call(move |host, now| change.put_in_force(host, now))?;
-            let here = answer.map_err(|refusal| {
-                let mut here = draft.add.iter().filter(|new| new.node == index);
-                match refusal {
-                    NodeRefusal::Add(place, error) => {
-                        add_refused(here.nth(place).map(|new| &*new.sa), &error)
-                    }
-                    NodeRefusal::Packet(reason) => packet_refused(&reason.to_string()),
-                    NodeRefusal::Machine(vm, error) => {
-                        Refusal::conflict("vm", vm, error.to_string(), "change its settings")
-                    }
+            match self.call_node(draft, index, change, is_one) {
+                Ok((here, taken)) => {
+                    added.insert(index, here);
+                    done.push((index, taken));
                 }
-            })?;
-            added.insert(index, here);
+                Err(refusal) => {
+                    for (index, done) in done.into_iter().rev() {
+                        // What has ended holds nothing that could be taken back.
+                        if let Ok(node) = self.node(index) {
+                            let _ = node.handle.call(move |host, now| done.undo(host, now));
+                        }
+                    }
+                    return Err(refusal);
+                }
+            }
+        }
+        for (index, done) in done.into_iter().filter(|_| !is_one) {
+            // It is in force: a node that ends now carries nothing.
+            if let Ok(node) = self.node(index) {
+                let _ = node.handle.call(move |host, _| done.confirm(host));
+            }
         }
         Ok(added)
+    }
+
+    fn call_node(
+        &self,
+        draft: &Draft,
+        index: usize,
+        change: NodeChange,
+        is_final: bool,
+    ) -> Result<(Added, Done), Refusal> {
+        let answer = self.node(index)?.handle.call(move |host, now| {
+            let (added, done) = change.put_in_force(host, now)?;
+            match is_final {
+                true => {
+                    done.confirm(host);
+                    Ok((added, Done::default()))
+                }
+                false => Ok((added, done)),
+            }
+        })?;
+        answer.map_err(|refusal| {
+            let mut here = draft.add.iter().filter(|new| new.node == index);
+            match refusal {
+                NodeRefusal::Add(place, error) => {
+                    add_refused(here.nth(place).map(|new| &*new.sa), &error)
+                }
+                NodeRefusal::Packet(reason) => packet_refused(&reason.to_string()),
+                NodeRefusal::Machine(vm, error) => {
+                    Refusal::conflict("vm", vm, error.to_string(), "change its settings")
+                }
+            }
+        })
     }
 
     /// Writes into the registry what is in force now.
@@ -184,7 +236,7 @@ impl Plane {
             let mut registry = self.registry_mut();
             for record in draft.remove {
                 registry.remove_sa(record.id);
-                ended.push((Arc::clone(&record.host), record.identity()));
+                ended.push(record);
             }
             for new in draft.add {
                 let id = SaId(registry.next_id());
@@ -223,10 +275,13 @@ impl Plane {
             }
         }
         // One of the same name has taken the place of those that were replaced.
-        ended.retain(|name| !begun.contains(name));
-        for (host, sa) in &ended {
-            self.persistence.end(host, sa);
+        for record in &ended {
+            let name = (Arc::clone(&record.host), record.identity());
+            if !begun.contains(&name) {
+                self.persistence.end(&name.0, &name.1);
+            }
         }
+        drop(ended);
         // The registry has let go of them: their keys are wiped now, or with the last packet.
         for index in nodes {
             if let Ok(node) = self.node(index) {
@@ -392,9 +447,18 @@ fn nodes_of(
             .push((Arc::clone(&new.sa), new.wish.clone(), new.packet_only));
     }
     for (vm, policies) in &draft.policies {
-        let table = table(&policies.list, policies.require_protection);
+        let before = registry.policies.get(vm).map_or(&[][..], Vec::as_slice);
+        // A machine that is not known any more has no packets either.
+        let required = registry
+            .vms
+            .get(vm)
+            .is_none_or(|vm| vm.spec.require_protection);
         let node = nodes.entry(policies.node).or_default();
-        node.policies.push((*vm, table));
+        node.policies.push(NewTable {
+            vm: *vm,
+            before: table(before, required),
+            after: table(&policies.list, policies.require_protection),
+        });
     }
     for NewMachine {
         record,
@@ -416,8 +480,12 @@ fn nodes_of(
             let stay = registry.sas.values().filter(|sa| {
                 sa.sa.owner() == record.id && sa.follows_machine && !going.contains(&sa.id)
             });
-            node.modes
-                .extend(stay.map(|sa| (record.id, sa.handle, spec.offload.clone())));
+            node.modes.extend(stay.map(|sa| NewModes {
+                vm: record.id,
+                handle: sa.handle,
+                before: record.spec.offload.clone(),
+                after: spec.offload.clone(),
+            }));
         }
     }
     nodes

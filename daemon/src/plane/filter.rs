@@ -1,5 +1,6 @@
 //! Which associations or policies are meant.
 
+use std::fmt;
 use std::net::IpAddr;
 
 use vesper_sa::{Direction, Mode, Spi};
@@ -49,14 +50,7 @@ impl SaFilter {
     /// # Errors
     /// An unknown word, a word that is there twice, or a value that it does not take.
     pub fn set(&mut self, word: &str, value: &str) -> Result<(), Refusal> {
-        let expected = |what: &str| {
-            Refusal::words(
-                word,
-                value,
-                format!("expected {what}"),
-                format!("give {what}"),
-            )
-        };
+        let expected = |what: &str| Refusal::words(word, value, format!("expected {what}"), "");
         match word {
             "host" => once(&mut self.host, value.to_owned(), word, value),
             "vm" => once(&mut self.vm, value.to_owned(), word, value),
@@ -145,6 +139,21 @@ impl PolicyFilter {
                 .is_none_or(|direction| direction == record.line.direction)
             && self.index.is_none_or(|index| index == record.id)
             && self.selector.as_ref().is_none_or(selector)
+    }
+}
+
+/// The words that it was made of.
+impl fmt::Display for PolicyFilter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let words = [
+            self.host.as_ref().map(|host| format!("host {host}")),
+            self.vm.as_ref().map(|vm| format!("vm {vm}")),
+            self.direction.map(|direction| format!("dir {direction}")),
+            self.index.map(|index| format!("index {index}")),
+            (self.selector.as_ref()).map(|selector| selector.trim().to_owned()),
+        ];
+        let words: Vec<_> = words.into_iter().flatten().collect();
+        f.write_str(&words.join(" "))
     }
 }
 

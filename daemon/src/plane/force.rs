@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use vesper_esp::{EspSa, PacketBuf};
 use vesper_offload::{
-    Host, Nic, OffloadMode, OffloadWish, Placement, SettingsError, SoftwareReason,
+    Host, Nic, OffloadMode, OffloadWish, Placement, SetAside, SettingsError, SoftwareReason,
 };
 use vesper_sa::{Action, AddError, Mode, Policy, Protection, SaHandle, Spd, Timestamp, VmId};
 use vesper_verify::xfrm::{PolicyAction, Template};
@@ -15,18 +15,46 @@ use super::record::PolicyRecord;
 /// What one node is asked to do.
 #[derive(Default)]
 pub(super) struct NodeChange {
-    /// Deleted first, since others take their names.
+    /// Out of use first, since others take their names.
     pub(super) replaced: Vec<(VmId, SaHandle)>,
     /// Whether it must be in the adapter, or not be at all, stands beside each.
     pub(super) add: Vec<(Arc<EspSa>, OffloadWish, bool)>,
-    pub(super) policies: Vec<(VmId, Option<Spd>)>,
+    pub(super) policies: Vec<NewTable>,
     pub(super) remove: Vec<(VmId, SaHandle)>,
     /// The limits of the owners that get associations or other limits, before and after. They
     /// are lifted while both the new and the old associations are there.
     pub(super) limits: HashMap<VmId, [u32; 2]>,
     pub(super) machines: Vec<MachineLimits>,
     /// Associations that stay and are to be offloaded in other modes.
-    pub(super) modes: Vec<(VmId, SaHandle, Vec<OffloadMode>)>,
+    pub(super) modes: Vec<NewModes>,
+}
+
+/// The policies of a machine, before and after.
+pub(super) struct NewTable {
+    pub(super) vm: VmId,
+    pub(super) before: Option<Spd>,
+    pub(super) after: Option<Spd>,
+}
+
+/// In which modes an association is to be offloaded, before and after.
+pub(super) struct NewModes {
+    pub(super) vm: VmId,
+    pub(super) handle: SaHandle,
+    pub(super) before: Vec<OffloadMode>,
+    pub(super) after: Vec<OffloadMode>,
+}
+
+/// What takes a change back that is in force, or makes it final.
+#[derive(Default)]
+#[must_use = "what was replaced is neither in use nor ended"]
+pub(super) struct Done {
+    added: Vec<(VmId, SaHandle)>,
+    aside: Vec<SetAside>,
+    policies: Vec<(VmId, Option<Spd>)>,
+    limits: Vec<(VmId, u32)>,
+    /// Limits of machines in the adapter.
+    machines: Vec<(VmId, u32)>,
+    modes: Vec<(VmId, SaHandle, Vec<OffloadMode>)>,
 }
 
 /// What the adapter is told of a machine that is there.
@@ -58,76 +86,114 @@ const BUDGET: usize = 512;
 
 impl NodeChange {
     /// Runs on the worker, between two batches of the host and of all processors of the adapter:
-    /// no packet sees a part of the change.
+    /// no packet sees a part of the change. If it is refused, everything is as it was.
     pub(super) fn put_in_force(
         self,
         host: &mut Host<PacketBuf>,
         now: Timestamp,
-    ) -> Result<Added, NodeRefusal> {
+    ) -> Result<(Added, Done), NodeRefusal> {
         let nic = Arc::clone(host.nic());
-        if !(self.replaced.is_empty() && self.remove.is_empty()) {
+        let makes_room = !(self.replaced.is_empty() && self.remove.is_empty());
+        if makes_room {
             finish_waiting(&nic, now);
         }
         let _paused = nic.pause();
-        for (place, machine) in self.machines.iter().enumerate() {
+        let mut done = Done::default();
+        for machine in &self.machines {
+            done.machines.push((machine.vm, machine.offload_before));
             if let Err(error) = machine.put_in_force(&nic) {
-                for undone in self.machines.iter().take(place) {
-                    // It was there a moment ago.
-                    let _ = nic.set_ipsec_offload_limit(undone.vm, undone.offload_before);
-                }
+                done.take_back(host);
                 return Err(NodeRefusal::Machine(machine.vm, error));
             }
         }
-        for owner in self.limits.keys() {
+        for (owner, [before, _]) in &self.limits {
+            done.limits.push((*owner, *before));
             host.set_sa_limit(*owner, u32::MAX);
         }
-        let makes_room = !(self.replaced.is_empty() && self.remove.is_empty());
-        // They are there: the registry mirrors the database.
-        host.delete_sas(self.replaced);
+        done.set_aside(host, self.replaced);
         let (mut added, refusal) = add(host, self.add);
-        if refusal.is_some() {
-            host.delete_sas(added.iter().map(|(owner, handle, _)| (*owner, *handle)));
-            for undone in &self.machines {
-                let _ = nic.set_ipsec_offload_limit(undone.vm, undone.offload_before);
-            }
-        } else {
-            for (vm, policies) in self.policies {
-                host.set_policies(vm, policies);
-            }
-            host.delete_sas(self.remove);
-            let moves = !self.modes.is_empty();
-            for (owner, handle, modes) in self.modes {
-                host.set_modes(owner, handle, modes);
-            }
-            if moves {
-                host.reap_sas();
-            }
-            if makes_room {
-                // There is room now that was not there while both were.
-                for (owner, handle, placement) in &mut added {
-                    if host.offload(*owner, *handle)
-                        && let Some(now) = host.placement(*owner, *handle)
-                    {
-                        *placement = now.clone();
-                    }
+        done.added = added.iter().map(|(vm, handle, _)| (*vm, *handle)).collect();
+        if let Some(refusal) = refusal {
+            done.take_back(host);
+            return Err(refusal);
+        }
+        for table in self.policies {
+            done.policies.push((table.vm, table.before));
+            host.set_policies(table.vm, table.after);
+        }
+        done.set_aside(host, self.remove);
+        let moves = !self.modes.is_empty();
+        for modes in self.modes {
+            done.modes.push((modes.vm, modes.handle, modes.before));
+            host.set_modes(modes.vm, modes.handle, modes.after);
+        }
+        if moves || makes_room {
+            host.reap_sas();
+        }
+        if makes_room {
+            // There is room now that was not there while both were.
+            for (owner, handle, placement) in &mut added {
+                if host.offload(*owner, *handle)
+                    && let Some(now) = host.placement(*owner, *handle)
+                {
+                    *placement = now.clone();
                 }
             }
-            if !self.machines.is_empty() {
-                // A higher limit may let in what was refused before.
-                host.restore();
-            }
         }
-        for (owner, [before, after]) in self.limits {
-            let limit = if refusal.is_some() { before } else { after };
+        if !self.machines.is_empty() {
+            // A higher limit may let in what was refused before.
+            host.restore();
+        }
+        for (owner, [_, after]) in self.limits {
+            host.set_sa_limit(owner, after);
+        }
+        let added: Vec<_> = (added.into_iter())
+            .map(|(_, handle, placement)| (handle, placement))
+            .collect();
+        Ok((added.into_iter(), done))
+    }
+}
+
+impl Done {
+    fn set_aside(&mut self, host: &mut Host<PacketBuf>, sas: Vec<(VmId, SaHandle)>) {
+        // They are there: the registry mirrors the database.
+        let sas = sas.into_iter();
+        self.aside
+            .extend(sas.filter_map(|(owner, handle)| host.set_aside(owner, handle).ok()));
+    }
+
+    /// Ends what was replaced.
+    pub(super) fn confirm(self, host: &mut Host<PacketBuf>) {
+        host.end_aside(self.aside);
+    }
+
+    /// Runs on the worker, as the change did: another node has refused its part.
+    pub(super) fn undo(self, host: &mut Host<PacketBuf>, now: Timestamp) {
+        let nic = Arc::clone(host.nic());
+        finish_waiting(&nic, now);
+        let _paused = nic.pause();
+        self.take_back(host);
+    }
+
+    /// Everything is as it was. The adapter is paused.
+    fn take_back(self, host: &mut Host<PacketBuf>) {
+        host.delete_sas(self.added);
+        for (vm, offload) in self.machines {
+            // It was there a moment ago.
+            let _ = host.nic().set_ipsec_offload_limit(vm, offload);
+        }
+        for (vm, handle, modes) in self.modes {
+            host.set_modes(vm, handle, modes);
+        }
+        for (vm, policies) in self.policies {
+            host.set_policies(vm, policies);
+        }
+        // The latest first, so that each finds the place that it had.
+        for aside in self.aside.into_iter().rev() {
+            host.put_back(aside);
+        }
+        for (owner, limit) in self.limits {
             host.set_sa_limit(owner, limit);
-        }
-        match refusal {
-            Some(refusal) => Err(refusal),
-            None => Ok(added
-                .into_iter()
-                .map(|(_, handle, placement)| (handle, placement))
-                .collect::<Vec<_>>()
-                .into_iter()),
         }
     }
 }

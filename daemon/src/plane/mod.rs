@@ -29,6 +29,7 @@ mod sa;
 mod spec;
 mod together;
 mod vm;
+mod volatile;
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -42,11 +43,12 @@ pub use change::Diff;
 pub use doctor::{Finding, Severity};
 pub use event::{Event, Events, Subject};
 pub use filter::{PolicyFilter, SaFilter};
-pub use persistence::{Change, Persistence, PersistenceError, Secret, Volatile};
+pub use persistence::{Change, Persistence, PersistenceError, Secret};
 pub use record::{Origin, PolicyRecord, SaId, SaRecord, VmRecord};
 pub use refusal::{Kind, Refusal};
 pub use spec::{Desired, MachineSpec, NodeSpec, Resume, SaSpec};
 pub use vm::VmChange;
+pub use volatile::Volatile;
 
 /// Who asks: what is not in the scope does not exist for the asker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -80,10 +80,7 @@ impl Plane {
             }
         }
         if count == 0 && !filter.is_empty() {
-            return Err(Refusal::not_found(
-                "policy",
-                filter.selector.as_deref().unwrap_or_default().trim_start(),
-            ));
+            return Err(Refusal::not_found("policy", filter));
         }
         self.apply_policies(draft)?;
         Ok(count)

@@ -360,6 +360,24 @@ impl Plane {
                 "give a key that fits the suite",
             )
         })?;
+        // RFC 4303 section 3.3.3: "the sender MUST NOT send a packet on an SA if doing so would
+        // cause the sequence number to cycle."
+        if let Standing::After { sequence, .. } = standing
+            && !params.esn
+            && *sequence >= u64::from(u32::MAX)
+            && params.sequence < *sequence
+        {
+            return Err(Refusal::conflict(
+                "spi",
+                state.spi,
+                format!(
+                    "the numbers of its key are used up: it has come to {sequence}, and without \
+                     `flag esn` there are none above {}",
+                    u32::MAX
+                ),
+                "give it a new key",
+            ));
+        }
         standing.resume(params, cipher, now).map_err(|error| {
             Refusal::words(
                 "spi",

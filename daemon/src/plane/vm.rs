@@ -327,7 +327,10 @@ impl Plane {
         let mut found =
             vms.filter(|vm| vm.spec.name == short && host.is_none_or(|host| vm.spec.host == host));
         match (found.next(), found.next()) {
-            (None, _) => Err(Refusal::not_found("vm", name)),
+            (None, _) => Err(match host {
+                Some(host) => Refusal::not_found("vm", format!("{host}/{short}")),
+                None => Refusal::not_found("vm", name),
+            }),
             (Some(vm), None) => Ok(Arc::clone(vm)),
             (Some(one), Some(other)) => Err(Refusal::words(
                 "vm",

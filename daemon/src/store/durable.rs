@@ -3,6 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::path::PathBuf;
+use std::slice;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -17,7 +18,7 @@ use super::{
     Alarm, Change, Files, Fingerprint, Kek, KekError, Loss, Origin, RecoveredSa, Refill,
     RefillSettings, SaName, Standing, Store, StoreError, StoredSa, Watched,
 };
-use crate::plane::{self, Persistence, PersistenceError};
+use crate::plane::{self, Persistence, PersistenceError, Volatile};
 
 /// Where a daemon keeps its state.
 #[derive(Clone, Debug)]
@@ -34,6 +35,8 @@ pub struct Durable {
     /// `None` once it is closed.
     refill: Mutex<Option<(Refill, JoinHandle<()>)>>,
     known: Mutex<Known>,
+    /// The associations whose keys end with the process.
+    passing: Volatile,
     /// What comes from files now may have been in use before this start.
     starting: AtomicBool,
     loss: Option<(Loss, String)>,
@@ -46,9 +49,8 @@ struct Known {
     /// How associations began that are not watched yet.
     standings: HashMap<SaName, Standing>,
     vms: HashMap<(String, String), VmId>,
-    /// Keys that end with the process, and the words of the associations that have them.
+    /// Keys that end with the process.
     passing_keys: HashSet<Fingerprint>,
-    passing: HashMap<SaName, Zeroizing<String>>,
     policies: Vec<String>,
     /// Machines that were added by request: host, name, what describes them.
     machines: Vec<(String, String, String)>,
@@ -104,6 +106,7 @@ impl Durable {
             store,
             refill: Mutex::new(Some(refill)),
             known: Mutex::new(known),
+            passing: Volatile::default(),
             starting: AtomicBool::new(true),
             loss: found.loss.map(|loss| (loss, found.detail)),
         })
@@ -219,12 +222,13 @@ impl Durable {
                     return Err(PersistenceError("not the words of one SA".to_owned()));
                 };
                 let key = self.store.fingerprint(&state.keys);
-                let mut known = self.known();
-                if known.passing_keys.contains(&key) {
-                    let words = Zeroizing::new(words.0.to_owned());
-                    known.passing.insert(name(host, sa), words);
+                if self.known().passing_keys.contains(&key) {
+                    self.passing.commit(slice::from_ref(change))?;
                     return Ok(None);
                 }
+                // One of the same name that is replaced is in use for another moment, and
+                // its key comes from nowhere again.
+                self.passing.end(host, sa);
                 Change::PutSa(StoredSa {
                     name: name(host, sa),
                     key,
@@ -235,11 +239,11 @@ impl Durable {
                 })
             }
             plane::Change::DeleteSa { host, sa } => {
-                let name = name(host, sa);
-                if self.known().passing.remove(&name).is_some() {
+                if self.passing.knows(host, sa) {
+                    self.passing.commit(slice::from_ref(change))?;
                     return Ok(None);
                 }
-                Change::DeleteSa(name)
+                Change::DeleteSa(name(host, sa))
             }
             plane::Change::PutVm { host, vm, settings } => Change::PutVm {
                 node: (*host).to_owned(),
@@ -301,7 +305,7 @@ impl Persistence for Durable {
         let key = self.store.fingerprint(keys);
         let mut known = self.known();
         if known.passing_keys.contains(&key) {
-            return Ok(Standing::Fresh);
+            return self.passing.standing(host, sa, keys, configured);
         }
         let standing = match known.recovered.remove(&name) {
             Some(found) if found.sa.key == key => found.standing,
@@ -360,14 +364,14 @@ impl Persistence for Durable {
     }
 
     fn begin(&self, sas: &[(&str, &Arc<EspSa>)]) -> Result<(), PersistenceError> {
-        let mut watched = Vec::with_capacity(sas.len());
+        let (passing, kept): (Vec<_>, Vec<_>) =
+            (sas.iter()).partition(|(host, sa)| self.passing.knows(host, &sa.identity()));
+        self.passing.begin(&passing)?;
+        let mut watched = Vec::with_capacity(kept.len());
         {
             let mut known = self.known();
-            for (host, sa) in sas {
+            for (host, sa) in kept {
                 let name = name(host, &sa.identity());
-                if known.passing.contains_key(&name) {
-                    continue;
-                }
                 let standing = known.standings.remove(&name).unwrap_or(Standing::Fresh);
                 watched.push(Watched::new(host, Arc::clone(sa), &standing));
             }
@@ -381,12 +385,14 @@ impl Persistence for Durable {
     }
 
     fn notice(&self, host: &str, event: &Event) {
+        self.passing.notice(host, event);
         if let Some((refill, _)) = &*self.refill() {
             refill.notice(host, event);
         }
     }
 
     fn end(&self, host: &str, sa: &SaIdentity) {
+        self.passing.end(host, sa);
         if let Some((refill, _)) = &*self.refill() {
             refill.unwatch(name(host, sa));
         }
@@ -397,11 +403,12 @@ impl Persistence for Durable {
         host: &str,
         sa: &SaIdentity,
     ) -> Result<Option<Zeroizing<String>>, PersistenceError> {
-        let name = name(host, sa);
-        if let Some(words) = self.known().passing.get(&name) {
-            return Ok(Some(words.clone()));
+        if let Some(words) = self.passing.words(host, sa)? {
+            return Ok(Some(words));
         }
-        self.store.words(&name).map_err(|error| failed(&error))
+        self.store
+            .words(&name(host, sa))
+            .map_err(|error| failed(&error))
     }
 }
 

@@ -29,7 +29,7 @@ use outbound::Scratch;
 
 pub use machine::{DataPath, MachineCounters, MachineError};
 pub use outstanding::{AdapterWork, Outstanding, OutstandingCounters};
-pub use placement::{OffloadWish, Placement, SoftwareReason};
+pub use placement::{OffloadWish, Placement, SetAside, SoftwareReason};
 
 /// How many events are kept until somebody takes them.
 const EVENTS: usize = 4096;

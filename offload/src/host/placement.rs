@@ -4,8 +4,8 @@
 use core::fmt;
 use std::sync::Arc;
 
-use vesper_esp::{Buffer, EspSa};
-use vesper_sa::{AddError, NotFound, SaHandle, Timestamp, VmId};
+use vesper_esp::{Buffer, EspContext, EspSa};
+use vesper_sa::{AddError, Detached, NotFound, SaHandle, Timestamp, VmId};
 
 use super::{Host, PlacedSa};
 use crate::capability::{OffloadMode, WhyNot};
@@ -85,6 +85,18 @@ impl fmt::Display for SoftwareReason {
             Self::Ended => f.write_str("a hard limit is reached; replace the association"),
         }
     }
+}
+
+/// An association that was set aside, and is to be [put back](Host::put_back) or
+/// [ended](Host::end_aside).
+#[must_use = "an association that is set aside is neither in use nor ended"]
+pub struct SetAside {
+    detached: Detached<EspContext>,
+    owner: VmId,
+    handle: SaHandle,
+    wish: OffloadWish,
+    /// Why it was not in the adapter, if it was not.
+    software: Option<SoftwareReason>,
 }
 
 /// Crypto mode with ESN: the adapter is told a new number after this many.
@@ -219,6 +231,51 @@ impl<B: Buffer> Host<B> {
         let count = ended.count();
         self.reap_sas();
         count
+    }
+
+    /// Takes an association out of use, and out of the adapter, so that another may have its
+    /// name and its place; it can be put back as it was.
+    pub fn set_aside(&mut self, owner: VmId, handle: SaHandle) -> Result<SetAside, NotFound> {
+        let detached = self.sad.detach(owner, handle)?;
+        let placed = self.placements.get(&(owner, handle));
+        let software = placed.map(|placed| match &placed.placement {
+            Placement::Offloaded { .. } => None,
+            Placement::Software(reason) => Some(reason.clone()),
+        });
+        let wish = placed.map(|placed| placed.wish.clone());
+        self.fall_back(owner, handle, SoftwareReason::Withdrawn);
+        self.placements.remove(&(owner, handle));
+        Ok(SetAside {
+            detached,
+            owner,
+            handle,
+            wish: wish.unwrap_or_default(),
+            software: software.unwrap_or_default(),
+        })
+    }
+
+    /// Puts back what was set aside, under its handle, and into the adapter if it was there.
+    pub fn put_back(&mut self, aside: SetAside) {
+        let name = (aside.owner, aside.handle);
+        let was_offloaded = aside.software.is_none();
+        let placed = PlacedSa {
+            placement: Placement::Software(aside.software.unwrap_or(SoftwareReason::NotAsked)),
+            wish: aside.wish,
+            pushed: 0,
+        };
+        self.sad.put_back(aside.detached);
+        self.placements.insert(name, placed);
+        if was_offloaded {
+            self.offload(aside.owner, aside.handle);
+        }
+    }
+
+    /// Ends what was set aside, as [`delete_sas`](Self::delete_sas) does.
+    pub fn end_aside(&mut self, asides: impl IntoIterator<Item = SetAside>) {
+        for aside in asides {
+            self.sad.retire(aside.detached);
+        }
+        self.reap_sas();
     }
 
     fn end_sa(&mut self, owner: VmId, handle: SaHandle) -> Result<(), NotFound> {

@@ -352,12 +352,15 @@ impl Reason {
             Self::NoValue => "give its value".to_owned(),
             Self::Missing => "add it".to_owned(),
             Self::Twice => "give it once".to_owned(),
-            Self::Expected(what) => format!("give {what}"),
-            // The reason says what is supported, or what to leave out.
-            Self::Unsupported(_) => String::new(),
+            // The reason says what is expected or supported, or what to leave out.
+            Self::Expected(_) | Self::Unsupported(_) => String::new(),
             Self::Algorithm(SuiteError::KeyLength { .. }) => {
                 "give the key and its salt in hexadecimal after 0x".to_owned()
             }
+            // They say what to write instead.
+            Self::Algorithm(
+                SuiteError::Refused(_) | SuiteError::Truncation { .. } | SuiteError::IcvUnstated,
+            ) => String::new(),
             Self::Algorithm(_) => "choose a suite of RFC 8221, such as AES-GCM".to_owned(),
             Self::KeyLength { expected, .. } => {
                 format!("give {expected} bytes in hexadecimal after 0x, the salt at the end")
