@@ -24,6 +24,9 @@ const VMS: u8 = 3;
 /// use has reached the memory that it may have.
 const WARM_UP: u32 = 6_000;
 
+/// Those of them that come and go one by one, so that the ring of events, 4,096, is full.
+const ONE_BY_ONE: u32 = 2_400;
+
 /// How long it runs at least before that: pages of the series and rings that grow to a bound are
 /// touched for the first time then.
 const WARMING: Duration = Duration::from_secs(20);
@@ -109,6 +112,20 @@ fn a_long_run_needs_no_more_than_a_short_one() {
             .ask(Method::DELETE, "/v1/sas?reqid=777&all=true", &[])
             .unwrap();
     }
+    thread::scope(|scope| {
+        for first in 0..8 {
+            let client = daemon.client();
+            scope.spawn(move || {
+                for number in (first..ONE_BY_ONE).step_by(8) {
+                    let words = sa(1, 2, "out", 0x40_0000 + number, "");
+                    delete(
+                        &client,
+                        add(&client, &words.replace("reqid 8 ", "reqid 777 ")),
+                    );
+                }
+            });
+        }
+    });
     let sas: types::Sas = client.get("/v1/sas").unwrap();
     let mut old: HashMap<(String, Option<String>, String), u64> = (sas.sas.into_iter())
         .map(|sa| ((sa.host, sa.vm, sa.dir), sa.id))
