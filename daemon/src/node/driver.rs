@@ -109,6 +109,10 @@ impl Driver {
             }
         }
         self.post_segments();
+        // The host before the adapter, so that what machines have sent is not a round older, and
+        // out of the nearer caches, when the adapter comes to it; and again for what the adapter
+        // has received.
+        moved += self.host.run(now, BUDGET);
         for &processor in &self.processors {
             moved += self.nic.run_processor(processor, now, BUDGET);
         }

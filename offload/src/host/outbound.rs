@@ -300,6 +300,15 @@ impl<B: Buffer> Host<B> {
         let packet = frame.get(len..).unwrap_or_default();
         let plan = self.plan(batch.vm, &link, packet);
         batch.key = FrameKey::of(frame);
+        let is_protected = matches!(
+            plan,
+            Plan::Adapter(_) | Plan::Software(..) | Plan::Frame(..)
+        );
+        let policies = self.policies.get(&batch.vm);
+        if is_protected && policies.is_some_and(|all| all.ignores_ports(Direction::Outbound)) {
+            // What else it depends on is in the key.
+            batch.key = batch.key.map(FrameKey::of_all_ports);
+        }
         batch.short = match plan {
             Plan::Adapter(handle) => Short::Adapter(handle),
             Plan::Software(..) | Plan::Frame(..) if len == HEADER_LEN => Short::Seal,

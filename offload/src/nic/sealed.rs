@@ -97,7 +97,10 @@ impl<B: Buffer> Nic<B> {
                     put_back(&runs, sends);
                     return Sealing::Not;
                 };
-                key = FrameKey::of(frame).map(|key| (key, send.ipsec));
+                key = FrameKey::of(frame).map(|key| match chooser.ignores_ports(send.ipsec) {
+                    true => (key.of_all_ports(), send.ipsec),
+                    false => (key, send.ipsec),
+                });
                 match runs.last() {
                     Some(last) if last.is_like(&run) => {}
                     _ => runs.push(run),
