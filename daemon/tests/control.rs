@@ -363,7 +363,10 @@ fn the_description_is_the_committed_one() {
     }
     // OpenAPI 3.1: "description: REQUIRED" of every response.
     let operations = parsed["paths"].as_object().unwrap().values();
+    let mut names = std::collections::HashSet::new();
     for operation in operations.flat_map(|path| path.as_object().unwrap().values()) {
+        // "The id MUST be unique among all operations described in the API."
+        assert!(names.insert(operation["operationId"].as_str().unwrap()));
         let responses = operation["responses"].as_object().unwrap();
         assert!(!responses.is_empty(), "{operation}");
         for response in responses.values() {

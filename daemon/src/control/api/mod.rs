@@ -99,6 +99,13 @@ pub fn openapi() -> String {
             ..
         } = item;
         for operation in [get, put, post, delete, patch].into_iter().flatten() {
+            // Each has to have a name of its own: `sas_list`, `vms_list`...
+            if let (Some(tag), Some(name)) = (
+                operation.tags.iter().flatten().next(),
+                &mut operation.operation_id,
+            ) {
+                *name = format!("{tag}_{name}");
+            }
             for (status, response) in &mut operation.responses.responses {
                 describe(status, response);
             }
