@@ -74,8 +74,9 @@ struct Shared {
     urgent: AtomicUsize,
 }
 
-/// Associations that are made in one go, see [`Store::prepare`].
-const PART: usize = 16;
+/// Associations that are made in one go, see [`Store::prepare`]: so few that whoever makes them
+/// has done so before its time slice ends, as others wait for the writer meanwhile.
+const PART: usize = 8;
 
 /// Between two looks whether a grant that was waiting has the writer.
 const PAUSE: Duration = Duration::from_micros(50);
