@@ -364,6 +364,54 @@ fn policy_is_kept_by_the_adapter() {
     assert_eq!(lost.of(Loss::NoSa), 5);
 }
 
+/// Neighbours of one flow share what was decided for the first of them; where policy looks at ports,
+/// neighbours with other ports do not.
+#[test]
+fn neighbours_with_other_ports_meet_other_policies() {
+    let software = VmSettings {
+        ipsec_offload_limit: 0,
+        ..VmSettings::default()
+    };
+    let plan = SaPlan::new(VM, &[OffloadMode::Packet]);
+    for (settings, function) in [
+        (VmSettings::default(), false),
+        (VmSettings::default(), true),
+        (software, false),
+    ] {
+        let mut bed = Bed::new(Profile::full(), function.then_some(1));
+        bed.add_pair(settings, &plan);
+        if function {
+            bed.nodes[0].give_function(VM);
+        }
+        let policy = |destination_port, action| Policy {
+            direction: Direction::Outbound,
+            selector: Selector {
+                destination_port,
+                ..Selector::default()
+            },
+            action,
+        };
+        let protect = Action::Protect(Protection {
+            reqid: VM.0,
+            tunnel: Some(tunnel(1)),
+        });
+        let policies = vec![
+            policy(Some(53..=53), Action::Bypass),
+            policy(Some(54..=54), Action::Discard),
+            policy(None, protect),
+        ];
+        bed.nodes[0].host.set_policies(VM, Some(Spd::new(policies)));
+        for port in [1000, 1001, 53, 1000, 54, 1001, 53, 53, 1002] {
+            let mut frame = frame(0, VM, 100);
+            frame[36..38].copy_from_slice(&u16::to_be_bytes(port));
+            assert!(bed.nodes[0].send(VM, sendable(&frame)));
+        }
+        bed.settle();
+        let seen = (bed.monitor.esp, bed.monitor.clear);
+        assert_eq!(seen, (5, 3), "{settings:?} {function}");
+    }
+}
+
 /// IPv4 options in transport mode, where the adapter stops at them: software protects those
 /// packets, the adapter the others.
 #[test]

@@ -179,7 +179,10 @@ impl<B> Ready<B> {
         let count = count.min(from.len());
         if count > 0 {
             self.begin(what, count);
-            move_between(from, count, |payload| self.payloads.push_back(payload));
+            match self.payloads.is_empty() && count == from.len() {
+                true => core::mem::swap(&mut self.payloads, from),
+                false => move_between(from, count, |payload| self.payloads.push_back(payload)),
+            }
         }
     }
 
@@ -319,6 +322,7 @@ mod tests {
         let mut more: VecDeque<u8> = (1..20).collect();
         ready.extend(what(1), &mut more, 4);
         ready.extend(what(2), &mut more, 0);
+        assert_eq!((ready.len(), more.len()), (5, 15));
         ready.extend(what(2), &mut more, 6);
         ready.push(what(1), 200);
         assert_eq!((ready.len(), more.len()), (12, 9));
@@ -340,5 +344,9 @@ mod tests {
         ];
         assert_eq!(seen, expected);
         assert!(ready.is_empty());
+        // All that there is.
+        ready.extend(what(3), &mut more, 100);
+        assert_eq!((ready.len(), more.len()), (9, 0));
+        ready.take(100, |_, _, payloads| assert!(payloads.drain(..).eq(11..20)));
     }
 }

@@ -64,12 +64,16 @@ pub(crate) struct FrameKey {
     link: [u64; 2],
     /// Protocol and source.
     source: u64,
-    /// Destination and ports.
+    /// Destination and ports, of those that `mask` has.
     destination: u64,
+    mask: u64,
 }
 
 /// Bytes of a frame that its key is made of.
 const KEY_LEN: usize = HEADER_LEN + 24;
+
+/// The destination among the eight bytes from it on, of which the others are ports.
+const DESTINATION_MASK: u64 = u64::from_ne_bytes([0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0]);
 
 /// Protocol and source among the eight bytes from the hop limit on.
 const SOURCE_MASK: u64 = u64::from_ne_bytes([0, 0xff, 0, 0, 0xff, 0xff, 0xff, 0xff]);
@@ -81,6 +85,15 @@ impl FrameKey {
         let is_ip = start[12..14] == ethertype::IPV4.to_be_bytes();
         FlowKey::of(frame.get(HEADER_LEN..)?).filter(|_| is_ip)?;
         Some(Self::read(start))
+    }
+
+    /// The key of this flow and of those that differ from it in their ports alone.
+    pub(crate) const fn of_all_ports(self) -> Self {
+        Self {
+            destination: self.destination & DESTINATION_MASK,
+            mask: DESTINATION_MASK,
+            ..self
+        }
     }
 
     /// Whether a frame is of this flow; what was decided for the others holds for it then.
@@ -95,7 +108,7 @@ impl FrameKey {
         let difference = (self.link[0] ^ other.link[0])
             | (self.link[1] ^ other.link[1])
             | (self.source ^ other.source)
-            | (self.destination ^ other.destination)
+            | ((self.destination ^ other.destination) & self.mask)
             | (head ^ PLAIN.to_be());
         difference == 0 && (24..=frame.len() - HEADER_LEN).contains(&total_len)
     }
@@ -106,6 +119,7 @@ impl FrameKey {
             link: [word(start, 0), word(start, HEADER_LEN - 8)],
             source: word(start, 22) & SOURCE_MASK,
             destination: word(start, 30),
+            mask: u64::MAX,
         }
     }
 }
@@ -280,6 +294,20 @@ mod tests {
         short[HEADER_LEN + 3] = 23;
         assert!(!key.matches(&short), "shorter than its ports");
         assert_eq!(FrameKey::of(&short), None);
+    }
+
+    #[test]
+    fn the_key_of_all_ports_matches_all_ports_and_nothing_else() {
+        let right = frame(1, 2, &packet([10, 0, 0, 1], [10, 1, 0, 1], (1, 2), false));
+        let one = FrameKey::of(&right).unwrap();
+        let all = one.of_all_ports();
+        for at in 0..HEADER_LEN + 24 {
+            let mut other = right.clone();
+            other[at] ^= 1;
+            let is_port = at >= HEADER_LEN + 20;
+            assert_eq!(all.matches(&other), is_port || one.matches(&other), "{at}");
+            assert!(!(is_port && one.matches(&other)), "{at}");
+        }
     }
 
     #[test]

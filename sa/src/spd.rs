@@ -59,6 +59,8 @@ struct Rules {
     index: IntervalIndex,
     /// The index is by destination, not by source.
     by_destination: bool,
+    /// None of them looks at ports.
+    ignores_ports: bool,
 }
 
 impl Spd {
@@ -99,6 +101,15 @@ impl Spd {
         }
     }
 
+    /// Whether packets that differ in their ports alone (not in ICMP's type or code) always meet the
+    /// same policy.
+    pub fn ignores_ports(&self, direction: Direction) -> bool {
+        match direction {
+            Direction::Outbound => self.outbound.ignores_ports,
+            Direction::Inbound => self.inbound.ignores_ports,
+        }
+    }
+
     /// The policies of one direction in their order.
     pub fn policies(&self, direction: Direction) -> &[Policy] {
         match direction {
@@ -133,7 +144,11 @@ impl Rules {
         let by_source = index(|selector| selector.source);
         let by_destination = index(|selector| selector.destination);
         let prefers_destination = by_destination.broad() <= by_source.broad();
+        let ignores_ports = policies.iter().all(|Policy { selector, .. }| {
+            selector.source_port.is_none() && selector.destination_port.is_none()
+        });
         Self {
+            ignores_ports,
             policies,
             index: if prefers_destination {
                 by_destination

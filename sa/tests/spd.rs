@@ -92,6 +92,40 @@ fn the_first_matching_policy_decides() {
 }
 
 #[test]
+fn where_ports_are_ignored_they_make_no_difference() {
+    let mut counts = [0, 0];
+    for seed in 0..300 {
+        let mut random = Random(seed);
+        let length = random.pick(&[1, 2, 3, 8]);
+        let policies: Vec<_> = (0..length)
+            .map(|reqid| policy(&mut random, reqid))
+            .collect();
+        let spd = Spd::new(policies.clone());
+        for direction in [Direction::Inbound, Direction::Outbound] {
+            let ignores = spd.ignores_ports(direction);
+            counts[usize::from(ignores)] += 1;
+            let mut of_direction = policies.iter().filter(|one| one.direction == direction);
+            assert_eq!(
+                ignores,
+                of_direction.all(|one| one.selector.destination_port.is_none())
+            );
+            for _ in 0..100 * u32::from(ignores) {
+                let one = flow(&mut random);
+                let other = Flow {
+                    ports: Ports::Known(random.next() as u16, random.next() as u16),
+                    ..one
+                };
+                assert_eq!(spd.policy(direction, &one), spd.policy(direction, &other));
+            }
+        }
+    }
+    assert!(counts.iter().all(|count| *count > 100), "{counts:?}");
+    let mut source = policy(&mut Random(1), 1);
+    source.selector.source_port = Some(1..=2);
+    assert!(!Spd::new(vec![source.clone()]).ignores_ports(source.direction));
+}
+
+#[test]
 fn without_policies_everything_is_discarded() {
     let mut random = Random(1);
     let flow = flow(&mut random);

@@ -14,8 +14,8 @@ use super::statistics::{Board, MachineStatistics, NodeStatistics, PathKind};
 use super::waker::Waker;
 use crate::port::{Incoming, Pool, Port, PortStatus};
 
-/// Frames that are taken from the wire at a time.
-const WIRE_BURST: usize = 256;
+/// Frames that are taken from the wire at a time: a batch for each of three machines.
+const WIRE_BURST: usize = 192;
 
 /// Packets that the host, or a processor, moves in one round.
 const BUDGET: usize = 512;
@@ -109,18 +109,25 @@ impl Driver {
             }
         }
         self.post_segments();
+        // The host before the adapter, so that what machines have sent is not a round older, and
+        // out of the nearer caches, when the adapter comes to it; and again for what the adapter
+        // has received.
+        moved += self.host.run(now, BUDGET);
         for &processor in &self.processors {
             moved += self.nic.run_processor(processor, now, BUDGET);
         }
         moved += self.host.run(now, BUDGET);
-        // First those that nobody has touched for long: they are posted again, and what machines
-        // give back, which is still in the cache, is sent from next.
+        // First those that nobody has touched for long: they are posted again, for all machines,
+        // and what machines give back, which is still in the cache, is sent from next.
         self.nic.take_recycled(&mut self.recycled);
         for buffer in self.recycled.drain(..) {
             self.pool.give(buffer);
         }
         for machine in &mut self.machines {
-            moved += machine.give(now, &mut self.host, &mut self.pool);
+            moved += machine.collect(&mut self.host, &mut self.pool);
+        }
+        for machine in &mut self.machines {
+            machine.deliver(now, &mut self.pool);
         }
         moved += self.give_to_wire(now);
         if !self.leaving.is_empty() {

@@ -12,8 +12,9 @@ use vesper_sa::{Spd, Timestamp, VmId};
 
 use crate::port::{Incoming, Pool, Port, PortStatus};
 
-/// Frames that are taken from a machine at a time. Other machines wait meanwhile.
-const BURST: usize = 32;
+/// Frames that are taken from a machine at a time: as many as are protected at a time, which is
+/// the faster the more there are. Other machines wait meanwhile.
+const BURST: usize = BATCH;
 
 /// Buffers that are posted for a machine to receive into. The host keeps 128 of them for copies
 /// where there is a queue, and up to a batch is missing before new ones are posted: the rest has
@@ -159,13 +160,8 @@ impl Machine {
         moved
     }
 
-    /// Gives what the adapter, or the host, has for the machine to its port.
-    pub(super) fn give(
-        &mut self,
-        now: Timestamp,
-        host: &mut Host<PacketBuf>,
-        pool: &mut Pool,
-    ) -> usize {
+    /// Takes what the adapter, or the host, has for the machine, and posts other buffers.
+    pub(super) fn collect(&mut self, host: &mut Host<PacketBuf>, pool: &mut Pool) -> usize {
         let mut moved = 0;
         if self.outgoing.len() < POSTED {
             moved = match self.function {
@@ -179,10 +175,14 @@ impl Machine {
         }
         self.posted = self.posted.saturating_sub(moved);
         self.post(host, pool);
+        moved
+    }
+
+    /// Gives what was collected to the port.
+    pub(super) fn deliver(&mut self, now: Timestamp, pool: &mut Pool) {
         if !self.outgoing.is_empty() {
             self.port.send(now, pool, &mut self.outgoing);
         }
-        moved
     }
 
     /// Follows the path of the machine, and posts the buffers that it needs.

@@ -9,20 +9,27 @@ use rtrb::{Consumer, Producer, RingBuffer};
 use vesper_esp::{Buffer, PacketBuf, prefetch};
 use vesper_sa::Timestamp;
 
+use super::sys::prefetch_to_write;
 use super::{Incoming, Pool, Port, PortStatus, append};
 use crate::node::Waker;
 
 /// Frames that a cable holds in each direction: few enough to stay in a processor's cache.
 const FRAMES: usize = 512;
 
-/// One end of a cable. For each frame that it takes out it gives an empty buffer back, so that
-/// neither end runs out of buffers.
+/// How many buffers one end may have of the other's before it gives empty ones back. As long as
+/// frames go both ways they bring their buffers with them, and nothing else has to cross.
+const OWED: usize = 256;
+
+/// One end of a cable. Of the frames that it takes out beyond those that it sends it gives the
+/// buffers back, empty, so that neither end runs out of them.
 #[derive(Debug)]
 pub struct Cable {
     frames: Consumer<PacketBuf>,
     empties_back: Producer<PacketBuf>,
     to_peer: Producer<PacketBuf>,
     empties: Consumer<PacketBuf>,
+    /// Buffers of the peer that are here; negative: of ours that are there.
+    owed: isize,
     own: Arc<End>,
     peer: Arc<End>,
     status: PortStatus,
@@ -63,6 +70,7 @@ impl Cable {
                 empties_back: back_to_right,
                 to_peer: to_right,
                 empties: empties_left,
+                owed: 0,
                 own: Arc::clone(&left),
                 peer: Arc::clone(&right),
                 status: status.clone(),
@@ -72,6 +80,7 @@ impl Cable {
                 empties_back: back_to_left,
                 to_peer: to_left,
                 empties: empties_right,
+                owed: 0,
                 own: right,
                 peer: left,
                 status,
@@ -81,8 +90,56 @@ impl Cable {
 
     fn collect_empties(&mut self, pool: &mut Pool) {
         let count = self.empties.slots();
+        if count == 0 {
+            return;
+        }
         if let Ok(chunk) = self.empties.read_chunk(count) {
             chunk.into_iter().for_each(|buffer| pool.give(buffer));
+            self.owed += count as isize;
+        }
+    }
+
+    /// How many frames may be taken in: there have to be buffers to give back for them, once the
+    /// peer lacks more than it can easily spare.
+    fn room(&self, pool: &Pool) -> usize {
+        let most = self.allowance(pool).saturating_sub_signed(self.owed);
+        match most < FRAMES {
+            true => most + pool.free().min(self.empties_back.slots()),
+            false => most,
+        }
+    }
+
+    /// Gives buffers back, if the peer lacks more of them than it can easily spare.
+    fn settle(&mut self, pool: &mut Pool) {
+        let allowance = self.allowance(pool);
+        let owed = usize::try_from(self.owed).unwrap_or(0);
+        if owed <= allowance {
+            return;
+        }
+        let count = (owed - allowance / 2)
+            .min(pool.free())
+            .min(self.empties_back.slots());
+        if let Ok(chunk) = self.empties_back.write_chunk_uninit(count) {
+            chunk.fill_from_iter(std::iter::from_fn(|| pool.free.pop()));
+            self.owed -= count as isize;
+        }
+    }
+
+    fn allowance(&self, pool: &Pool) -> usize {
+        OWED.min(pool.capacity / 16)
+    }
+
+    /// Asks for the memory that the next frames for the peer are written to: it is in the cache of
+    /// the peer, which has read it.
+    fn prefetch_slots(&mut self, count: usize) {
+        if let Ok(mut chunk) = self.to_peer.write_chunk_uninit(count) {
+            let (first, second) = chunk.as_mut_slices();
+            for slots in [first, second] {
+                // Two of them are shorter than a line.
+                for slot in slots.iter().step_by(2) {
+                    prefetch_to_write(slot.as_ptr().cast());
+                }
+            }
         }
     }
 }
@@ -96,17 +153,9 @@ impl Port for Cable {
         into: &mut Vec<Incoming>,
     ) -> usize {
         self.collect_empties(pool);
-        let count = self
-            .frames
-            .slots()
-            .min(most)
-            .min(pool.free())
-            .min(self.empties_back.slots());
+        let count = self.frames.slots().min(most).min(self.room(pool));
         if count == 0 {
             return 0;
-        }
-        if let Ok(chunk) = self.empties_back.write_chunk_uninit(count) {
-            chunk.fill_from_iter(std::iter::from_fn(|| pool.free.pop()));
         }
         if let Ok(chunk) = self.frames.read_chunk(count) {
             for frame in chunk {
@@ -117,6 +166,8 @@ impl Port for Cable {
             }
         }
         self.status.received += count as u64;
+        self.owed += count as isize;
+        self.settle(pool);
         if self.peer.is_blocked.load(Ordering::Relaxed) {
             self.peer.waker.wake();
         }
@@ -135,6 +186,8 @@ impl Port for Cable {
         let bytes = frames[..count].iter().map(|frame| frame.data().len());
         self.status.sent_bytes += bytes.sum::<usize>() as u64;
         self.status.sent += count as u64;
+        self.owed -= count as isize;
+        self.prefetch_slots(count);
         if let Ok(chunk) = self.to_peer.write_chunk_uninit(count) {
             chunk.fill_from_iter(frames.drain(..count));
         }
@@ -171,23 +224,50 @@ mod tests {
         let (mut pool, mut other) = (Pool::new(100, 100), Pool::new(100, 100));
         let mut received = Vec::new();
         for round in 0..200_u32 {
-            let mut frames: Vec<_> = (0..50)
-                .map(|index| pool.copy(&(round * 50 + index).to_be_bytes()).unwrap())
+            let mut frames: Vec<_> = (0..40)
+                .map(|index| pool.copy(&(round * 40 + index).to_be_bytes()).unwrap())
                 .collect();
             left.send(NOW, &mut pool, &mut frames);
             assert!(frames.is_empty());
             received.clear();
-            assert_eq!(right.receive(NOW, &mut other, 60, &mut received), 50);
+            assert_eq!(right.receive(NOW, &mut other, 60, &mut received), 40);
             for (index, incoming) in (0..).zip(&received) {
-                assert_eq!(incoming.frame.data(), (round * 50 + index).to_be_bytes());
+                assert_eq!(incoming.frame.data(), (round * 40 + index).to_be_bytes());
             }
             received
                 .drain(..)
                 .for_each(|incoming| other.give(incoming.frame));
+            // All but a sixteenth of what a pool has.
+            assert!(pool.free() + left.empties.slots() >= 94);
             assert_eq!(other.free(), 100);
         }
         let status = right.status();
-        assert_eq!((status.received, status.received_bytes), (10_000, 40_000));
+        assert_eq!((status.received, status.received_bytes), (8_000, 32_000));
+    }
+
+    #[test]
+    fn frames_that_go_both_ways_bring_their_buffers_along() {
+        let (left, right) = Cable::new(1500).unwrap();
+        // Not full: a full pool takes no more.
+        let pool = || {
+            let mut pool = Pool::new(100, 10);
+            pool.free.truncate(90);
+            pool
+        };
+        let mut ends = [(left, pool()), (right, pool())];
+        for _ in 0..200 {
+            for (end, pool) in &mut ends {
+                let mut received = Vec::new();
+                end.receive(NOW, pool, 60, &mut received);
+                let frames = received.drain(..);
+                frames.for_each(|incoming| pool.give(incoming.frame));
+                let mut frames: Vec<_> = (0..5).map(|_| pool.copy(&[1]).unwrap()).collect();
+                end.send(NOW, pool, &mut frames);
+                assert_eq!(end.empties.slots(), 0);
+            }
+        }
+        let free: usize = ends.iter().map(|(_, pool)| pool.free()).sum();
+        assert_eq!(free + 5, 180);
     }
 
     #[test]

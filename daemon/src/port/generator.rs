@@ -39,6 +39,9 @@ const MARK: usize = 8 + 2 + 8 + 8;
 /// One of so many packets is compared byte for byte.
 const SAMPLE: u64 = 64;
 
+/// How many packets ahead the memory of one is asked for.
+const AHEAD: usize = 6;
+
 /// The most that is made up for at once after the sender was not asked for a while, in
 /// nanoseconds.
 const CATCH_UP: u64 = 1_000_000;
@@ -146,6 +149,8 @@ impl Port for Generator {
             let Some(template) = self.templates.get(self.next) else {
                 break;
             };
+            let later = &self.templates[(self.next + AHEAD) % self.templates.len()];
+            pool.prefetch_frame(AHEAD, later.len());
             let Some(mut frame) = pool.copy(template) else {
                 self.pace.give_back(count - sent);
                 return sent;

@@ -179,6 +179,20 @@ impl Pool {
         }
     }
 
+    /// Asks for the memory that a frame of `len` bytes will be written to, so many buffers after
+    /// the one that is taken next. Stores to lines that are not in the first cache wait for one
+    /// another.
+    #[inline(always)]
+    pub fn prefetch_frame(&self, after: usize, len: usize) {
+        let next = self.free.len().wrapping_sub(after + 1);
+        if let Some(buffer) = self.free.get(next) {
+            let first = buffer.data().as_ptr();
+            for line in (0..len).step_by(64) {
+                sys::prefetch_to_write(first.wrapping_add(line));
+            }
+        }
+    }
+
     /// A copy of `frame` in a free buffer; `None` if there is none, or the frame is too long.
     #[inline(always)]
     pub fn copy(&mut self, frame: &[u8]) -> Option<PacketBuf> {

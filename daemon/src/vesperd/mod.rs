@@ -1,6 +1,7 @@
 //! The program `vesperd`.
 
 mod desired;
+mod housekeeping;
 mod reload;
 mod running;
 mod summary;

@@ -13,6 +13,7 @@ use vesper_sa::VmId;
 use vesper_verify::xfrm::{Line, PolicyLine, State, parse_lines, parse_policies};
 
 use super::desired;
+use super::housekeeping;
 use super::reload::Reloader;
 use crate::config::{Config, Located, UserConfig};
 use crate::control::{Control, ControlSettings, Peers, Service, TcpSettings};
@@ -66,6 +67,7 @@ impl Running {
         };
         let plane = Arc::new(Plane::new(persistence)?);
         let (nodes, mut opener) = Nodes::start(&config)?;
+        housekeeping::keep_off_workers(&nodes.statistics());
         let nodes = Arc::new(nodes);
         let durable_ref = durable.as_deref();
         let set_up = set_up(&config, &plane, &nodes, &mut opener, durable_ref).and_then(|()| {

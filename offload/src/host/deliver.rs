@@ -1,7 +1,7 @@
 //! The last step to a machine on the synthetic path: over, or by a copy, if policy lets it in.
 
-use vesper_esp::Buffer;
 use vesper_esp::wire::flow;
+use vesper_esp::{Buffer, prefetch};
 use vesper_sa::{Action, Direction, VmId};
 
 use super::{Host, Machine};
@@ -120,11 +120,15 @@ impl<B: Buffer> Machine<B> {
     /// The copy that the synthetic path costs.
     pub(super) fn copy_in(&mut self, parts: &[&[u8]]) {
         let losses = &mut self.counters.losses;
-        let Some(mut buffer) = self.posted.pop_front() else {
+        let Some(mut buffer) = self.posted.pop() else {
             return losses.count(Loss::NoBuffer);
         };
+        // The next one but one is asked for meanwhile.
+        if let Some(next) = self.posted.iter().nth_back(1) {
+            prefetch(next.data().get(HEADROOM - HEADER_LEN..).unwrap_or_default());
+        }
         if !fill(&mut buffer, HEADROOM - HEADER_LEN, parts) {
-            self.posted.push_front(buffer);
+            self.posted.push(buffer);
             return losses.count(Loss::NoBuffer);
         }
         self.counters.received += 1;

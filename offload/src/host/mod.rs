@@ -81,7 +81,8 @@ struct Machine<B> {
     /// Frames were refused when they were posted: they go on before anything newer does.
     has_refused: bool,
     deficit: i64,
-    posted: VecDeque<B>,
+    /// The one that was posted last is filled first: it is the most likely to be in the cache.
+    posted: Vec<B>,
     ready: VecDeque<B>,
     outstanding: Outstanding,
     counters: MachineCounters,

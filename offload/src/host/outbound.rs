@@ -145,7 +145,9 @@ impl<B: Buffer> Host<B> {
             }
             idle = 0;
             moved += taken.len();
-            self.protect_sends(vm, now, &mut taken);
+            if !taken.is_empty() {
+                self.protect_sends(vm, now, &mut taken);
+            }
         }
         self.scratch.taken = taken;
         moved
@@ -167,24 +169,17 @@ impl<B: Buffer> Host<B> {
             return false;
         }
         machine.deficit += quantum(machine.settings.share());
-        let count = machine.sends.len();
-        let lengths = machine.sends.iter().map(|send| send.frame.data().len());
-        let weight: i64 = lengths.take(BATCH).map(weight_of).sum();
-        if count <= BATCH && weight < machine.deficit {
-            machine.deficit = match count {
-                BATCH => machine.deficit - weight,
-                _ => 0,
-            };
-            move_front(&mut machine.sends, count, frames);
+        if machine.deficit <= 0 {
             return true;
         }
-        while machine.deficit > 0 && frames.len() < BATCH {
-            let Some(send) = machine.sends.pop_front() else {
-                machine.deficit = 0;
-                break;
-            };
-            machine.deficit -= weight_of(send.frame.data().len());
-            frames.push(send);
+        // A batch as a whole, however much it is: the cipher is the faster the more packets it
+        // has at a time. What it was beyond its share is owed.
+        let count = machine.sends.len().min(BATCH);
+        let lengths = machine.sends.iter().map(|send| send.frame.data().len());
+        machine.deficit -= lengths.take(count).map(weight_of).sum::<i64>();
+        move_front(&mut machine.sends, count, frames);
+        if machine.sends.is_empty() {
+            machine.deficit = machine.deficit.min(0);
         }
         true
     }
@@ -305,6 +300,15 @@ impl<B: Buffer> Host<B> {
         let packet = frame.get(len..).unwrap_or_default();
         let plan = self.plan(batch.vm, &link, packet);
         batch.key = FrameKey::of(frame);
+        let is_protected = matches!(
+            plan,
+            Plan::Adapter(_) | Plan::Software(..) | Plan::Frame(..)
+        );
+        let policies = self.policies.get(&batch.vm);
+        if is_protected && policies.is_some_and(|all| all.ignores_ports(Direction::Outbound)) {
+            // What else it depends on is in the key.
+            batch.key = batch.key.map(FrameKey::of_all_ports);
+        }
         batch.short = match plan {
             Plan::Adapter(handle) => Short::Adapter(handle),
             Plan::Software(..) | Plan::Frame(..) if len == HEADER_LEN => Short::Seal,

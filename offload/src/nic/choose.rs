@@ -85,6 +85,16 @@ impl<'a, B: Buffer> Chooser<'a, B> {
         }
     }
 
+    /// Whether what is chosen for a packet holds for those that differ in their ports alone.
+    pub(super) fn ignores_ports(&self, ipsec: SendIpsec) -> bool {
+        match ipsec {
+            SendIpsec::Done | SendIpsec::Handle(_) => true,
+            SendIpsec::Policy => self
+                .policies
+                .is_none_or(|policies| policies.ignores_ports(Direction::Outbound)),
+        }
+    }
+
     #[inline(never)]
     fn by_handle(&mut self, handle: OffloadHandle) -> Choice<'a> {
         let found = self.config.unit.at_or_draining(handle);

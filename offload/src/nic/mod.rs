@@ -41,8 +41,8 @@ pub use run::Paused;
 pub use send::{Posted, SendRefusal};
 pub(crate) use steering::peek;
 
-/// How many packets are processed together.
-pub const BATCH: usize = 32;
+/// How many packets are processed together: as many as the engine takes at a time.
+pub const BATCH: usize = 64;
 
 /// How many events are kept until somebody takes them; more are counted as lost.
 const EVENTS: usize = 4096;

@@ -97,7 +97,10 @@ impl<B: Buffer> Nic<B> {
                     put_back(&runs, sends);
                     return Sealing::Not;
                 };
-                key = FrameKey::of(frame).map(|key| (key, send.ipsec));
+                key = FrameKey::of(frame).map(|key| match chooser.ignores_ports(send.ipsec) {
+                    true => (key.of_all_ports(), send.ipsec),
+                    false => (key, send.ipsec),
+                });
                 match runs.last() {
                     Some(last) if last.is_like(&run) => {}
                     _ => runs.push(run),
@@ -223,7 +226,7 @@ impl<B: Buffer> Nic<B> {
         processor: &mut Processor<B>,
         batch: &mut VecDeque<Send<B>>,
     ) -> Option<usize> {
-        if config.faulty || config.switch.is_some() {
+        if config.faulty {
             return None;
         }
         let is_on_vlan = |frame: &[u8]| match frame.get(12..14) {
@@ -232,11 +235,27 @@ impl<B: Buffer> Nic<B> {
             Some(_) => port.address.vlan.is_none(),
             None => false,
         };
+        // A frame for a function of this adapter, or for a group.
+        let is_local = |frame: &[u8]| {
+            config.switch.is_some()
+                && parse(frame).map_or(true, |(link, vlan, _)| {
+                    let vlan = vlan.or(port.address.vlan);
+                    Route::default().is_local(config, link.destination, vlan)
+                })
+        };
         let mut bytes = 0;
+        let mut header: Option<[u8; 16]> = None;
         for send in batch.iter() {
             let frame = send.frame.data();
-            if send.ipsec != SendIpsec::Done || send.checksum || !is_on_vlan(frame) {
+            if send.ipsec != SendIpsec::Done || send.checksum {
                 return None;
+            }
+            // Neighbours have the same header, tag and all.
+            if header.is_none() || frame.first_chunk() != header.as_ref() {
+                if !is_on_vlan(frame) || is_local(frame) {
+                    return None;
+                }
+                header = frame.first_chunk().copied();
             }
             bytes += payload_len(frame);
         }
