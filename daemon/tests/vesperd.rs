@@ -506,11 +506,19 @@ fn logs_are_json_on_request_to_the_last_line() {
     rustix::process::kill_process(pid, rustix::process::Signal::HUP).unwrap();
     thread::sleep(Duration::from_secs(1));
     let output = end(child, rustix::process::Signal::TERM);
-    let errors = String::from_utf8(output.stderr).unwrap();
+    let mut errors = String::from_utf8(output.stderr).unwrap();
     assert!(
         errors.contains("not reloaded, nothing has changed"),
         "{errors}"
     );
+    // One that can not even start.
+    let nowhere = "log_format = \"json\"\nstate = \"/dev/null/state\"";
+    let text = DEFAULT.replacen("log_format = \"text\"", nowhere, 1);
+    fs::write(&file, text).unwrap();
+    let output = vesperd().arg("--config").arg(&file).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    errors += str::from_utf8(&output.stderr).unwrap();
+    assert!(errors.contains("Not a directory"), "{errors}");
     for line in errors.lines() {
         let parsed: Result<serde_json::Value, _> = serde_json::from_str(line);
         assert!(parsed.is_ok(), "{line}");

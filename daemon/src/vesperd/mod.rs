@@ -87,6 +87,19 @@ fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn std::error::Error>> {
         None => Config::embedded(),
     };
     log(&config)?;
+    let is_json = matches!(config.daemon.log_format, LogFormat::Json);
+    match serve(arguments, config) {
+        // Whoever reads the log reads JSON to the last line.
+        Err(error) if is_json && tracing::enabled!(tracing::Level::ERROR) => {
+            tracing::error!("{error}");
+            Ok(ExitCode::FAILURE)
+        }
+        done => done,
+    }
+}
+
+/// Lets packets pass until time is up or a signal comes.
+fn serve(arguments: &Arguments, config: Config) -> Result<ExitCode, Box<dyn std::error::Error>> {
     // A daemon with a state has keys that somebody may want.
     let is_confined = config.daemon.state.is_some();
     if is_confined {
