@@ -28,6 +28,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
 const UNSAFE: &[&str] = &[
     "esp/src/aead/kernel",
     "benches/src/sys",
+    "daemon/src/node/sys",
     "daemon/src/port/sys",
 ];
 

@@ -270,6 +270,60 @@ fn the_doctor_finds_what_is_wrong() {
 }
 
 #[test]
+fn whoever_closes_the_pipe_changes_no_status() {
+    let served = Served::new();
+    Run::good(&served, &format!("sa add {}", outbound(0x1000)));
+    let unprotected = inbound(0x2000).replace("replay-window 64 ", "");
+    Run::good(&served, &format!("sa add {unprotected}"));
+    for (line, status) in [
+        ("doctor", 1),
+        ("doctor --json", 1),
+        ("sa list", 0),
+        ("sa list --json", 0),
+        ("sa show 1", 0),
+        ("stat", 0),
+        ("stat --xfrm", 0),
+        ("vm list", 0),
+        ("man", 0),
+        ("completions bash", 0),
+        // What it could not tell may have been a failure.
+        ("verify --list", 1),
+        ("--help", 0),
+        ("sa del spi 0x9999", 4),
+    ] {
+        let arguments: Vec<_> = line.split_whitespace().collect();
+        let mut command = command(&served.socket(), &arguments);
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        command.stdout(writer);
+        let run = finished(command.output().unwrap());
+        assert_eq!(run.status, status, "{line}: {}", run.error);
+        assert!(!run.error.contains("panicked"), "{line}: {}", run.error);
+    }
+}
+
+#[test]
+fn a_stream_without_end_is_not_imported() {
+    let served = Served::new();
+    for line in [
+        "sa import /dev/zero",
+        "sa import --vm web1 /dev/urandom",
+        "policy import /dev/zero",
+    ] {
+        let run = Run::of(&served, line);
+        assert_eq!(run.status, 2, "{line}: {}", run.error);
+        assert!(run.error.contains("longer than 16 MiB"), "{}", run.error);
+    }
+    let missing = Run::of(&served, "policy import /nonexistent");
+    assert_eq!(missing.status, 1);
+    assert!(
+        missing.error.contains("/nonexistent: "),
+        "{}",
+        missing.error
+    );
+}
+
+#[test]
 fn events_are_followed() {
     let served = Served::new();
     let child = command(&served.socket(), &["events", "--count", "1"])
@@ -349,6 +403,49 @@ fn completions_and_manual_pages_come_from_the_definition() {
     let pages = std::fs::read_dir(&directory).unwrap().count();
     assert!(pages > 30, "{pages}");
     assert!(directory.join("vesper-sa-add.1").exists());
+    assert!(directory.join("vesperd.8").exists());
     let verify = Run::of(&served, "verify --list");
     assert_eq!(verify.status, 0, "{}", verify.error);
+}
+
+/// The package ships what these commands print.
+#[test]
+fn packaged_pages_and_completions_are_those_of_this_release() {
+    let served = Served::new();
+    let packaging = concat!(env!("CARGO_MANIFEST_DIR"), "/../packaging");
+    let made = served.directory.path().join("man");
+    Run::good(&served, &format!("man {}", made.display()));
+    let mut files: Vec<(String, String)> = std::fs::read_dir(&made)
+        .unwrap()
+        .map(|entry| {
+            let entry = entry.unwrap();
+            let name = entry.file_name().into_string().unwrap();
+            let text = std::fs::read_to_string(entry.path()).unwrap();
+            (format!("man/{name}"), text)
+        })
+        .collect();
+    for (shell, name) in [
+        ("bash", "vesper.bash"),
+        ("zsh", "_vesper"),
+        ("fish", "vesper.fish"),
+    ] {
+        let script = Run::of(&served, &format!("completions {shell}")).out;
+        files.push((format!("completions/{name}"), script));
+    }
+    let is_blessed = std::env::var_os("VESPER_BLESS").is_some();
+    for (name, text) in &files {
+        let path = format!("{packaging}/{name}");
+        if is_blessed {
+            std::fs::write(&path, text).unwrap();
+        }
+        let packaged = std::fs::read_to_string(&path).unwrap_or_default();
+        assert!(
+            packaged == *text,
+            "packaging/{name} is of another release; run this test with VESPER_BLESS=1"
+        );
+    }
+    let packaged = std::fs::read_dir(format!("{packaging}/man"))
+        .unwrap()
+        .count();
+    assert_eq!(packaged + 3, files.len(), "pages of commands that are gone");
 }

@@ -208,6 +208,19 @@ fn policies_machines_ports_and_the_rest() {
     assert_eq!(diff.added.len(), 1);
     let done: types::Diff = client.send_for(Method::POST, "/v1/reload", &[]).unwrap();
     assert_eq!(done, diff);
+    // A slip of the pen does not turn a question into a deed.
+    for (method, path, word) in [
+        (Method::POST, "/v1/reload?check=maybe", "check"),
+        (Method::POST, "/v1/reload?chek=true", "chek"),
+        (Method::DELETE, "/v1/sas?all=no", "all"),
+        (Method::DELETE, "/v1/policies?all=no", "all"),
+    ] {
+        let (status, error) = refusal(client.ask(method, path, &[]));
+        assert_eq!((status, error.word.as_str()), (400, word), "{path}");
+    }
+    // Every refusal is JSON, also of names that are no text.
+    let (status, error) = refusal(client.ask(Method::GET, "/v1/vms/a/%ff", &[]));
+    assert_eq!((status, error.word.as_str()), (404, "path"));
     let (status, error) = refusal(client.ask(Method::GET, "/v2/sas", &[]));
     assert_eq!((status, error.word.as_str()), (404, "path"));
     assert_eq!(
@@ -347,6 +360,19 @@ fn the_description_is_the_committed_one() {
         "/v1/openapi.json",
     ] {
         assert!(parsed["paths"][path].is_object(), "{path}");
+    }
+    // OpenAPI 3.1: "description: REQUIRED" of every response.
+    let operations = parsed["paths"].as_object().unwrap().values();
+    let mut names = std::collections::HashSet::new();
+    for operation in operations.flat_map(|path| path.as_object().unwrap().values()) {
+        // "The id MUST be unique among all operations described in the API."
+        assert!(names.insert(operation["operationId"].as_str().unwrap()));
+        let responses = operation["responses"].as_object().unwrap();
+        assert!(!responses.is_empty(), "{operation}");
+        for response in responses.values() {
+            let description = response["description"].as_str().unwrap_or_default();
+            assert!(!description.is_empty(), "{operation}");
+        }
     }
 }
 

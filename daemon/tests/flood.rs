@@ -72,7 +72,7 @@ struct Outcome {
     /// From the first genuine packet to the last.
     took: Duration,
     /// Lines of the audit log, and how long the daemon ran.
-    lines: usize,
+    lines: Vec<String>,
     ran: Duration,
 }
 
@@ -113,7 +113,7 @@ fn receive(directory: &Path, frames: &[&[u8]], count: u64, rate: u64) -> Outcome
             .filter(|(_, count)| *count > 0)
             .collect(),
         took,
-        lines: lines.count(),
+        lines: lines.map(str::to_owned).collect(),
         ran: began.elapsed(),
     }
 }
@@ -152,9 +152,23 @@ fn genuine_packets_pass_through_floods() {
             "{:?}",
             base.drops
         );
-        for (name, reason, frames, bad, least) in [
-            ("replays", "replay", &replays, count - BEHIND as u64, 0.9),
-            ("wrong ICVs", "icv", &forged, count, 0.4),
+        for (name, reason, what, frames, bad, least) in [
+            (
+                "replays",
+                "replay",
+                "is a replay",
+                &replays,
+                count - BEHIND as u64,
+                0.9,
+            ),
+            (
+                "wrong ICVs",
+                "icv",
+                "fails its integrity check",
+                &forged,
+                count,
+                0.4,
+            ),
         ] {
             let flood = receive(directory.path(), frames, count, 2 * rate);
             let kept = base.took.as_secs_f64() / flood.took.as_secs_f64();
@@ -165,12 +179,18 @@ fn genuine_packets_pass_through_floods() {
                 kept * 100.0,
                 count as f64 / base.took.as_secs_f64(),
                 flood.drops,
-                flood.lines,
+                flood.lines.len(),
                 flood.ran
             );
             assert_eq!(flood.received, count);
             assert_eq!(flood.drops, [(reason.to_owned(), bad)]);
-            assert!(flood.lines > 0 && flood.lines as u64 <= 10 * (flood.ran.as_secs() + 1));
+            let lines = flood.lines.len() as u64;
+            assert!(lines > 0 && lines <= 10 * (flood.ran.as_secs() + 1));
+            // What RFC 4303 section 4 wants told of one of them.
+            let packet = "SPI 0x00001000, 192.0.2.1 to 192.0.2.2, sequence number ";
+            let told =
+                (flood.lines.iter()).filter(|line| line.contains(what) && line.contains(packet));
+            assert!(told.count() > 0, "{:#?}", flood.lines);
             if is_long() {
                 assert!(kept >= least, "{kept}");
             }

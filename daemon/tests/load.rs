@@ -13,12 +13,12 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use hyper::Method;
-use process::{Daemon, add, delete, generator, head, host, is_long, machine, sa, wait_until};
+use process::{
+    CABLE, Daemon, add, cabled, delete, generator, head, host, is_long, machine, sa, wait_until,
+};
 use vesper_daemon::control::client::Client;
 use vesper_daemon::control::types;
 use vesper_verify::capture::CaptureReader;
-
-const CABLE: &str = "{ cable = { name = \"wire\" } }";
 
 /// How the counters of one machine stand.
 fn vm<'a>(stats: &'a types::Stats, host: &str, name: &str) -> &'a types::VmStats {
@@ -33,22 +33,9 @@ fn vm<'a>(stats: &'a types::Stats, host: &str, name: &str) -> &'a types::VmStats
 fn rekeys_under_traffic_lose_nothing() {
     let (rekeys, vms): (u32, u8) = if is_long() { (10_000, 10) } else { (150, 3) };
     let directory = tempfile::tempdir().unwrap();
-    let mut configuration = head(directory.path());
-    for number in [1, 2] {
-        let mut machines = String::new();
-        for vm in 1..=vms {
-            let path = directory.path().join(format!("{number}-{vm}.sa"));
-            let spi = 0x1000 + u32::from(vm);
-            let (out, inward) = (
-                sa(number, vm, "out", spi, ""),
-                sa(3 - number, vm, "in", spi, ""),
-            );
-            process::secret_file(&path, &format!("{out}\n{inward}\n"));
-            let port = generator(number, vm, if is_long() { 2_000 } else { 700 });
-            machines += &machine(number, vm, &port, &format!("sa_file = {path:?}"));
-        }
-        configuration += &host(number, CABLE, &machines);
-    }
+    let rate = if is_long() { 2_000 } else { 700 };
+    let configuration =
+        head(directory.path()) + &cabled(directory.path(), vms, rate, |_| String::new());
     let daemon = Daemon::start(directory.path(), &configuration);
     let begin = Instant::now();
     let longest = AtomicU64::new(0);

@@ -209,7 +209,7 @@ fn update_changes_limits_alone() {
     assert_eq!(update(&outbound(0x1001)).unwrap_err().kind, Kind::NotFound);
 }
 
-/// A store that keeps nothing.
+/// A store that keeps nothing, and says that it can not.
 #[derive(Default)]
 struct Forgetful(std::sync::atomic::AtomicU32);
 
@@ -236,6 +236,25 @@ impl Persistence for Forgetful {
     ) -> Result<Option<Zeroizing<String>>, PersistenceError> {
         Ok(None)
     }
+
+    fn trouble(&self) -> Option<String> {
+        Some("no space left".to_owned())
+    }
+}
+
+#[test]
+fn the_doctor_knows_that_the_store_fails() {
+    let about_store = |bed: &Bed| {
+        let findings = bed.plane.doctor().into_iter();
+        findings
+            .filter(|finding| finding.about == "store")
+            .map(|finding| (finding.severity, finding.text))
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(about_store(&Bed::new()), []);
+    let bed = Bed::with(Arc::new(Forgetful::default()), Profile::full());
+    let text = "nothing can be made durable: no space left".to_owned();
+    assert_eq!(about_store(&bed), [(Severity::Problem, text)]);
 }
 
 #[test]

@@ -7,12 +7,11 @@ use std::iter;
 use std::sync::Arc;
 use std::thread;
 
-use common::{Bed, inbound, outbound, state};
+use common::{Bed, durable, inbound, outbound, state};
 use vesper_daemon::plane::{
     Desired, Diff, Kind, MachineSpec, Origin, Persistence, PolicyFilter, Refusal, SaFilter,
     SaRecord, SaSpec, Scope,
 };
-use vesper_daemon::store::{Durable, Files, RefillSettings, StorePaths};
 use vesper_offload::{OffloadMode, Profile};
 use vesper_sa::Timestamp;
 use vesper_verify::xfrm::parse_policies;
@@ -21,14 +20,7 @@ const NOW: Timestamp = Timestamp::from_secs(1);
 
 /// A plane with a store in this directory.
 fn bed(directory: &tempfile::TempDir) -> Bed {
-    let paths = StorePaths {
-        files: Files::in_directory(directory.path()),
-        kek: directory.path().join("key"),
-    };
-    let durable = Durable::open(&paths, RefillSettings::default(), |alarm| {
-        panic!("{alarm:?}");
-    });
-    let durable = Arc::new(durable.unwrap());
+    let durable = durable(directory.path());
     durable.started(&[]).unwrap();
     Bed::with(durable as Arc<dyn Persistence>, Profile::full())
 }

@@ -7,11 +7,10 @@ use std::collections::HashSet;
 use std::iter;
 use std::sync::Arc;
 
-use common::{Bed, inbound, key, outbound, state};
+use common::{Bed, durable, inbound, key, outbound, state};
 use vesper_daemon::plane::{
     Desired, MachineSpec, Origin, Persistence, SaFilter, SaRecord, SaSpec, Scope, Volatile,
 };
-use vesper_daemon::store::{Durable, Files, RefillSettings, StorePaths};
 use vesper_offload::Profile;
 use vesper_sa::Timestamp;
 
@@ -32,14 +31,7 @@ fn each(test: impl Fn(&Bed, &dyn Persistence)) {
     drop(bed);
 
     let directory = tempfile::tempdir().unwrap();
-    let paths = StorePaths {
-        files: Files::in_directory(directory.path()),
-        kek: directory.path().join("key"),
-    };
-    let durable = Durable::open(&paths, RefillSettings::default(), |alarm| {
-        panic!("{alarm:?}");
-    });
-    let durable = Arc::new(durable.unwrap());
+    let durable = durable(directory.path());
     for words in [outbound(0x1000), outbound(0x1001), inbound(0x2000)] {
         durable.do_not_keep(&state(&words).keys);
     }

@@ -14,7 +14,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use hyper::Method;
-use process::{Daemon, add, delete, generator, head, host, is_long, machine, sa, wait_until};
+use process::{Daemon, add, cabled, delete, head, is_long, sa, wait_until};
 use vesper_daemon::control::types;
 
 /// Machines of each host that have traffic.
@@ -76,27 +76,15 @@ fn a_long_run_needs_no_more_than_a_short_one() {
     drop(free);
     let mut configuration = head(directory.path());
     writeln!(configuration, "status = {address:?}").unwrap();
-    for number in [1, 2] {
-        let mut machines = String::new();
-        for vm in 1..=VMS {
-            let path = directory.path().join(format!("{number}-{vm}.sa"));
-            let spi = 0x1000 + u32::from(vm);
-            let (out, inward) = (
-                sa(number, vm, "out", spi, ""),
-                sa(3 - number, vm, "in", spi, ""),
-            );
-            process::secret_file(&path, &format!("{out}\n{inward}\n"));
-            // One in the adapter, one with the host's software, one with a queue of its own.
-            let more = match vm {
-                1 => "vmq_weight = 0",
-                2 => "ipsec_offload_limit = 0",
-                _ => "vmq_weight = 50",
-            };
-            let more = format!("{more}\nsa_limit = 10000\nsa_file = {path:?}");
-            machines += &machine(number, vm, &generator(number, vm, 1_000), &more);
-        }
-        configuration += &host(number, "{ cable = { name = \"wire\" } }", &machines);
-    }
+    configuration += &cabled(directory.path(), VMS, 1_000, |vm| {
+        // One in the adapter, one with the host's software, one with a queue of its own.
+        let path = match vm {
+            1 => "vmq_weight = 0",
+            2 => "ipsec_offload_limit = 0",
+            _ => "vmq_weight = 50",
+        };
+        format!("{path}\nsa_limit = 10000")
+    });
     let daemon = Daemon::start(directory.path(), &configuration);
     let client = daemon.client();
     for from in [0x10_0000, 0x20_0000] {

@@ -6,8 +6,8 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
 use bed::{open, put, words};
-use vesper_daemon::store::{Files, Kek, Store, StoreError};
-use vesper_sa::Direction;
+use vesper_daemon::store::{Durable, Files, Kek, RefillSettings, Store, StoreError, StorePaths};
+use vesper_sa::{Direction, Timestamp};
 
 #[test]
 fn no_key_is_in_the_files() {
@@ -54,6 +54,28 @@ fn a_second_daemon_is_refused() {
         Err(StoreError::WrongKey)
     ));
     assert!(Store::open(files, &kek).unwrap().1.loss.is_none());
+}
+
+/// Neither would it open the store, nor could one tell the two apart afterwards.
+#[test]
+fn a_key_that_is_lost_is_not_made_anew() {
+    let directory = tempfile::tempdir().unwrap();
+    let paths = StorePaths {
+        files: Files::in_directory(directory.path()),
+        kek: directory.path().join("key"),
+    };
+    let open = || Durable::open(&paths, RefillSettings::default(), |_| ());
+    open().unwrap().close(Timestamp::from_secs(1)).unwrap();
+    let elsewhere = directory.path().join("elsewhere");
+    fs::rename(&paths.kek, &elsewhere).unwrap();
+    let refused = open().unwrap_err().to_string();
+    assert!(
+        refused.contains("key: does not exist; put back"),
+        "{refused}"
+    );
+    assert!(!paths.kek.exists());
+    fs::rename(&elsewhere, &paths.kek).unwrap();
+    assert!(open().unwrap().loss().is_none());
 }
 
 #[test]

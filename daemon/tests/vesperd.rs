@@ -50,34 +50,53 @@ fn the_first_run_accounts_for_every_packet() {
         "no terminal, no control sequences: {text}"
     );
     assert!(began.elapsed() < Duration::from_secs(20), "{text}");
+    for (machine, path) in [
+        ("queue", "queue"),
+        ("function", "function"),
+        ("software", "software"),
+    ] {
+        assert_agreement(&text, machine, path);
+    }
+}
 
+/// Received through the default queue of the adapter, which opens packets for several machines.
+#[test]
+fn what_the_adapter_opens_in_the_default_queue_is_the_machines() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("vesperd.toml");
+    fs::write(&file, DEFAULT.replace("ipsec_offload_limit = 0", "")).unwrap();
+    let mut command = vesperd();
+    let output = command
+        .args(["--for", "1s", "--config"])
+        .arg(&file)
+        .output();
+    let output = output.unwrap();
+    let text = text(&output);
+    assert!(output.status.success(), "{text}");
+    assert_agreement(&text, "software", "synthetic");
+}
+
+/// The summaries of a machine on both hosts agree to the packet.
+fn assert_agreement(text: &str, machine: &str, path: &str) {
     // machine, path, sent, sealed, opened, received, drops: in the summary, the last of each.
     let rows = |name: &str| -> Vec<u64> {
         let row = text.lines().rfind(|line| line.starts_with(name)).unwrap();
         let numbers = row.split_whitespace().skip(2);
         numbers.map(|number| number.parse().unwrap()).collect()
     };
-    for (machine, path) in [
-        ("queue", "queue"),
-        ("function", "function"),
-        ("software", "software"),
-    ] {
-        let (a, b) = (rows(&format!("a/{machine}")), rows(&format!("b/{machine}")));
-        assert!(
-            text.contains(&format!("a/{machine:<18} {path:<9}")),
-            "{text}"
-        );
-        let ([sent, sealed, opened, received, drops], [peer_sent, peer_sealed, ..]) =
-            (&a[..], &b[..])
-        else {
-            panic!("{text}");
-        };
-        assert!(*sent > 0 && *received > 0, "{text}");
-        // The hosts agree, to the packet.
-        assert_eq!((sent, drops), (sealed, &0), "{text}");
-        assert_eq!((opened, opened), (peer_sealed, received), "{text}");
-        assert_eq!(peer_sent, peer_sealed, "{text}");
-    }
+    let (a, b) = (rows(&format!("a/{machine}")), rows(&format!("b/{machine}")));
+    assert!(
+        text.contains(&format!("a/{machine:<18} {path:<9}")),
+        "{text}"
+    );
+    let ([sent, sealed, opened, received, drops], [peer_sent, peer_sealed, ..]) = (&a[..], &b[..])
+    else {
+        panic!("{text}");
+    };
+    assert!(*sent > 0 && *received > 0, "{text}");
+    assert_eq!((sent, drops), (sealed, &0), "{text}");
+    assert_eq!((opened, opened), (peer_sealed, received), "{text}");
+    assert_eq!(peer_sent, peer_sealed, "{text}");
 }
 
 #[test]
@@ -410,16 +429,92 @@ fn a_reload_is_all_or_nothing() {
     assert!(output.status.success(), "{text}");
     let said: Vec<&str> = text
         .lines()
-        .filter(|line| line.starts_with("vesperd: "))
+        .filter_map(|line| line.split_once("vesperd::running: "))
+        .map(|(_, said)| said)
         .collect();
-    assert_eq!(said[0], "vesperd: reloaded: nothing has changed", "{text}");
-    assert_eq!(said[1], "vesperd: reloaded:", "{text}");
-    assert!(text.contains("vm a/software"), "{text}");
+    assert_eq!(said[0], "reloaded: nothing has changed", "{text}");
+    assert_eq!(said[1], "reloaded:", "{text}");
+    assert!(text.contains("\n~ vm a/software"), "{text}");
     assert!(
         said[2].contains("nothing has changed") && said[2].contains("buffers"),
         "{text}"
     );
     assert!(said[3].contains("nothing has changed"), "{text}");
+}
+
+/// A terminal that is closed, or a disk that is full of logs, is no reason to leave the machines
+/// without encryption.
+#[test]
+fn packets_pass_whoever_reads_the_output() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("vesperd.toml");
+    let state = directory.path().join("state");
+    let stateful = DEFAULT.replacen("[daemon]", &format!("[daemon]\nstate = {state:?}"), 1);
+    fs::write(&file, stateful).unwrap();
+    let full = || fs::OpenOptions::new().write(true).open("/dev/full");
+    let mut command = vesperd();
+    command.args(["--for", "2s", "--config"]).arg(&file);
+
+    // Nobody reads the table any more.
+    let mut child = command.spawn().unwrap();
+    drop(child.stdout.take());
+    let closed = child.wait_with_output().unwrap();
+    assert!(closed.status.success(), "{}", text(&closed));
+    let errors = text(&closed);
+    assert_eq!(
+        errors.matches("nothing more is shown").count(),
+        1,
+        "{errors}"
+    );
+
+    // The log has no room; a reload has something to say as well.
+    let mut child = command.stderr(full().unwrap()).spawn().unwrap();
+    thread::sleep(Duration::from_secs(1));
+    let pid = rustix::process::Pid::from_child(&child);
+    rustix::process::kill_process(pid, rustix::process::Signal::HUP).unwrap();
+    assert!(child.wait().unwrap().success());
+
+    // The summary has no room: that is told, and nothing panics.
+    let output = vesperd()
+        .args(["--for", "1s"])
+        .stdout(full().unwrap())
+        .output()
+        .unwrap();
+    let errors = text(&output);
+    assert_eq!(output.status.code(), Some(1), "{errors}");
+    assert!(
+        errors.contains("vesperd: standard output: No space left"),
+        "{errors}"
+    );
+}
+
+#[test]
+fn logs_are_json_on_request_to_the_last_line() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("vesperd.toml");
+    let text = DEFAULT.replacen("log_format = \"text\"", "log_format = \"json\"", 1);
+    fs::write(&file, &text).unwrap();
+    let child = vesperd()
+        .arg("--config")
+        .arg(&file)
+        .arg("--quiet")
+        .spawn()
+        .unwrap();
+    thread::sleep(Duration::from_secs(1));
+    fs::write(&file, text + "rubbish").unwrap();
+    let pid = rustix::process::Pid::from_child(&child);
+    rustix::process::kill_process(pid, rustix::process::Signal::HUP).unwrap();
+    thread::sleep(Duration::from_secs(1));
+    let output = end(child, rustix::process::Signal::TERM);
+    let errors = String::from_utf8(output.stderr).unwrap();
+    assert!(
+        errors.contains("not reloaded, nothing has changed"),
+        "{errors}"
+    );
+    for line in errors.lines() {
+        let parsed: Result<serde_json::Value, _> = serde_json::from_str(line);
+        assert!(parsed.is_ok(), "{line}");
+    }
 }
 
 fn end(child: Child, signal: rustix::process::Signal) -> Output {

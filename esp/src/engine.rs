@@ -7,6 +7,7 @@ use vesper_sa::{Event, Events, Mode, Timestamp};
 
 use crate::aead::{self, Job, open_batch, seal_batch};
 use crate::association::EspSa;
+use crate::audit::Audit;
 use crate::buffer::Buffer;
 use crate::fate::{Counters, DropReason, Opened, Verdict};
 use crate::inbound::{self, Candidate, Gate, Inbound, InboundSas};
@@ -49,6 +50,7 @@ pub struct Engine {
     ports: EncapsulationPorts,
     counters: Counters,
     events: Vec<Event>,
+    audit: Audit,
     /// Where to try an ESP packet on a copy; `None`: never.
     scratch: Option<Vec<u8>>,
     recent: Recent,
@@ -67,6 +69,7 @@ impl Engine {
             ports,
             counters: Counters::default(),
             events: Vec::with_capacity(EVENTS),
+            audit: Audit::new(),
             scratch: Some(Vec::new()),
             recent: Recent::new(),
         }
@@ -309,7 +312,7 @@ impl Engine {
         let mut first = 0;
         for run in chunk.chunk_by_mut(|a, b| same(a.sa, b.sa)) {
             let len = run.len();
-            self.admit::<B, ADAPTER>(sas, run, first, &mut candidates, &mut jobs);
+            self.admit::<B, ADAPTER>(now, sas, run, first, &mut candidates, &mut jobs);
             first += len;
         }
         prefetch_soon(next.iter().map(|entry| entry.sa));
@@ -322,7 +325,7 @@ impl Engine {
         let mut first = 0;
         for run in candidates.chunk_by_mut(|a, b| ptr::eq(a.sa, b.sa)) {
             self.commit(now, run, authentic >> first);
-            self.open(run, chunk);
+            self.open(now, run, chunk);
             first += run.len();
         }
     }
@@ -332,6 +335,7 @@ impl Engine {
     #[inline(always)]
     fn admit<'a, 'c, B: Buffer, const ADAPTER: bool>(
         &mut self,
+        now: Timestamp,
         sas: &impl InboundSas<'a>,
         run: &'c mut [Inbound<'a, B>],
         first: usize,
@@ -365,6 +369,9 @@ impl Engine {
                     candidates.push(candidate);
                 }
                 Err(verdict) => {
+                    if let Verdict::Drop(reason) = verdict {
+                        self.tell(now, reason, entry.sa, entry.packet.data());
+                    }
                     entry.verdict = verdict;
                     self.counters.count(verdict, 0);
                 }
@@ -412,7 +419,12 @@ impl Engine {
 
     /// Leaves the inner packets of those that were accepted.
     #[inline(always)]
-    fn open<B: Buffer>(&mut self, candidates: &[Candidate<'_>], chunk: &mut [Inbound<'_, B>]) {
+    fn open<B: Buffer>(
+        &mut self,
+        now: Timestamp,
+        candidates: &[Candidate<'_>],
+        chunk: &mut [Inbound<'_, B>],
+    ) {
         let (mut opened, mut bytes) = (0, 0);
         for candidate in candidates {
             let entry = &mut chunk[usize::from(candidate.index)];
@@ -428,12 +440,23 @@ impl Engine {
                 bytes += len as u64;
                 continue;
             }
+            if let Some(reason) = candidate.refusal {
+                self.tell(now, reason, Some(candidate.sa), entry.packet.data());
+            }
             entry.verdict = inbound::open(candidate, &mut entry.packet);
             let len = entry.packet.data().len();
             self.counters.count(entry.verdict, len);
         }
         self.counters.opened_packets += opened;
         self.counters.opened_bytes += bytes;
+    }
+
+    /// Tells of a packet that is refused, as often as that is of use.
+    #[cold]
+    fn tell(&mut self, now: Timestamp, reason: DropReason, sa: Option<&EspSa>, packet: &[u8]) {
+        let event = self.audit.refused(now, reason, sa, packet, &self.ports);
+        let has_room = self.events.len() < EVENTS;
+        self.events.extend(event.filter(|_| has_room));
     }
 
     #[inline]

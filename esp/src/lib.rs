@@ -59,6 +59,7 @@
 
 pub mod aead;
 mod association;
+mod audit;
 mod buffer;
 mod engine;
 mod fate;
@@ -72,6 +73,7 @@ mod suite;
 pub mod wire;
 
 pub use association::{AssociationError, EspContext, EspSa, association};
+pub use audit::audited;
 pub use buffer::{Buffer, PacketBuf, prefetch};
 pub use engine::{CHUNK, Engine};
 pub use fate::{Counters, DropReason, Opened, Verdict};

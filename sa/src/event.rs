@@ -30,6 +30,54 @@ impl fmt::Display for SaIdentity {
     }
 }
 
+/// What RFC 4303 section 4 wants told of a packet that is refused.
+///
+//= https://www.rfc-editor.org/rfc/rfc4303#section-3.4.2
+//# The
+//# audit log entry for this event SHOULD include the SPI value,
+//# date/time received, Source Address, Destination Address, Sequence
+//# Number, and (in IPv6) the cleartext Flow ID.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AuditedPacket {
+    /// The index, which may be a reserved one.
+    pub spi: u32,
+    /// Outer source address.
+    pub source: IpAddr,
+    /// Outer destination address.
+    pub destination: IpAddr,
+    /// The sequence number on the wire.
+    pub sequence: u32,
+    /// The flow label of the outer header, if that is IPv6.
+    pub flow_label: Option<u32>,
+}
+
+impl fmt::Display for AuditedPacket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "SPI 0x{:08x}, {} to {}, sequence number {}",
+            self.spi, self.source, self.destination, self.sequence
+        )?;
+        match self.flow_label {
+            Some(label) => write!(f, ", flow label 0x{label:05x}"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Why a packet was refused, as far as RFC 4303 calls that an auditable event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Auditable {
+    /// It names no association (section 3.4.2).
+    NoAssociation,
+    /// It is a fragment (section 3.4.1).
+    Fragment,
+    /// Its sequence number was seen before, or is too old to tell (section 3.4.3).
+    Replay,
+    /// Its integrity check fails (section 3.4.4).
+    Integrity,
+}
+
 /// A message for the key manager: what PF_KEY and xfrm call acquire and expire, and what
 /// RFC 4303 wants audited.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,10 +109,17 @@ pub enum Event {
     BadSpi {
         /// The virtual machine whose receive filter took the packet, if one did.
         receiver: Option<VmId>,
-        /// Outer destination address.
-        destination: IpAddr,
-        /// The index, which may be a reserved one.
-        spi: u32,
+        /// The packet.
+        packet: AuditedPacket,
+    },
+    /// A packet was refused: of each reason, at most one a second is told of.
+    PacketRefused {
+        /// The association that it named, if it named one that exists.
+        sa: Option<SaIdentity>,
+        /// Why.
+        reason: Auditable,
+        /// The packet.
+        packet: AuditedPacket,
     },
     /// Most of what a virtual machine or the adapter can hold is used.
     CapacityLow {

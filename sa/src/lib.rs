@@ -83,7 +83,7 @@ mod update;
 
 pub use association::{Sa, SaParamsError, SaState, SaStatistics};
 pub use database::{Change, Database, Epoch, Reader, Readers, View};
-pub use event::{Event, Events, SaIdentity};
+pub use event::{Auditable, AuditedPacket, Event, Events, SaIdentity};
 pub use handle::{ReceiveKey, Receiver, SaHandle};
 pub use ident::{Direction, Spi, Timestamp, VmId};
 pub use inbound::{Commit, InboundRefusal, Precheck};

@@ -36,16 +36,19 @@ pub(super) fn run(
         _ => 2,
     });
     let has_problem = findings.iter().any(|finding| finding.severity == "problem");
-    if format.json {
-        json(out, &Findings { findings })?;
-    } else {
-        findings
-            .iter()
-            .try_for_each(|finding| print(out, finding))?;
-    }
-    match has_problem {
-        true => Err(Stop::Found),
-        false => Ok(()),
+    let printed = match format.json {
+        true => json(out, &Findings { findings }),
+        false => (findings.iter())
+            .try_for_each(|finding| print(out, finding))
+            .map_err(Stop::from),
+    };
+    match printed {
+        // Whoever has seen enough may still ask what was found.
+        Err(Stop::System(error)) if has_problem && error.kind() == io::ErrorKind::BrokenPipe => {
+            Err(Stop::Found)
+        }
+        Ok(()) if has_problem => Err(Stop::Found),
+        printed => printed,
     }
 }
 

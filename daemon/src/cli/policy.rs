@@ -1,7 +1,6 @@
 //! `vesper policy`.
 
-use std::fs;
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::path::PathBuf;
 
 use clap::Subcommand;
@@ -116,14 +115,9 @@ pub(super) fn run(client: &Client, command: Command, out: &mut dyn Write) -> Res
             })?;
         }
         Command::Import { file } => {
-            let text = match file {
-                Some(file) => fs::read_to_string(file)?,
-                None => {
-                    let mut text = String::new();
-                    io::stdin().read_to_string(&mut text)?;
-                    text
-                }
-            };
+            let text = words::whole(file.as_deref())?;
+            let text = str::from_utf8(&text)
+                .map_err(|_| Stop::Usage("policies are text in UTF-8".to_owned()))?;
             let body = serde_json::json!({ "words": text }).to_string();
             let count: types::Count =
                 client.send_for(Method::POST, "/v1/policies", body.as_bytes())?;

@@ -1,13 +1,11 @@
 //! `vesper sa`.
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::path::PathBuf;
 
 use clap::Subcommand;
 use hyper::Method;
-use zeroize::Zeroizing;
 
 use super::answer::{Stop, json};
 use super::table::ago;
@@ -140,13 +138,7 @@ pub(super) fn run(client: &Client, command: Command, out: &mut dyn Write) -> Res
             })?;
         }
         Command::Import { host, vm, file } => {
-            let mut text = Zeroizing::new(Vec::new());
-            match &file {
-                Some(file) => *text = fs::read(file).map_err(|error| named(file, &error))?,
-                None => {
-                    io::stdin().read_to_end(&mut text)?;
-                }
-            }
+            let text = words::whole(file.as_deref())?;
             let more: Vec<_> = [("host", &host), ("vm", &vm)]
                 .into_iter()
                 .filter_map(|(word, value)| Some((word, value.as_deref()?)))
@@ -157,13 +149,6 @@ pub(super) fn run(client: &Client, command: Command, out: &mut dyn Write) -> Res
         }
     }
     Ok(())
-}
-
-fn named(file: &std::path::Path, error: &io::Error) -> Stop {
-    Stop::System(io::Error::new(
-        error.kind(),
-        format!("{}: {error}", file.display()),
-    ))
 }
 
 fn number(words: &[String]) -> Option<u64> {

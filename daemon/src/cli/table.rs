@@ -29,6 +29,16 @@ pub(super) fn print(
     Ok(())
 }
 
+/// A name, or as much of it as there is room for.
+pub(super) fn cut(name: &str, room: usize) -> String {
+    match name.chars().count() > room {
+        true => (name.chars().take(room.saturating_sub(1)))
+            .chain(['…'])
+            .collect(),
+        false => name.to_owned(),
+    }
+}
+
 /// A number with its thousands apart: `12,345`.
 pub(super) fn grouped(number: u64) -> String {
     let digits = number.to_string();

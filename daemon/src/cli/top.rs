@@ -11,6 +11,7 @@ use ratatui::text::Line;
 use ratatui::widgets::{Block, Cell, Gauge, Row, Table};
 
 use super::answer::Stop;
+use super::table;
 use crate::control::client::Client;
 use crate::control::types::{HostStats, Stats, VmStats, WorkerStats};
 
@@ -103,13 +104,16 @@ fn draw(frame: &mut Frame<'_>, view: &View) {
         true => format!("machines: {room} of {}; enlarge the window", all.len()),
         false => "machines".to_owned(),
     };
+    // The columns of numbers and the border take the rest.
+    let longest = all.iter().map(|rates| rates.name.chars().count()).max();
+    let width = (longest.unwrap_or(0).max(16)).min(usize::from(machines.width).saturating_sub(58));
     let rows = all.into_iter().map(|rates| {
         let style = match rates.losing {
             true => Style::new().fg(Color::Yellow),
             false => Style::new(),
         };
         Row::new([
-            Cell::from(rates.name),
+            Cell::from(table::cut(&rates.name, width)),
             Cell::from(rates.path),
             Cell::from(format!("{:>8.3}", rates.mpps)),
             Cell::from(format!("{:>8.3}", rates.gbits)),
@@ -127,7 +131,7 @@ fn draw(frame: &mut Frame<'_>, view: &View) {
         "        LOST",
     ]);
     let widths = [
-        Constraint::Min(16),
+        Constraint::Length(u16::try_from(width).unwrap_or(u16::MAX)),
         Constraint::Length(10),
         Constraint::Length(9),
         Constraint::Length(9),

@@ -1,6 +1,40 @@
 //! Words of the command line on their way to the daemon.
 
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::Path;
+
+use zeroize::Zeroizing;
+
 use super::answer::Stop;
+
+/// The longest text that the daemon takes at a time, in bytes.
+const LONGEST: u64 = 16 << 20;
+
+/// All of a file, or of standard input; wiped after use.
+pub(super) fn whole(file: Option<&Path>) -> Result<Zeroizing<Vec<u8>>, Stop> {
+    let name = file.map_or("standard input".into(), Path::to_string_lossy);
+    let named = |error: io::Error| {
+        let text = format!("{name}: {error}");
+        Stop::System(io::Error::new(error.kind(), text))
+    };
+    let source: Box<dyn Read> = match file {
+        Some(file) => Box::new(File::open(file).map_err(named)?),
+        None => Box::new(io::stdin().lock()),
+    };
+    let mut text = Zeroizing::new(Vec::new());
+    source
+        .take(LONGEST + 1)
+        .read_to_end(&mut text)
+        .map_err(named)?;
+    match text.len() as u64 > LONGEST {
+        false => Ok(text),
+        true => Err(Stop::Usage(format!(
+            "{name}: longer than {} MiB; import a part at a time",
+            LONGEST >> 20
+        ))),
+    }
+}
 
 /// The words as one line that the daemon splits into the same words.
 pub(super) fn line(words: &[String]) -> String {

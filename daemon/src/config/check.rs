@@ -201,7 +201,7 @@ fn check_cables(config: &Config, problems: &mut Vec<Problem>) {
 }
 
 fn check_pairs(config: &Config, problems: &mut Vec<Problem>) {
-    let vms: Vec<String> = config
+    let vms: BTreeSet<String> = config
         .hosts
         .iter()
         .flat_map(|host| {
@@ -264,9 +264,9 @@ fn unique<'a>(
     what: &str,
     problems: &mut Vec<Problem>,
 ) {
-    let mut seen = Vec::new();
+    let mut seen = BTreeSet::new();
     for name in names {
-        if seen.contains(&name) {
+        if !seen.insert(name.as_str()) {
             let message = format!("there is another {what} `{name}`; give it another name");
             problem(problems, name.at(), message);
         }
@@ -278,7 +278,6 @@ fn unique<'a>(
             );
             problem(problems, name.at(), message);
         }
-        seen.push(name);
     }
 }
 

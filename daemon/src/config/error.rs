@@ -42,7 +42,9 @@ impl ConfigError {
     }
 
     pub(super) fn problems(file: &str, text: &str, problems: Vec<Problem>) -> Self {
-        let located = |problem: Problem| (Some(line_of(text, problem.at)), problem.message);
+        let ends: Vec<usize> = text.match_indices('\n').map(|(at, _)| at).collect();
+        let line = |at| 1 + ends.partition_point(|end| *end < at);
+        let located = |problem: Problem| (Some(line(problem.at)), problem.message);
         let mut messages: Vec<_> = problems.into_iter().map(located).collect();
         messages.sort();
         Self {

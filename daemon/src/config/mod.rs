@@ -7,10 +7,9 @@ mod model;
 mod value;
 mod words;
 
-use std::fs;
 use std::path::Path;
 
-use zeroize::Zeroizing;
+use crate::secret_file;
 
 pub use diff::{Change, Diff};
 pub use error::{ConfigError, Problem};
@@ -30,8 +29,8 @@ impl Config {
     /// needs them.
     pub fn read(path: &Path) -> Result<Self, ConfigError> {
         let name = path.display().to_string();
-        let text = match fs::read_to_string(path) {
-            Ok(text) => Zeroizing::new(text),
+        let text = match secret_file::open(path).and_then(secret_file::read_text) {
+            Ok(text) => text,
             Err(error) => return Err(ConfigError::unreadable(&name, &error)),
         };
         Self::parse(&text, &name)

@@ -242,6 +242,24 @@ fn files_of_secrets_are_the_owners_alone() {
     }
 }
 
+/// A reload that waits for somebody to write into a pipe would wait for good.
+#[test]
+fn only_regular_files_are_read() {
+    let directory = tempfile::tempdir().unwrap();
+    let pipe = directory.path().join("pipe");
+    let mode = rustix::fs::Mode::RUSR;
+    rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+    for path in [&pipe, std::path::Path::new("/dev/zero")] {
+        let error = Config::read(path).unwrap_err().to_string();
+        assert!(error.contains("not a regular file"), "{error}");
+    }
+    let error = Config::read(directory.path()).unwrap_err().to_string();
+    assert!(error.contains("is a directory"), "{error}");
+    let text = DEFAULT.replacen("vmq_weight = 100", &format!("sa_file = {pipe:?}"), 1);
+    let error = Config::parse(&text, "x.toml").unwrap_err().to_string();
+    assert!(error.contains("not a regular file"), "{error}");
+}
+
 #[test]
 fn lengths_of_time_have_units() {
     for (text, expected) in [

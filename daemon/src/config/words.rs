@@ -1,6 +1,5 @@
 //! Associations and policies of the configuration, by the words of `ip xfrm`.
 
-use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
@@ -101,7 +100,7 @@ impl VmConfig {
 /// Reads a file of secrets, which nobody but its owner may be able to read.
 pub(super) fn read_secret(path: &Path) -> Result<Zeroizing<String>, String> {
     let path = secret_file::resolve(path)?;
-    let metadata = fs::metadata(&path).map_err(|error| error.to_string())?;
+    let (file, metadata) = secret_file::open(&path).map_err(|error| error.to_string())?;
     let mode = metadata.mode() & 0o777;
     if secret_file::is_open_to_others(&path, &metadata) {
         return Err(format!(
@@ -115,9 +114,7 @@ pub(super) fn read_secret(path: &Path) -> Result<Zeroizing<String>, String> {
             metadata.uid()
         ));
     }
-    fs::read_to_string(&path)
-        .map(Zeroizing::new)
-        .map_err(|error| error.to_string())
+    secret_file::read_text((file, metadata)).map_err(|error| error.to_string())
 }
 
 /// What is wrong with words that stand in the configuration itself.

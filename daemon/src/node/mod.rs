@@ -10,6 +10,7 @@ mod driver;
 mod handle;
 mod machine;
 mod statistics;
+mod sys;
 mod waker;
 mod worker;
 
@@ -19,3 +20,5 @@ pub use machine::{Attach, AttachError};
 pub use statistics::{MachineStatistics, NodeStatistics, PathKind, Statistics, WorkerStatistics};
 pub use waker::Waker;
 pub use worker::Clock;
+
+pub(crate) use sys::set_time_slice;

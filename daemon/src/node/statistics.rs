@@ -96,6 +96,17 @@ pub struct WorkerStatistics {
 #[derive(Debug)]
 pub(super) struct Board(Mutex<NodeStatistics>);
 
+impl Statistics {
+    /// What hosts sent less what hosts received: what is between them, where all of them are
+    /// joined by cables.
+    pub fn wire_difference(&self) -> i64 {
+        let nodes = self.nodes.iter();
+        nodes
+            .map(|node| node.uplink.sent as i64 - node.uplink.received as i64)
+            .sum()
+    }
+}
+
 impl NodeStatistics {
     /// Frames that are neither where they were to go nor counted as lost: those that are on
     /// their way. Negative only where frames were copied, to groups or as segments of large

@@ -14,6 +14,9 @@ use crate::node::Statistics;
 /// Lines a second, that about suppressed ones included.
 const LINES: u32 = 10;
 
+/// Lines a second of one kind: a flood of one does not hide the others.
+const OF_A_KIND: u32 = 3;
+
 /// Writes the audit log.
 #[derive(Debug, Default)]
 pub(super) struct Audit {
@@ -35,7 +38,7 @@ const AUDITABLE: [DropReason; 7] = [
 impl Audit {
     /// Something was reported.
     pub(super) fn event(&mut self, now: Instant, kind: &str, host: &str, text: &str) {
-        if self.admits(now) {
+        if self.admits(now, kind) {
             tracing::warn!(target: "vesper::audit", kind, host, "{text}");
         }
     }
@@ -47,7 +50,7 @@ impl Audit {
                 let count = node.esp.drops(reason);
                 let name = (node.name.to_string(), reason);
                 let before = self.before.insert(name, count).unwrap_or(0);
-                if count > before && self.admits(now) {
+                if count > before && self.admits(now, reason.name()) {
                     tracing::warn!(
                         target: "vesper::audit",
                         kind = reason.name(),
@@ -60,8 +63,8 @@ impl Audit {
         }
     }
 
-    fn admits(&mut self, now: Instant) -> bool {
-        let admission = self.limiter.admit(now);
+    fn admits(&mut self, now: Instant, kind: &str) -> bool {
+        let admission = self.limiter.admit(now, kind);
         if let Some(suppressed) = admission.suppressed {
             tracing::warn!(target: "vesper::audit", "suppressed {suppressed} audit events");
         }
@@ -74,6 +77,7 @@ impl Audit {
 struct Limiter {
     begun: Option<Instant>,
     lines: u32,
+    of_kind: HashMap<String, u32>,
     suppressed: u64,
 }
 
@@ -85,7 +89,7 @@ struct Admission {
 }
 
 impl Limiter {
-    fn admit(&mut self, now: Instant) -> Admission {
+    fn admit(&mut self, now: Instant, kind: &str) -> Admission {
         let mut suppressed = None;
         let is_over = self
             .begun
@@ -93,15 +97,18 @@ impl Limiter {
         if is_over {
             self.begun = Some(now);
             self.lines = 0;
+            self.of_kind.clear();
             if self.suppressed > 0 {
                 suppressed = Some(self.suppressed);
                 self.suppressed = 0;
                 self.lines = 1;
             }
         }
-        let admitted = self.lines < LINES;
+        let of_kind = self.of_kind.entry(kind.to_owned()).or_default();
+        let admitted = self.lines < LINES && *of_kind < OF_A_KIND;
         if admitted {
             self.lines += 1;
+            *of_kind += 1;
         } else {
             self.suppressed += 1;
         }
@@ -124,16 +131,26 @@ mod tests {
         let (mut admitted, mut suppressed) = (0, 0);
         for event in 0..1_000_000_u64 {
             let micros = event * 4;
-            let admission = limiter.admit(start + Duration::from_micros(micros));
+            let kind = ["a", "b", "c", "d"][event as usize % 4];
+            let admission = limiter.admit(start + Duration::from_micros(micros), kind);
             let second = (micros / 1_000_000) as usize;
             lines[second] += u64::from(admission.admitted);
             lines[second] += u64::from(admission.suppressed.is_some());
             admitted += u64::from(admission.admitted);
             suppressed += admission.suppressed.unwrap_or(0);
         }
-        let last = limiter.admit(start + Duration::from_secs(60));
+        let last = limiter.admit(start + Duration::from_secs(60), "a");
         suppressed += last.suppressed.unwrap();
         assert_eq!(lines, [10, 10, 10, 10, 0]);
         assert_eq!(admitted + suppressed, 1_000_000);
+    }
+
+    #[test]
+    fn a_flood_of_one_kind_does_not_hide_another() {
+        let mut limiter = Limiter::default();
+        let now = Instant::now();
+        let flood = (0..1000).filter(|_| limiter.admit(now, "bad-spi").admitted);
+        assert_eq!(flood.count(), 3);
+        assert!(limiter.admit(now, "sequence-overflow").admitted);
     }
 }

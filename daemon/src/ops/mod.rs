@@ -173,7 +173,12 @@ impl Watcher {
 fn is_auditable(kind: &str) -> bool {
     matches!(
         kind,
-        "bad-spi" | "sequence-overflow" | "authentication-failures" | "hard-expire" | "sa-lost"
+        "bad-spi"
+            | "packet-refused"
+            | "sequence-overflow"
+            | "authentication-failures"
+            | "hard-expire"
+            | "sa-lost"
     )
 }
 

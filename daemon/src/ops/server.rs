@@ -56,7 +56,10 @@ impl StatusServer {
         sources: Sources,
         latest: Arc<Latest>,
     ) -> io::Result<Self> {
-        let listener = BlockingListener::bind(address)?;
+        let listener = BlockingListener::bind(address).map_err(|error| {
+            let text = format!("status page: {address}: {error}; give `status` another address");
+            io::Error::new(error.kind(), text)
+        })?;
         listener.set_nonblocking(true)?;
         let address = listener.local_addr()?;
         let runtime = tokio::runtime::Builder::new_multi_thread()

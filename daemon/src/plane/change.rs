@@ -94,16 +94,17 @@ impl Plane {
         }
         let undo = self.undo_of(&draft)?;
         let changes = changes_of(&draft);
-        match draft.add.is_empty() {
-            true => self.persistence.commit(&changes)?,
+        let begun = match draft.add.is_empty() {
+            true => {
+                self.persistence.commit(&changes)?;
+                Ok(())
+            }
             // One synchronisation of the disk for them and for what they begin with.
-            false => self.persistence.prepare(&changes)?,
-        }
-        let done = match draft.add.is_empty() {
-            true => Ok(()),
-            false => self.begin(&draft),
+            false => (self.persistence.prepare(&changes))
+                .map_err(Refusal::from)
+                .and_then(|()| self.begin(&draft)),
         };
-        let done = done.and_then(|()| self.call_nodes(&draft, &mut nodes));
+        let done = begun.and_then(|()| self.call_nodes(&draft, &mut nodes));
         let mut added = match done {
             Ok(added) => added,
             Err(refusal) => {

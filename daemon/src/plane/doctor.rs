@@ -1,7 +1,9 @@
 //! What is wrong here, and how to mend it.
 
 use std::collections::BTreeMap;
+use std::fs;
 
+use capctl::caps::{Cap, CapState};
 use vesper_esp::Suite;
 use vesper_esp::aead::Implementation;
 use vesper_sa::{Direction, ReplayProtection, SaState};
@@ -41,6 +43,14 @@ impl Plane {
     pub fn doctor(&self) -> Vec<Finding> {
         let mut findings = Vec::new();
         kernel(&mut findings);
+        rights(&mut findings);
+        if let Some(reason) = self.persistence.trouble() {
+            findings.push(Finding::problem(
+                "store".to_owned(),
+                format!("nothing can be made durable: {reason}"),
+                "make room, or mend the disk: SAs go on within what they were granted, then stop",
+            ));
+        }
         for node in self.nodes() {
             self.refresh_placements(node.name());
             let usage = node.nic().usage().ipsec_sas;
@@ -197,6 +207,49 @@ fn kernel(findings: &mut Vec<Finding>) {
             remedy: String::new(),
         },
     });
+}
+
+/// What this process may do, and whether its keys may get out of its memory.
+fn rights(findings: &mut Vec<Finding>) {
+    let about = || "rights".to_owned();
+    let has = CapState::get_current().is_ok_and(|state| {
+        state.effective.has(Cap::NET_ADMIN) && state.effective.has(Cap::NET_RAW)
+    });
+    if !has {
+        findings.push(Finding::warning(
+            about(),
+            "can not open interfaces, which ports of kind `tap` and `af_packet` need",
+            "give vesperd CAP_NET_ADMIN and CAP_NET_RAW, as its unit does, if there are such ports",
+        ));
+    }
+    let lines = |file| fs::read_to_string(file).unwrap_or_default();
+    let locked = lines("/proc/self/status")
+        .lines()
+        .find_map(|line| line.strip_prefix("VmLck:"))
+        .is_some_and(|size| size.trim() != "0 kB");
+    // The first line is the heading.
+    let has_swap = lines("/proc/swaps").lines().count() > 1;
+    if !locked && has_swap {
+        findings.push(Finding::warning(
+            about(),
+            "memory is not locked, so that keys may get into the swap",
+            "give vesperd CAP_IPC_LOCK and LimitMEMLOCK=infinity, as its unit does",
+        ));
+    }
+    if has && (locked || !has_swap) {
+        findings.push(Finding {
+            severity: Severity::Fine,
+            about: about(),
+            text: format!(
+                "interfaces can be opened; {}",
+                match locked {
+                    true => "memory is locked",
+                    false => "memory is not locked, but there is no swap",
+                }
+            ),
+            remedy: String::new(),
+        });
+    }
 }
 
 fn near(used: u32, limit: u32) -> bool {

@@ -1,5 +1,6 @@
 //! What happens, told to whoever subscribes.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
@@ -154,6 +155,10 @@ impl Plane {
                 sa::Event::LeaseLow(_) => None,
                 sa::Event::AuthenticationFailures(sa) => of_sa("authentication-failures", sa),
                 sa::Event::BadSpi { receiver, .. } => of_vm("bad-spi", *receiver, None),
+                sa::Event::PacketRefused { sa, .. } => match sa {
+                    Some(sa) => of_sa("packet-refused", sa),
+                    None => of_vm("packet-refused", None, None),
+                },
                 sa::Event::CapacityLow { owner, .. } => of_vm("capacity-low", Some(*owner), None),
                 sa::Event::Reset => of_vm("reset", None, None),
             },
@@ -197,20 +202,40 @@ impl Plane {
                 format!("{} has used 7/8 of its sequence numbers; rekey it", sa(it))
             }
             sa::Event::SequenceOverflow(it) => {
-                format!("{} has used up its sequence numbers", sa(it))
+                let from = self
+                    .source(it)
+                    .map_or_else(String::new, |source| format!(" from {source}"));
+                format!("{}{from} has used up its sequence numbers", sa(it))
             }
             sa::Event::LeaseLow(it) => format!("{} has used half of its lease", sa(it)),
             sa::Event::AuthenticationFailures(it) => {
                 format!("packets of {} fail authentication", sa(it))
             }
-            sa::Event::BadSpi {
-                destination, spi, ..
-            } => format!("a packet to {destination} has the unknown SPI 0x{spi:08x}"),
+            sa::Event::BadSpi { packet, .. } => {
+                format!("a packet is of no known SA: {packet}")
+            }
+            sa::Event::PacketRefused { reason, packet, .. } => {
+                let what = match reason {
+                    sa::Auditable::NoAssociation => "is of no known SA",
+                    sa::Auditable::Fragment => "is a fragment",
+                    sa::Auditable::Replay => "is a replay",
+                    sa::Auditable::Integrity => "fails its integrity check",
+                };
+                format!("a packet {what}: {packet}")
+            }
             sa::Event::CapacityLow { owner, used, limit } => {
                 format!("{} uses {used} of {limit} SAs", name(*owner))
             }
             sa::Event::Reset => "the adapter was reset".to_owned(),
         }
+    }
+
+    /// The outer source address of an association.
+    fn source(&self, sa: &SaIdentity) -> Option<IpAddr> {
+        let registry = self.registry();
+        let mut records = registry.sas.values();
+        let record = records.find(|record| record.identity() == *sa)?;
+        Some(record.sa.params().source)
     }
 
     /// An association as the subject of an event.

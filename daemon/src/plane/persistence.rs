@@ -66,6 +66,11 @@ pub trait Persistence: Send + Sync {
         host: &str,
         sa: &SaIdentity,
     ) -> Result<Option<Zeroizing<String>>, PersistenceError>;
+
+    /// Why nothing can be made durable at the moment, if that is so.
+    fn trouble(&self) -> Option<String> {
+        None
+    }
 }
 
 /// One change.

@@ -1,6 +1,7 @@
 //! Moments that can be compared after a restart.
 
 use std::fs;
+use std::sync::LazyLock;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::time::{ClockId, clock_gettime};
@@ -30,7 +31,7 @@ impl Moment {
             .duration_since(UNIX_EPOCH)
             .unwrap_or_default();
         Self {
-            boot: boot_id().unwrap_or_default(),
+            boot: boot_id(),
             since_boot: nanos(since_boot),
             wall: nanos(wall),
         }
@@ -68,7 +69,13 @@ impl Moment {
 }
 
 /// The name that the kernel has given to this boot.
-fn boot_id() -> Option<[u8; 16]> {
+/// It stays the same for as long as this process may run.
+fn boot_id() -> [u8; 16] {
+    static BOOT: LazyLock<[u8; 16]> = LazyLock::new(|| read_boot_id().unwrap_or_default());
+    *BOOT
+}
+
+fn read_boot_id() -> Option<[u8; 16]> {
     let text = fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
     let digits: Vec<u32> = text
         .chars()

@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
+use std::fs;
 use std::path::PathBuf;
 use std::slice;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,13 +20,14 @@ use super::{
     RefillSettings, SaName, Standing, Store, StoreError, StoredSa, Watched,
 };
 use crate::plane::{self, Persistence, PersistenceError, Volatile};
+use crate::secret_file;
 
 /// Where a daemon keeps its state.
 #[derive(Clone, Debug)]
 pub struct StorePaths {
     /// Database and anchor.
     pub files: Files,
-    /// The key-encryption key; made if there is none.
+    /// The key-encryption key; made with the store, unless it is a credential of systemd.
     pub kek: PathBuf,
 }
 
@@ -40,6 +42,8 @@ pub struct Durable {
     /// What comes from files now may have been in use before this start.
     starting: AtomicBool,
     loss: Option<(Loss, String)>,
+    /// Why nothing can be made durable, as long as that is so.
+    trouble: Arc<Mutex<Option<String>>>,
 }
 
 /// What was found at start and is not in use yet, and what belongs to names.
@@ -77,9 +81,25 @@ impl Durable {
     pub fn open(
         paths: &StorePaths,
         settings: RefillSettings,
-        alarm: impl FnMut(Alarm) + Send + 'static,
+        mut alarm: impl FnMut(Alarm) + Send + 'static,
     ) -> Result<Self, OpenError> {
-        let kek = Kek::read_or_create(&paths.kek).map_err(OpenError::Kek)?;
+        let trouble = Arc::new(Mutex::new(None));
+        let noted = Arc::clone(&trouble);
+        let alarm = move |it: Alarm| {
+            match &it {
+                Alarm::Failing { reason } => *locked(&noted) = Some(reason.clone()),
+                Alarm::Mended => *locked(&noted) = None,
+                Alarm::NeedsRekey { .. } => {}
+            }
+            alarm(it);
+        };
+        // Another key than the one that it was written with would be of no use to a store.
+        let is_written = fs::metadata(&paths.files.store).is_ok_and(|store| store.len() > 0);
+        let kek = match is_written || secret_file::is_credential(&paths.kek) {
+            true => Kek::read(&paths.kek),
+            false => Kek::read_or_create(&paths.kek),
+        };
+        let kek = kek.map_err(|error| OpenError::Kek(error.or_missing(is_written)))?;
         let (store, found) = Store::open(paths.files.clone(), &kek).map_err(OpenError::Store)?;
         let refill = Refill::start(store.clone(), settings, alarm).map_err(OpenError::Thread)?;
         let mut known = Known::default();
@@ -109,6 +129,7 @@ impl Durable {
             passing: Volatile::default(),
             starting: AtomicBool::new(true),
             loss: found.loss.map(|loss| (loss, found.detail)),
+            trouble,
         })
     }
 
@@ -410,6 +431,14 @@ impl Persistence for Durable {
             .words(&name(host, sa))
             .map_err(|error| failed(&error))
     }
+
+    fn trouble(&self) -> Option<String> {
+        locked(&self.trouble).clone()
+    }
+}
+
+fn locked(trouble: &Mutex<Option<String>>) -> MutexGuard<'_, Option<String>> {
+    trouble.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A NIC switch, from what was kept of it.

@@ -57,6 +57,13 @@ pub enum KekError {
         /// Bytes that it holds, as far as was read.
         found: usize,
     },
+    /// It does not exist.
+    Missing {
+        /// The file.
+        file: PathBuf,
+        /// There is a store that was written with it.
+        is_needed: bool,
+    },
     /// The system has no randomness to give.
     Random,
 }
@@ -71,7 +78,10 @@ impl Kek {
             file: path.to_owned(),
             error,
         };
-        let mut file = File::open(path).map_err(io)?;
+        // A pipe that nobody writes into is no reason to wait.
+        let mut options = OpenOptions::new();
+        options.read(true).custom_flags(libc::O_NONBLOCK);
+        let mut file = options.open(path).map_err(io)?;
         let metadata = file.metadata().map_err(io)?;
         if !metadata.is_file() {
             return Err(KekError::NotAFile(path.to_owned()));
@@ -158,6 +168,18 @@ impl Kek {
     }
 }
 
+impl KekError {
+    /// Says of a file that does not exist what it is needed for.
+    pub(super) fn or_missing(self, is_needed: bool) -> Self {
+        match self {
+            Self::Io { file, error } if error.kind() == io::ErrorKind::NotFound => {
+                Self::Missing { file, is_needed }
+            }
+            other => other,
+        }
+    }
+}
+
 impl fmt::Debug for Kek {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Kek")
@@ -194,6 +216,20 @@ impl fmt::Display for KekError {
                  digits",
                 file.display()
             ),
+            Self::Missing { file, is_needed } => {
+                let way_out = match is_needed {
+                    true => {
+                        "put back the one that the store was written with; if it is lost, remove \
+                         the store and its anchor, and replace the keys of all associations"
+                    }
+                    false => "make it known to the service, with LoadCredential=",
+                };
+                write!(
+                    f,
+                    "key-encryption key {}: does not exist; {way_out}",
+                    file.display()
+                )
+            }
             Self::Random => f.write_str("key-encryption key: the system gives no random numbers"),
         }
     }

@@ -35,10 +35,14 @@ mod open;
 mod plain;
 mod record;
 mod refill;
+mod supply;
 mod tables;
+mod watch_list;
 mod writer;
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
 use std::time::Duration;
 
 use vesper_sa::{Lease, LeaseError, LeaseHolder, LeaseRequest, LeaseStore, SaIdentity, SaSnapshot};
@@ -66,7 +70,16 @@ pub struct Store(Arc<Shared>);
 struct Shared {
     keys: StoreKeys,
     writer: Mutex<Writer>,
+    /// Grants that wait for the writer.
+    urgent: AtomicUsize,
 }
+
+/// Associations that are made in one go, see [`Store::prepare`]: so few that whoever makes them
+/// has done so before its time slice ends, as others wait for the writer meanwhile.
+const PART: usize = 8;
+
+/// Between two looks whether a grant that was waiting has the writer.
+const PAUSE: Duration = Duration::from_micros(50);
 
 /// What the store has cost so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -122,6 +135,7 @@ impl Store {
         let shared = Shared {
             keys,
             writer: Mutex::new(writer),
+            urgent: AtomicUsize::new(0),
         };
         Ok((Self(Arc::new(shared)), recovered))
     }
@@ -143,9 +157,36 @@ impl Store {
     /// Makes all of the changes, or none of them, so that they are durable together with the next
     /// change that is, or after [`settle`](Self::settle): nothing may be used before.
     ///
-    /// What follows at once, as first leases do, then costs one synchronisation and not two.
+    /// What follows at once, as first leases do, then costs one synchronisation and not two. Of
+    /// many new associations parts are made with [leases](Self::grant) of others between them:
+    /// packets do not wait for the whole. A start that finds some of the parts forgets them.
+    ///
+    /// # Errors
+    /// One of them can not be made. Parts may have been: the caller takes everything back.
     pub fn prepare(&self, changes: &[Change]) -> Result<(), StoreError> {
-        self.writer().prepare(&self.0.keys, changes)
+        let (new, mut rest) = {
+            let mut writer = self.writer();
+            let mut is_new = |change: &&Change| match change {
+                Change::PutSa(sa) => writer.knows(&self.0.keys, &sa.name).map(|known| !known),
+                _ => Ok(false),
+            };
+            let mut parts = (Vec::new(), Vec::new());
+            for change in changes {
+                match is_new(&change)? {
+                    true => parts.0.push(change),
+                    false => parts.1.push(change),
+                }
+            }
+            parts
+        };
+        let first = new.len().saturating_sub(PART).next_multiple_of(PART);
+        let (first, last) = new.split_at(first.min(new.len()));
+        for part in first.chunks(PART) {
+            self.writer().prepare(&self.0.keys, part, None)?;
+            self.let_in();
+        }
+        rest.extend(last);
+        self.writer().prepare(&self.0.keys, &rest, Some(first))
     }
 
     /// Makes durable what was prepared, if that is still to be done.
@@ -199,7 +240,17 @@ impl Store {
         &self,
         needs: &[(SaName, Need)],
     ) -> Result<Vec<Result<Granted, LeaseError>>, StoreError> {
-        self.writer().grant(&self.0.keys, needs)
+        self.0.urgent.fetch_add(1, Ordering::Relaxed);
+        let mut writer = self.writer();
+        self.0.urgent.fetch_sub(1, Ordering::Relaxed);
+        writer.grant(&self.0.keys, needs)
+    }
+
+    /// Lets in who has packets that wait for numbers.
+    fn let_in(&self) {
+        while self.0.urgent.load(Ordering::Relaxed) > 0 {
+            thread::sleep(PAUSE);
+        }
     }
 
     fn writer(&self) -> MutexGuard<'_, Writer> {

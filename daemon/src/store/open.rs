@@ -231,11 +231,12 @@ fn begin_epoch(
     };
     let transaction = database.begin_write()?;
     {
+        let draft = tables::take_draft(&transaction)?;
         let mut sas = SaTables::open(&transaction, keys)?;
         if let Some(loss) = writer.loss {
             sas.burn_all(loss)?;
         }
-        let found = sas.recover(&mut writer.index, &Moment::now())?;
+        let found = sas.recover(&mut writer.index, &draft, &Moment::now())?;
         recovered.sas = found
             .into_iter()
             .map(|(sa, standing)| RecoveredSa { sa, standing })

@@ -1,20 +1,20 @@
 //! The thread that renews leases and raises marks before they are used up.
 
-use std::collections::HashMap;
 use std::fmt;
 use std::io;
+use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded, unbounded};
 use vesper_esp::EspSa;
-use vesper_sa::{
-    Direction, Event, LeaseError, ReplayProtection, SaIdentity, SaSnapshot, SaState, Timestamp,
-};
+use vesper_sa::{Direction, Event, LeaseError, ReplayProtection, SaSnapshot, SaState, Timestamp};
 
-use super::record::Usage;
-use super::{Granted, Need, NeedKind, SaName, Standing, Store, StoreError};
+use super::supply::Supply;
+use super::watch_list::WatchList;
+use super::{Need, SaName, Standing, Store, StoreError};
+use crate::node::set_time_slice;
 
 /// How many numbers are granted at a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -119,7 +119,7 @@ impl Refill {
             store,
             settings,
             alarm: Box::new(alarm),
-            watched: HashMap::new(),
+            watched: WatchList::new(Instant::now()),
             failing: false,
         };
         let thread = thread::Builder::new()
@@ -128,6 +128,10 @@ impl Refill {
                 // Every association waits for this thread, and it has little to do. Who may not
                 // do this shares the processor with the workers as equals.
                 let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), -15);
+                // It wakes at once, and nobody waits for it for long.
+                let _ = set_time_slice(SLICE);
+                // What it waits for is less than a millisecond away.
+                let _ = rustix::thread::set_current_timer_slack(NonZeroU64::new(1_000));
                 worker.run(&receiver);
             })?;
         Ok((Self { orders }, thread))
@@ -175,53 +179,26 @@ impl Refill {
     }
 }
 
-/// Events come late or not at all where much happens at once: every association is looked at
-/// this often ...
-const SWEEP: Duration = Duration::from_millis(100);
-/// ... and so often those that have few numbers left for the packets that they carry.
-const GLANCE: Duration = Duration::from_millis(1);
+/// The time slice that its thread asks for, see [`set_time_slice`].
+const SLICE: Duration = Duration::from_micros(100);
+/// First numbers that are made durable in one go: what carries packets already waits for no more.
+const PART: usize = 64;
 /// How soon something is tried again that failed.
 const RETRY: Duration = Duration::from_millis(100);
-/// Packets that a lease should last for are counted over this time.
-const LEASE_TIME: Duration = Duration::from_secs(2);
-const SMALLEST_LEASE: u64 = 1 << 12;
-const LARGEST_LEASE: u64 = 1 << 20;
-const LARGEST_LEASE_32: u64 = 1 << 16;
 
 struct Worker {
     store: Store,
     settings: RefillSettings,
     alarm: Box<dyn FnMut(Alarm) + Send>,
-    watched: HashMap<SaName, State>,
+    watched: WatchList,
     failing: bool,
-}
-
-/// What is known of one association.
-struct State {
-    sa: Arc<EspSa>,
-    /// The number that it began with here, which is not known to have been used.
-    begun: u64,
-    /// From this number on more is needed.
-    low: u64,
-    /// The last number granted, or the mark.
-    end: u64,
-    /// Packets in a second, as of late; `None` while nobody knows.
-    rate: Option<u64>,
-    /// When the rate was measured, and the number at that time.
-    measured: (Instant, u64),
-    /// It gets nothing more.
-    refused: bool,
 }
 
 impl Worker {
     fn run(mut self, orders: &Receiver<Order>) {
-        let mut swept = Instant::now();
-        // Those that may be low before the next sweep.
-        let mut busy: Vec<SaName> = Vec::new();
         loop {
             let mut low = Vec::new();
-            let wait = if busy.is_empty() { SWEEP } else { GLANCE };
-            match orders.recv_timeout(wait.min(SWEEP.saturating_sub(swept.elapsed()))) {
+            match orders.recv_timeout(self.watched.patience(Instant::now())) {
                 Ok(order) => self.obey(order, &mut low),
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
@@ -229,18 +206,18 @@ impl Worker {
             for order in orders.try_iter() {
                 self.obey(order, &mut low);
             }
-            if swept.elapsed() >= SWEEP {
-                swept = Instant::now();
-                busy = self.sweep(swept, &mut low);
-            } else {
-                low.extend(self.glance(&busy));
-            }
-            low.sort_unstable();
-            low.dedup();
-            if !low.is_empty() && self.refill(low).is_err() {
-                // The sweep finds them again.
-                thread::sleep(RETRY);
-            }
+            self.look(low);
+        }
+    }
+
+    /// Gives more to those that need more, and to those that were said to be low.
+    fn look(&mut self, mut low: Vec<SaName>) {
+        self.watched.look(Instant::now(), &self.settings, &mut low);
+        low.sort_unstable();
+        low.dedup();
+        if !low.is_empty() && self.refill(low).is_err() {
+            // The sweep finds them again.
+            thread::sleep(RETRY);
         }
     }
 
@@ -262,7 +239,7 @@ impl Worker {
 
     fn watch(&mut self, sas: Vec<Watched>) -> Result<(), WatchError> {
         let now = Instant::now();
-        let mut names = Vec::with_capacity(sas.len());
+        let mut supplies = Vec::with_capacity(sas.len());
         let mut new = Vec::new();
         for Watched { node, sa, at_mark } in sas {
             let without_replay_protection = sa.params().replay == ReplayProtection::Off;
@@ -273,51 +250,56 @@ impl Worker {
                 node,
                 sa: sa.identity(),
             };
-            let sequence = sa.sequence();
             let is_inbound = sa.direction() == Direction::Inbound;
-            let before = self.watched.get(&name).map(|before| before.end);
-            if before.is_none() {
+            let before = self.watched.get(&name);
+            let is_new = before.is_none();
+            if is_new {
                 new.push(name.clone());
                 if is_inbound {
                     // Until a mark is durable nothing is accepted.
-                    sa.set_mark(sequence).map_err(|error| WatchError::Refused {
-                        name: name.clone(),
-                        error,
-                    })?;
+                    sa.set_mark(sa.sequence())
+                        .map_err(|error| WatchError::Refused {
+                            name: name.clone(),
+                            error,
+                        })?;
                 }
             }
-            let waits = is_inbound && at_mark && before.is_none();
-            let state = State {
-                rate: self.rate_of_predecessor(&name),
-                sa,
-                begun: sequence,
-                low: sequence + u64::from(waits),
-                end: before.unwrap_or(sequence),
-                measured: (now, sequence),
-                refused: false,
-            };
-            self.watched.insert(name.clone(), state);
-            if !waits {
-                names.push(name);
+            let waits = is_inbound && at_mark && is_new;
+            let rate = self.rate_of_predecessor(&name);
+            let supply = Supply::new(sa, before, rate, waits, now);
+            supplies.push((name, supply, waits));
+        }
+        let outcome = self.begin(supplies);
+        if let Err(WatchError::Store(_)) = &outcome {
+            new.iter().for_each(|name| self.watched.remove(name));
+        }
+        outcome
+    }
+
+    /// Gives associations their first numbers. Those that carry packets already do not wait for
+    /// all of them.
+    fn begin(&mut self, supplies: Vec<(SaName, Supply, bool)>) -> Result<(), WatchError> {
+        let mut outcome = Ok(());
+        let mut supplies = supplies.into_iter().peekable();
+        while supplies.peek().is_some() {
+            let mut names = Vec::new();
+            for (name, supply, waits) in supplies.by_ref().take(PART) {
+                self.watched.insert(name.clone(), supply);
+                if !waits {
+                    names.push(name);
+                }
+            }
+            for (name, error) in self.refill(names).map_err(WatchError::Store)? {
+                self.watched.remove(&name);
+                if outcome.is_ok() {
+                    outcome = Err(WatchError::Refused { name, error });
+                }
+            }
+            if supplies.peek().is_some() {
+                self.look(Vec::new());
             }
         }
-        match self.refill(names) {
-            Ok(refused) => {
-                for (name, _) in &refused {
-                    self.watched.remove(name);
-                }
-                match refused.into_iter().next() {
-                    None => Ok(()),
-                    Some((name, error)) => Err(WatchError::Refused { name, error }),
-                }
-            }
-            Err(error) => {
-                for name in new {
-                    self.watched.remove(&name);
-                }
-                Err(WatchError::Store(error))
-            }
-        }
+        outcome
     }
 
     /// An association that replaces another one will have the same rate.
@@ -331,42 +313,8 @@ impl Worker {
         if self.watched.len() > 1000 {
             return None;
         }
-        self.watched
-            .iter()
-            .filter(|(other, _)| same_path(other))
-            .filter_map(|(_, state)| state.rate)
-            .max()
-    }
-
-    /// Finds which associations need more, and returns those that may before the next sweep.
-    /// Measures their rates.
-    fn sweep(&mut self, now: Instant, low: &mut Vec<SaName>) -> Vec<SaName> {
-        let mut busy = Vec::new();
-        for (name, state) in &mut self.watched {
-            state.measure(now);
-            if state.refused {
-                continue;
-            }
-            let wanted = state.sa.highest_wanted();
-            let too_far = wanted.saturating_add(2 * state.block(&self.settings));
-            let is_inbound = name.sa.direction == Direction::Inbound;
-            if wanted >= state.low || is_inbound && state.end > too_far {
-                low.push(name.clone());
-            }
-            if wanted.saturating_add(state.before_next_sweep()) >= state.low {
-                busy.push(name.clone());
-            }
-        }
-        busy
-    }
-
-    /// Which of these need more.
-    fn glance(&self, names: &[SaName]) -> impl Iterator<Item = SaName> {
-        names.iter().filter_map(|name| {
-            let state = self.watched.get(name)?;
-            let is_low = !state.refused && state.sa.highest_wanted() >= state.low;
-            is_low.then(|| name.clone())
-        })
+        let others = self.watched.iter().filter(|(other, _)| same_path(other));
+        others.filter_map(|(_, supply)| supply.rate()).max()
     }
 
     /// Makes more numbers durable and puts them in force. Returns the associations that get
@@ -375,8 +323,8 @@ impl Worker {
         let needs: Vec<(SaName, Need)> = names
             .into_iter()
             .filter_map(|name| {
-                let state = self.watched.get_mut(&name)?;
-                let need = state.need(name.sa, &self.settings)?;
+                let supply = self.watched.get_mut(&name)?;
+                let need = supply.need(name.sa, &self.settings)?;
                 Some((name, need))
             })
             .collect();
@@ -396,12 +344,12 @@ impl Worker {
         };
         let mut refused = Vec::new();
         for ((name, _), granted) in needs.into_iter().zip(granted) {
-            let Some(state) = self.watched.get_mut(&name) else {
+            let Some(supply) = self.watched.get_mut(&name) else {
                 continue;
             };
-            let outcome = granted.and_then(|granted| state.put_in_force(granted));
+            let outcome = granted.and_then(|granted| supply.put_in_force(granted));
             if let Err(error) = outcome {
-                state.refused = true;
+                supply.refused = true;
                 // One that is being deleted is gone from the store first: it ends with what it
                 // has, and nobody has to do anything.
                 if !is_unknown(&error) {
@@ -424,129 +372,17 @@ impl Worker {
     fn finish(&mut self, now: Timestamp) -> Result<(), StoreError> {
         let snapshots: Vec<(SaName, SaSnapshot)> = self
             .watched
-            .drain()
-            .filter(|(_, state)| state.sa.state() != SaState::Deleted)
-            .map(|(name, state)| {
+            .take()
+            .into_iter()
+            .filter(|(_, supply)| supply.sa.state() != SaState::Deleted)
+            .map(|(name, supply)| {
                 // From now on nobody gets a number that the snapshot does not know of.
-                state.sa.close();
-                (name, state.sa.snapshot(now))
+                supply.sa.close();
+                (name, supply.sa.snapshot(now))
             })
             .collect();
         self.store.finish(&snapshots)
     }
-}
-
-impl State {
-    /// What the association needs; `None` if it needs nothing.
-    fn need(&mut self, sa: SaIdentity, settings: &RefillSettings) -> Option<Need> {
-        if self.refused || self.sa.state() == SaState::Deleted {
-            return None;
-        }
-        self.measure(Instant::now());
-        let statistics = self.sa.statistics();
-        let sequence = self.sa.sequence();
-        let block = self.block(settings);
-        let kind = match sa.direction {
-            Direction::Outbound => {
-                if sequence < self.low {
-                    return None;
-                }
-                NeedKind::Lease {
-                    used: if sequence > self.begun { sequence } else { 0 },
-                    size: u32::try_from(block).unwrap_or(u32::MAX),
-                    end: end_of_space(self.sa.esn()),
-                }
-            }
-            Direction::Inbound => {
-                let mark = self.sa.highest_wanted().saturating_add(block);
-                let mark = mark.min(end_of_space(self.sa.esn()));
-                if mark < self.end {
-                    // Taken back before the store hears of it: numbers between the two are not
-                    // accepted from now on.
-                    self.end = self.sa.set_mark(mark).ok()?;
-                    self.low = sequence + (self.end - sequence.min(self.end)) / 2;
-                    NeedKind::Mark(self.end)
-                } else {
-                    NeedKind::Mark(mark)
-                }
-            }
-        };
-        Some(Need {
-            sa,
-            kind,
-            usage: Usage {
-                sequence,
-                packets: statistics.packets,
-                bytes: statistics.bytes,
-            },
-        })
-    }
-
-    /// What was granted is durable.
-    fn put_in_force(&mut self, granted: Granted) -> Result<(), LeaseError> {
-        match granted {
-            Granted::Lease(lease) => {
-                self.sa.set_lease(lease)?;
-                self.low = lease.first() + (lease.last() - lease.first()) / 2;
-                self.end = lease.last();
-            }
-            Granted::Mark(mark) => {
-                self.end = self.sa.set_mark(mark)?;
-                let sequence = self.sa.sequence();
-                self.low = sequence + (self.end - sequence) / 2;
-            }
-        }
-        Ok(())
-    }
-
-    /// How many numbers the association should get at a time.
-    fn block(&self, settings: &RefillSettings) -> u64 {
-        match self.sa.direction() {
-            Direction::Outbound => {
-                let largest = match self.sa.esn() {
-                    true => LARGEST_LEASE,
-                    false => LARGEST_LEASE_32,
-                };
-                let wanted = match self.rate {
-                    None => u64::from(settings.first_lease),
-                    Some(rate) => rate.saturating_mul(LEASE_TIME.as_secs()),
-                };
-                wanted.clamp(SMALLEST_LEASE, largest)
-            }
-            Direction::Inbound => {
-                // A second's worth, but enough for what comes in while the disk is at work.
-                let most = u64::from(settings.inbound_block);
-                self.rate.unwrap_or(most).clamp((most / 8).max(1), most)
-            }
-        }
-    }
-
-    /// How many packets there may be until the next sweep, at twice the rate so far.
-    fn before_next_sweep(&self) -> u64 {
-        let sweeps_per_second = 1000 / SWEEP.as_millis() as u64;
-        self.rate.unwrap_or(u64::MAX / 2).saturating_mul(2) / sweeps_per_second
-    }
-
-    /// Measures the rate, if enough time has passed since the last time.
-    fn measure(&mut self, now: Instant) {
-        let (then, number) = self.measured;
-        let passed = now.saturating_duration_since(then);
-        let sequence = self.sa.highest_wanted();
-        let packets = sequence.saturating_sub(number);
-        // Few milliseconds say nothing, except that a block was used up in them.
-        if passed >= SWEEP || packets >= SMALLEST_LEASE / 2 {
-            let micros = u64::try_from(passed.as_micros()).unwrap_or(u64::MAX).max(1);
-            let rate = packets.saturating_mul(1_000_000) / micros;
-            // Up at once, down slowly.
-            let before = self.rate.unwrap_or(0);
-            self.rate = Some(rate.max(before - before / 8));
-            self.measured = (now, sequence);
-        }
-    }
-}
-
-const fn end_of_space(esn: bool) -> u64 {
-    if esn { u64::MAX } else { u32::MAX as u64 }
 }
 
 impl fmt::Debug for Order {

@@ -1,9 +1,10 @@
 //! The tables of the database and the rules for their rows.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use redb::{
-    Database, ReadableDatabase, ReadableTable, Table, TableDefinition, TableError, WriteTransaction,
+    Database, ReadableDatabase, ReadableTable, ReadableTableMetadata, Table, TableDefinition,
+    TableError, WriteTransaction,
 };
 use vesper_sa::{Direction, LeaseError, LeaseHolder, LeaseRecord, LeaseRequest, Past, SaSnapshot};
 use zeroize::Zeroizing;
@@ -11,7 +12,7 @@ use zeroize::Zeroizing;
 use super::StoreError;
 use super::clock::Moment;
 use super::kek::StoreKeys;
-use super::model::{Fingerprint, Loss, Origin, SaName, Standing, StoredSa};
+use super::model::{Change, Fingerprint, Loss, Origin, SaName, Standing, StoredSa};
 use super::record::{Numbers, SaRecord, Usage};
 
 type Bytes = TableDefinition<'static, &'static [u8], &'static [u8]>;
@@ -26,6 +27,8 @@ const NUMBERS: Bytes = TableDefinition::new("numbers");
 const RETIRED: TableDefinition<'static, u64, &[u8]> = TableDefinition::new("retired");
 /// Name -> moment, snapshot: of a daemon that was stopped in order.
 const SNAPSHOTS: Bytes = TableDefinition::new("snapshots");
+/// Names of associations that a change of several has put so far, which is not whole yet.
+const DRAFT: TableDefinition<'static, &'static [u8], ()> = TableDefinition::new("draft");
 /// The format that this release writes.
 pub(super) const FORMAT: u32 = 1;
 
@@ -229,6 +232,55 @@ pub(super) fn set_generation(
     Ok(())
 }
 
+/// What a part of a change puts is only there if its last part comes to be.
+pub(super) fn begin_draft(
+    transaction: &WriteTransaction,
+    part: &[&Change],
+) -> Result<(), StoreError> {
+    let mut draft = transaction.open_table(DRAFT)?;
+    for change in part {
+        if let Change::PutSa(sa) = change {
+            draft.insert(sa.name.encode().as_slice(), ())?;
+        }
+    }
+    Ok(())
+}
+
+/// A change is whole, with the parts that came before the last one. What another one has left
+/// behind that could not be taken back stays for the next start to drop.
+pub(super) fn end_draft(
+    transaction: &WriteTransaction,
+    parts: &[&Change],
+    last: &[&Change],
+) -> Result<(), StoreError> {
+    let mut draft = transaction.open_table(DRAFT)?;
+    if draft.is_empty()? {
+        return Ok(());
+    }
+    if draft.len()? == parts.len() as u64 {
+        drop(draft);
+        transaction.delete_table(DRAFT)?;
+        return Ok(());
+    }
+    for change in parts.iter().chain(last) {
+        if let Change::PutSa(sa) = change {
+            draft.remove(sa.name.encode().as_slice())?;
+        }
+    }
+    Ok(())
+}
+
+/// Takes out the names of what was put by changes whose last part did not come to be.
+pub(super) fn take_draft(transaction: &WriteTransaction) -> Result<HashSet<Vec<u8>>, StoreError> {
+    let mut draft = transaction.open_table(DRAFT)?;
+    let mut names = HashSet::new();
+    for row in draft.iter()? {
+        names.insert(row?.0.value().to_vec());
+    }
+    draft.retain(|_, ()| false)?;
+    Ok(names)
+}
+
 /// The rows about associations and their numbers, in one transaction.
 pub(super) struct SaTables<'t, 'k> {
     keys: &'k StoreKeys,
@@ -399,7 +451,7 @@ impl<'t, 'k> SaTables<'t, 'k> {
         numbers.retired = last + 1;
         self.numbers.put(key, &numbers)?;
         self.retired.insert(last + 1, key.0.as_slice())?;
-        if redb::ReadableTableMetadata::len(&self.retired)? > RETIRED_KEYS
+        if self.retired.len()? > RETIRED_KEYS
             && let Some((_, oldest)) = self.retired.pop_first()?
         {
             self.numbers.table.remove(oldest.value())?;
@@ -449,10 +501,12 @@ impl<'t, 'k> SaTables<'t, 'k> {
             .map(Some)
     }
 
-    /// All associations with where they may go on. Snapshots are used up.
+    /// All associations with where they may go on, but those of a `draft`, which are deleted.
+    /// Snapshots are used up.
     pub(super) fn recover(
         &mut self,
         index: &mut Index,
+        draft: &HashSet<Vec<u8>>,
         now: &Moment,
     ) -> Result<Vec<(StoredSa, Standing)>, StoreError> {
         let damaged = StoreError::Damaged { table: "sas" };
@@ -462,6 +516,7 @@ impl<'t, 'k> SaTables<'t, 'k> {
             rows.push((name.value().to_vec(), record.value().to_vec()));
         }
         let mut found = Vec::with_capacity(rows.len());
+        let mut dropped = Vec::new();
         for (name_bytes, bytes) in rows {
             let (Some(name), Some(record)) =
                 (SaName::decode(&name_bytes), SaRecord::decode(&bytes))
@@ -472,6 +527,11 @@ impl<'t, 'k> SaTables<'t, 'k> {
                 return Err(damaged);
             };
             index.set(&name, Some(record.key));
+            // Put for a change that did not come to be.
+            if draft.contains(&name_bytes) {
+                dropped.push(name);
+                continue;
+            }
             let direction = name.sa.direction;
             let numbers = self.numbers.get(record.key)?.unwrap_or_default();
             let standing = if let Some(loss) = numbers.burnt {
@@ -500,6 +560,9 @@ impl<'t, 'k> SaTables<'t, 'k> {
                 configured: record.configured,
             };
             found.push((sa, standing));
+        }
+        for name in dropped {
+            self.delete(index, &name)?;
         }
         self.snapshots.retain(|_, _| false)?;
         Ok(found)

@@ -57,11 +57,14 @@ impl Writer {
     }
 
     /// Makes changes that are durable with the next durable change, or with
-    /// [`settle`](Self::settle), and not before.
+    /// [`settle`](Self::settle), and not before. They are the last part of those that came
+    /// before them if that is said, and else a part that the next start forgets if no last one
+    /// has followed.
     pub(super) fn prepare(
         &mut self,
         keys: &StoreKeys,
-        changes: &[Change],
+        changes: &[&Change],
+        last_of: Option<&[&Change]>,
     ) -> Result<(), StoreError> {
         self.mend(keys)?;
         let Some(database) = &self.database else {
@@ -74,7 +77,12 @@ impl Writer {
             transaction
                 .set_durability(Durability::None)
                 .map_err(|error| StoreError::Database(Box::new(error.into())))?;
-            apply(keys, changes, loss, &transaction, &mut self.index)?;
+            let made = changes.iter().copied();
+            apply(keys, made, loss, &transaction, &mut self.index)?;
+            match last_of {
+                Some(parts) => tables::end_draft(&transaction, parts, changes)?,
+                None => tables::begin_draft(&transaction, changes)?,
+            }
             transaction.commit()?;
             Ok(())
         })();
@@ -310,9 +318,9 @@ impl Writer {
     }
 }
 
-fn apply(
+fn apply<'a>(
     keys: &StoreKeys,
-    changes: &[Change],
+    changes: impl IntoIterator<Item = &'a Change>,
     loss: Option<Loss>,
     transaction: &WriteTransaction,
     index: &mut Index,

@@ -1,6 +1,7 @@
 //! The program `vesperd`.
 
 mod desired;
+mod housekeeping;
 mod reload;
 mod running;
 mod summary;
@@ -59,7 +60,8 @@ pub fn main() -> ExitCode {
     match run(&arguments) {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("vesperd: {error}");
+            // There is nobody left to tell if this fails.
+            let _ = writeln!(io::stderr(), "vesperd: {error}");
             ExitCode::FAILURE
         }
     }
@@ -67,17 +69,17 @@ pub fn main() -> ExitCode {
 
 fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn std::error::Error>> {
     if arguments.print_default {
-        io::stdout().write_all(DEFAULT.as_bytes())?;
+        say(DEFAULT)?;
         return Ok(ExitCode::SUCCESS);
     }
     if let Some(file) = &arguments.check {
         let config = Config::read(file)?;
         let vms: usize = config.hosts.iter().map(|host| host.vms.len()).sum();
-        println!(
-            "{}: good; hosts: {}, machines: {vms}",
+        say(&format!(
+            "{}: good; hosts: {}, machines: {vms}\n",
             file.display(),
             config.hosts.len()
-        );
+        ))?;
         return Ok(ExitCode::SUCCESS);
     }
     let config = match &arguments.config {
@@ -104,17 +106,18 @@ fn run(arguments: &Arguments) -> Result<ExitCode, Box<dyn std::error::Error>> {
     if is_confined {
         Confinement::complete()?;
     }
-    if let Some(address) = running.status_address().filter(|_| !arguments.quiet) {
-        println!("status page: http://{address}/");
+    let mut view = View::new(arguments.quiet);
+    if let Some(address) = running.status_address() {
+        view.show(|out, _| writeln!(out, "status page: http://{address}/"));
     }
     let begin = Instant::now();
     let start = running.statistics();
-    watch(arguments, &running, begin, &signals)?;
+    watch(arguments, &running, begin, &signals, &mut view);
     let end = running.statistics();
     let duration = begin.elapsed();
-    let settled = running.stop()?;
+    let settled = running.stop(is_closed)?;
     let summary = Summary::new(&start, &end, duration).settled(&settled, is_closed);
-    print!("{summary}");
+    say(&summary.to_string())?;
     Ok(match summary.is_accounted_for() {
         true => ExitCode::SUCCESS,
         false => ExitCode::FAILURE,
@@ -127,17 +130,17 @@ fn watch(
     running: &Running,
     begin: Instant,
     signals: &Receiver<Signal>,
-) -> io::Result<()> {
-    let mut table = Table::new(io::stdout().is_terminal());
+    view: &mut View,
+) {
     let until = arguments.duration.map(|duration| begin + duration.0);
     let mut next = begin + REFRESH;
     loop {
         let wait = until.map_or(next, |until| until.min(next));
         match signals.recv_deadline(wait) {
-            Ok(Signal::End) | Err(RecvTimeoutError::Disconnected) => return Ok(()),
+            Ok(Signal::End) | Err(RecvTimeoutError::Disconnected) => return,
             Ok(Signal::Reload) => {
                 ServiceManager.reloading();
-                eprintln!("vesperd: {}", running.reload());
+                running.reload();
                 ServiceManager.ready();
                 continue;
             }
@@ -145,14 +148,43 @@ fn watch(
         }
         let now = Instant::now();
         if until.is_some_and(|until| now >= until) {
-            return Ok(());
+            return;
         }
         if now >= next {
             next = now + REFRESH;
-            if !arguments.quiet {
-                table.draw(&mut io::stdout().lock(), &running.statistics())?;
-            }
+            view.show(|out, table| table.draw(out, &running.statistics()));
         }
+    }
+}
+
+/// Standard output while packets pass, as long as there is somebody who reads it.
+struct View(Option<Table>);
+
+impl View {
+    fn new(is_quiet: bool) -> Self {
+        Self((!is_quiet).then(|| Table::new(io::stdout().is_terminal())))
+    }
+
+    /// Shows something. A closed pipe or a full disk ends the view, and not what the machines
+    /// rely on.
+    fn show(&mut self, what: impl FnOnce(&mut io::StdoutLock<'_>, &mut Table) -> io::Result<()>) {
+        let Some(table) = &mut self.0 else { return };
+        if let Err(error) = what(&mut io::stdout().lock(), table) {
+            tracing::warn!("nothing more is shown: standard output: {error}");
+            self.0 = None;
+        }
+    }
+}
+
+/// Says something on standard output. Who closed the pipe has seen enough.
+fn say(text: &str) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(io::Error::new(
+            error.kind(),
+            format!("standard output: {error}"),
+        )),
+        _ => Ok(()),
     }
 }
 
@@ -212,10 +244,25 @@ fn log(config: &Config) -> Result<(), Box<dyn std::error::Error>> {
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_ansi(io::stderr().is_terminal())
-        .with_writer(io::stderr);
+        .with_writer(|| Unfailing(io::stderr()));
     match config.daemon.log_format {
         LogFormat::Text => builder.init(),
         LogFormat::Json => builder.json().init(),
     }
     Ok(())
+}
+
+/// The error output as a place for logs: a line that can not be written is lost, and nothing
+/// else. (The subscriber would tell of the failure on the error output, and panic.)
+struct Unfailing(io::Stderr);
+
+impl Write for Unfailing {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let _ = self.0.write_all(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }

@@ -13,10 +13,11 @@ use vesper_sa::VmId;
 use vesper_verify::xfrm::{Line, PolicyLine, State, parse_lines, parse_policies};
 
 use super::desired;
+use super::housekeeping;
 use super::reload::Reloader;
 use crate::config::{Config, Located, UserConfig};
 use crate::control::{Control, ControlSettings, Peers, Service, TcpSettings};
-use crate::node::{NodeHandle, Nodes, Statistics};
+use crate::node::{NodeHandle, NodeStatistics, Nodes, Statistics};
 use crate::ops::{Operations, ServiceManager, Sources};
 use crate::pair;
 use crate::plane::{Change, Origin, Persistence, Plane, SaSpec, Scope, Volatile};
@@ -66,6 +67,7 @@ impl Running {
         };
         let plane = Arc::new(Plane::new(persistence)?);
         let (nodes, mut opener) = Nodes::start(&config)?;
+        housekeeping::keep_off_workers(&nodes.statistics());
         let nodes = Arc::new(nodes);
         let durable_ref = durable.as_deref();
         let set_up = set_up(&config, &plane, &nodes, &mut opener, durable_ref).and_then(|()| {
@@ -120,23 +122,24 @@ impl Running {
         self.operations.as_ref().and_then(Operations::address)
     }
 
-    /// Reads the configuration anew; what it said.
-    pub(super) fn reload(&self) -> String {
+    /// Reads the configuration anew, and logs what came of it.
+    pub(super) fn reload(&self) {
         match self.reloader.reload(false) {
-            Ok(diff) if diff.is_empty() => "reloaded: nothing has changed".to_owned(),
-            Ok(diff) => format!("reloaded:\n{diff}"),
-            Err(refusal) => format!("not reloaded, nothing has changed: {refusal}"),
+            Ok(diff) if diff.is_empty() => tracing::info!("reloaded: nothing has changed"),
+            Ok(diff) => tracing::info!("reloaded:\n{diff}"),
+            Err(refusal) => tracing::error!("not reloaded, nothing has changed: {refusal}"),
         }
     }
 
     /// Stops in order: takes nothing more, lets what is on its way arrive, keeps what has to
-    /// survive. Returns how everything stands then.
-    pub(super) fn stop(mut self) -> Result<Statistics, Failure> {
+    /// survive. `is_closed`: all hosts are joined by cables, so that what one sends another one
+    /// gets. Returns how everything stands then.
+    pub(super) fn stop(mut self, is_closed: bool) -> Result<Statistics, Failure> {
         ServiceManager.stopping();
         self.control = None;
         self.operations = None;
         self.nodes.hold()?;
-        drain(&self.nodes);
+        drain(&self.nodes, is_closed);
         if let Some(listener) = self.listener.take() {
             listener.stop();
         }
@@ -362,11 +365,16 @@ fn serve(
 }
 
 /// Waits until nothing is on its way any more, or for the longest time that it may take.
-fn drain(nodes: &Nodes) {
+fn drain(nodes: &Nodes, is_closed: bool) {
+    let held = nodes.clock().now();
     let deadline = Instant::now() + DRAIN;
     while Instant::now() < deadline {
         let statistics = nodes.statistics();
-        if statistics.nodes.iter().all(|node| node.in_flight() == 0) {
+        // Counted after the last frame was taken from a machine.
+        let is_idle = |node: &NodeStatistics| node.at > held && node.in_flight() == 0;
+        // Between two hosts a frame belongs to neither.
+        let is_on_wire = is_closed && statistics.wire_difference() != 0;
+        if statistics.nodes.iter().all(is_idle) && !is_on_wire {
             return;
         }
         thread::sleep(Duration::from_millis(10));

@@ -80,10 +80,10 @@ impl Summary {
 
     /// What hosts sent less what hosts received, where all are joined by cables.
     fn wire_difference(&self) -> i64 {
-        let nodes = self.end.nodes.iter().filter(|_| self.is_closed);
-        nodes
-            .map(|node| node.uplink.sent as i64 - node.uplink.received as i64)
-            .sum()
+        match self.is_closed {
+            true => self.end.wire_difference(),
+            false => 0,
+        }
     }
 }
 

@@ -22,6 +22,29 @@ const WIDE: usize = 100;
 /// Columns below which the numbers stand closer.
 const NARROW: usize = 96;
 
+/// How wide the columns are.
+#[derive(Clone, Copy, Debug)]
+struct Widths {
+    name: usize,
+    gbits: usize,
+}
+
+impl Widths {
+    /// Names have the room that the numbers leave, if they are that long.
+    fn new(columns: usize, longest: usize) -> Self {
+        let (least, gbits) = match columns < NARROW {
+            true => (20, 6),
+            false => (28, 8),
+        };
+        // All other columns with the spaces between them, and a last one that stays free.
+        let others = 44 + 3 * gbits;
+        Self {
+            name: longest.clamp(least, columns.saturating_sub(others).max(least)),
+            gbits,
+        }
+    }
+}
+
 impl Table {
     pub(super) const fn new(is_terminal: bool) -> Self {
         Self {
@@ -82,9 +105,14 @@ fn fit(text: &str, columns: usize, rows: usize) -> String {
 
 fn render(before: &Statistics, now: &Statistics, columns: usize) -> String {
     let mut text = String::new();
+    let names = now.nodes.iter().flat_map(|node| {
+        let vms = node.machines.iter();
+        vms.map(|machine| node.name.chars().count() + 1 + machine.name.chars().count())
+    });
+    let widths = Widths::new(columns, names.max().unwrap_or(0));
     row(
         &mut text,
-        columns,
+        widths,
         [
             "machine", "path", "out Mpps", "Gbit/s", "in Mpps", "Gbit/s", "SAs", "drops",
         ],
@@ -93,7 +121,7 @@ fn render(before: &Statistics, now: &Statistics, columns: usize) -> String {
         let old = before.nodes.get(index);
         for machine in &node.machines {
             let old = old.and_then(|node| Some((find(node, machine)?, node)));
-            machine_line(&mut text, columns, node, machine, old);
+            machine_line(&mut text, widths, node, machine, old);
         }
     }
     for (index, worker) in now.workers.iter().enumerate() {
@@ -102,8 +130,8 @@ fn render(before: &Statistics, now: &Statistics, columns: usize) -> String {
     text
 }
 
-/// One line, closer together where there is little room; names that are too long are cut.
-fn row(text: &mut String, columns: usize, cells: [&str; 8]) {
+/// One line; names that are too long are cut.
+fn row(text: &mut String, widths: Widths, cells: [&str; 8]) {
     let [
         name,
         path,
@@ -114,10 +142,10 @@ fn row(text: &mut String, columns: usize, cells: [&str; 8]) {
         sas,
         drops,
     ] = cells;
-    let (name_width, width) = match columns < NARROW {
-        true => (20, 6),
-        false => (28, 8),
-    };
+    let Widths {
+        name: name_width,
+        gbits: width,
+    } = widths;
     let cut: String = match name.chars().count() > name_width {
         true => name.chars().take(name_width - 1).chain(['…']).collect(),
         false => name.to_owned(),
@@ -133,7 +161,7 @@ fn row(text: &mut String, columns: usize, cells: [&str; 8]) {
 
 fn machine_line(
     text: &mut String,
-    columns: usize,
+    widths: Widths,
     node: &NodeStatistics,
     machine: &MachineStatistics,
     old: Option<(&MachineStatistics, &NodeStatistics)>,
@@ -152,7 +180,7 @@ fn machine_line(
     let three = |rate: f64| format!("{rate:.3}");
     row(
         text,
-        columns,
+        widths,
         [
             &format!("{}/{}", node.name, machine.name),
             &machine.path.to_string(),
@@ -204,10 +232,10 @@ mod tests {
     fn nothing_is_wider_or_higher_than_the_terminal() {
         let mut text = String::new();
         let name = "a/a-machine-with-a-name-of-64-letters";
-        for columns in [80, 120] {
+        for columns in [80, 100, 120] {
             row(
                 &mut text,
-                columns,
+                Widths::new(columns, name.len()),
                 [
                     name,
                     "synthetic",
@@ -221,7 +249,11 @@ mod tests {
             );
         }
         let widths: Vec<_> = text.lines().map(|line| line.chars().count()).collect();
-        assert!(widths[0] < 80 && widths[1] < 120, "{text}");
+        assert!(widths[0] < 80 && widths[1] < 100, "{text}");
+        assert!(
+            widths[2] < 120 && text.lines().nth(2).unwrap().starts_with(name),
+            "{text}"
+        );
         assert!(
             text.starts_with("a/a-machine-with-a-… synthetic   12.345 99.999"),
             "{text}"

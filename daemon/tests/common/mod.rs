@@ -6,6 +6,7 @@
 )]
 
 use std::net::IpAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
@@ -15,10 +16,23 @@ use vesper_daemon::node::NodeHandle;
 use vesper_daemon::plane::{
     MachineSpec, NodeSpec, Origin, Persistence, Plane, SaSpec, Scope, Volatile,
 };
+use vesper_daemon::store::{Durable, Files, RefillSettings, StorePaths};
 use vesper_esp::PacketBuf;
 use vesper_offload::{Host, MacAddress, Nic, Profile, SwitchLimits};
 use vesper_sa::Timestamp;
 use vesper_verify::xfrm::{self, Line, State};
+
+/// A store in this directory, which must have no reason to complain.
+pub fn durable(directory: &Path) -> Arc<Durable> {
+    let paths = StorePaths {
+        files: Files::in_directory(directory),
+        kek: directory.join("key"),
+    };
+    let durable = Durable::open(&paths, RefillSettings::default(), |alarm| {
+        panic!("{alarm:?}");
+    });
+    Arc::new(durable.unwrap())
+}
 
 /// A plane with running nodes.
 pub struct Bed {

@@ -231,6 +231,32 @@ pub fn sa(from: u8, vm: u8, direction: &str, spi: u32, more: &str) -> String {
     )
 }
 
+/// The uplink of two hosts that are joined by a cable.
+pub const CABLE: &str = "{ cable = { name = \"wire\" } }";
+
+/// Two hosts joined by a cable, each with machines up to this number, which talk to those of the
+/// same number on the other host at a rate, through associations with the SPIs 0x1001 and on.
+/// `more` says what else there is to each machine.
+pub fn cabled(directory: &Path, vms: u8, rate: u32, more: impl Fn(u8) -> String) -> String {
+    let mut hosts = String::new();
+    for number in [1, 2] {
+        let mut machines = String::new();
+        for vm in 1..=vms {
+            let path = directory.join(format!("{number}-{vm}.sa"));
+            let spi = 0x1000 + u32::from(vm);
+            let (out, inward) = (
+                sa(number, vm, "out", spi, ""),
+                sa(3 - number, vm, "in", spi, ""),
+            );
+            secret_file(&path, &format!("{out}\n{inward}\n"));
+            let more = format!("{}\nsa_file = {path:?}", more(vm));
+            machines += &machine(number, vm, &generator(number, vm, rate), &more);
+        }
+        hosts += &host(number, CABLE, &machines);
+    }
+    hosts
+}
+
 /// Writes a file of associations, closed to others.
 pub fn secret_file(path: &Path, text: &str) {
     // The mode before the keys.

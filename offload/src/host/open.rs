@@ -5,7 +5,7 @@ use std::sync::Arc;
 use arrayvec::ArrayVec;
 
 use vesper_esp::wire::{EncapsulationPorts, IpHeader, Located, locate, protocol};
-use vesper_esp::{Buffer, EspSa, Inbound, Reassembly, Verdict};
+use vesper_esp::{Buffer, EspSa, Inbound, Reassembly, Verdict, audited};
 use vesper_sa::{Event, ReceiveKey, Receiver, SaHandle, Spi, Timestamp, VmId};
 
 use super::{Host, SoftwareReason};
@@ -181,11 +181,13 @@ impl<B: Buffer> Host<B> {
                 .find_map(|key| self.sad.inbound(&key))
         });
         let Some((handle, sa)) = found else {
-            self.report(Event::BadSpi {
-                receiver: vm,
-                destination: esp.destination,
-                spi: esp.spi,
-            });
+            let packet = audited(frame.payload.data(), &EncapsulationPorts::default());
+            if let Some(packet) = packet {
+                self.report(Event::BadSpi {
+                    receiver: vm,
+                    packet,
+                });
+            }
             self.lose(vm, frame.payload, Loss::NoSa);
             return false;
         };

@@ -5,7 +5,7 @@ use arrayvec::ArrayVec;
 use vesper_esp::{Buffer, Engine, Inbound, Verdict};
 use vesper_sa::{Timestamp, VmId};
 
-use super::receive::{Step, around_opened};
+use super::receive::{OpenedBy, Step, add_opened, around_opened};
 use super::{BATCH, Config, Nic, Processor};
 use crate::arrivals::{Arrival, Arrivals, Class, Indicated, move_between};
 use crate::capability::OffloadMode;
@@ -106,9 +106,12 @@ impl<B: Buffer> Nic<B> {
         inner_ref.exchange(queue, room, &mut processor.recycled);
         let mut bytes = 0;
         let mut left = room;
+        let mut opened_by = OpenedBy::new();
         let mut lost: ArrayVec<(Option<VmId>, usize), BATCH> = ArrayVec::new();
         for (run, offloaded) in batch.runs.drain(..).zip(sas) {
-            let owner = queue.owner.or(Some(offloaded.sa.owner()));
+            let whose = queue.owner.unwrap_or_else(|| offloaded.sa.owner());
+            add_opened(&mut opened_by, whose, run.count as u64);
+            let owner = Some(whose);
             let what = |payload: &B| {
                 let (link, ipsec) = around_opened(&offloaded.offload, run.link, payload.data());
                 Indicated {
@@ -155,7 +158,7 @@ impl<B: Buffer> Nic<B> {
                 self.count_receive_loss(config, owner, loss);
             }
         }
-        self.count_opened(config, queue, opened as u64);
+        self.count_opened(config, &opened_by);
     }
 }
 

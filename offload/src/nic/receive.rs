@@ -207,9 +207,13 @@ impl<B: Buffer> Nic<B> {
         (count, bytes)
     }
 
-    pub(super) fn count_opened(&self, config: &Config<B>, queue: &Queue<B>, opened: u64) {
-        if let Some(entry) = config.vms.get(&queue.owner.unwrap_or(VmId::HOST)) {
-            lock(&entry.port.sends).counters.opened += opened;
+    /// Counts packets for those whose they are: in the default queue, that is what their
+    /// associations say.
+    pub(super) fn count_opened(&self, config: &Config<B>, opened: &OpenedBy) {
+        for (owner, count) in opened {
+            if let Some(entry) = config.vms.get(owner) {
+                lock(&entry.port.sends).counters.opened += count;
+            }
         }
     }
 
@@ -291,14 +295,15 @@ impl<B: Buffer> Nic<B> {
         let policies = queue.owner.and_then(|owner| config.unit.policies(owner));
         let mut losses: ArrayVec<(Option<VmId>, Loss), BATCH> = ArrayVec::new();
         let mut to_host: ArrayVec<Received<B>, BATCH> = ArrayVec::new();
-        let mut opened = 0;
+        let mut opened = OpenedBy::new();
         let mut inner = lock(&queue.inner);
         for ((mut frame, class), step) in batch.drain().zip(steps) {
             let mut owner = queue.owner;
             let outcome = match step {
                 Step::Opened(offloaded) => {
-                    opened += 1;
-                    owner = owner.or(Some(offloaded.sa.owner()));
+                    let whose = owner.unwrap_or_else(|| offloaded.sa.owner());
+                    add_opened(&mut opened, whose, 1);
+                    owner = Some(whose);
                     let offload = &offloaded.offload;
                     let packet = frame.payload.data();
                     let (link, outcome) = around_opened(offload, frame.link, packet);
@@ -368,9 +373,7 @@ impl<B: Buffer> Nic<B> {
         for (owner, loss) in losses {
             self.count_receive_loss(config, owner, loss);
         }
-        if opened > 0 {
-            self.count_opened(config, queue, opened);
-        }
+        self.count_opened(config, &opened);
     }
 
     /// Passes on what the engine has to tell.
@@ -378,6 +381,17 @@ impl<B: Buffer> Nic<B> {
         for event in processor.engine.drain_events() {
             self.emit(NicEvent::Sa(event));
         }
+    }
+}
+
+/// How many packets of a batch were opened for whom, in runs.
+pub(super) type OpenedBy = ArrayVec<(VmId, u64), BATCH>;
+
+/// Adds packets that stand together.
+pub(super) fn add_opened(opened: &mut OpenedBy, owner: VmId, count: u64) {
+    match opened.last_mut() {
+        Some((last, counted)) if *last == owner => *counted += count,
+        _ => opened.push((owner, count)),
     }
 }
 

@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use axum::body::Body;
-use axum::extract::Query;
+use axum::extract::{FromRequestParts, Path, Query};
 use axum::http::Uri;
+use axum::http::request::Parts;
 use futures_util::StreamExt;
 use serde::de::DeserializeOwned;
 use zeroize::Zeroizing;
@@ -81,6 +82,38 @@ pub(super) fn pairs(uri: &Uri) -> Result<Vec<(String, String)>, Refused> {
             error.to_string(),
             "send WORD=VALUE&WORD=VALUE",
         ))),
+    }
+}
+
+/// What a word of a query says that is either true or false.
+pub(super) fn flag(word: &str, value: &str) -> Result<bool, Refusal> {
+    match value {
+        "true" | "1" | "" => Ok(true),
+        "false" | "0" => Ok(false),
+        _ => Err(Refusal::words(
+            word,
+            value,
+            "expected true or false",
+            "give one of them",
+        )),
+    }
+}
+
+/// The names in a path.
+pub(super) struct Named<T>(pub(super) T);
+
+impl<T, S> FromRequestParts<S> for Named<T>
+where
+    T: DeserializeOwned + Send,
+    S: Send + Sync,
+{
+    type Rejection = Refused;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Refused> {
+        match Path::from_request_parts(parts, state).await {
+            Ok(Path(names)) => Ok(Self(names)),
+            Err(_) => Err(Refused(Refusal::not_found("path", parts.uri.path()))),
+        }
     }
 }
 

@@ -8,6 +8,7 @@ use axum::response::IntoResponse;
 use super::answer::Refused;
 use super::{Api, body, view};
 use crate::control::types;
+use crate::plane::Refusal;
 
 /// Reads the configuration anew and puts it in force as a whole, or not at all; with
 /// `check=true` only tells what would change.
@@ -21,9 +22,16 @@ use crate::control::types;
 )]
 pub(super) async fn reload(State(api): State<Api>, uri: Uri) -> Result<Json<types::Diff>, Refused> {
     let pairs = body::pairs(&uri)?;
-    let only_check = pairs
-        .iter()
-        .any(|(word, value)| word == "check" && value != "false");
+    let mut only_check = false;
+    for (word, value) in pairs {
+        match word.as_str() {
+            "check" => only_check = body::flag(&word, &value)?,
+            _ => {
+                let reason = "not a word of a reload";
+                return Err(Refused(Refusal::words(&word, value, reason, "use check")));
+            }
+        }
+    }
     let diff = api.run(move |service| (service.reload)(only_check)).await?;
     Ok(Json(types::Diff {
         added: diff.added,

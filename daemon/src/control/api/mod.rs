@@ -22,6 +22,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use tokio::sync::Semaphore;
 use utoipa::OpenApi;
+use utoipa::openapi::{PathItem, RefOr};
 use zeroize::Zeroizing;
 
 use super::connection::Caller;
@@ -88,8 +89,48 @@ struct Description;
 pub fn openapi() -> String {
     let mut description = Description::openapi();
     description.info.version = env!("CARGO_PKG_VERSION").to_owned();
+    for item in description.paths.paths.values_mut() {
+        let PathItem {
+            get,
+            put,
+            post,
+            delete,
+            patch,
+            ..
+        } = item;
+        for operation in [get, put, post, delete, patch].into_iter().flatten() {
+            // Each has to have a name of its own: `sas_list`, `vms_list`...
+            if let (Some(tag), Some(name)) = (
+                operation.tags.iter().flatten().next(),
+                &mut operation.operation_id,
+            ) {
+                *name = format!("{tag}_{name}");
+            }
+            for (status, response) in &mut operation.responses.responses {
+                describe(status, response);
+            }
+        }
+    }
     // It is made of types that JSON can express.
     description.to_pretty_json().unwrap_or_default() + "\n"
+}
+
+/// Says of an answer what its status means, which OpenAPI wants of each.
+fn describe(status: &str, response: &mut RefOr<utoipa::openapi::Response>) {
+    if let RefOr::T(response) = response
+        && response.description.is_empty()
+    {
+        response.description = match status {
+            "200" => "Done",
+            "201" => "Added",
+            "400" => "The words or the body make no sense",
+            "403" => "Not permitted",
+            "404" => "There is no such thing, or it is another machine's",
+            "409" => "It exists, is in use or beyond a quota, or the adapter can not",
+            _ => "The daemon can not do it now",
+        }
+        .to_owned();
+    }
 }
 
 /// Everything that can be asked.

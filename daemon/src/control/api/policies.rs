@@ -164,7 +164,7 @@ fn query(uri: &Uri) -> Result<(PolicyFilter, bool), Refusal> {
                 }
                 selector.push_str(&format!(" {word} {value}"));
             }
-            "all" => all = value != "false",
+            "all" => all = body::flag(&word, &value)?,
             _ => {
                 return Err(Refusal::words(
                     &word,

@@ -6,7 +6,7 @@ use std::time::SystemTime;
 
 use axum::Json;
 use axum::body::{Body, Bytes};
-use axum::extract::{Extension, Path, State};
+use axum::extract::{Extension, State};
 use axum::http::{StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use futures_util::{StreamExt, stream};
@@ -14,6 +14,7 @@ use vesper_verify::xfrm::{self, Line, State as SaWords};
 use zeroize::Zeroizing;
 
 use super::answer::Refused;
+use super::body::Named;
 use super::{Api, body, view};
 use crate::control::types;
 use crate::plane::{Origin, Plane, Refusal, SaFilter, SaId, SaRecord, SaSpec, Scope};
@@ -266,7 +267,7 @@ pub(super) async fn delete(
 pub(super) async fn show(
     State(api): State<Api>,
     Extension(scope): Extension<Scope>,
-    Path(id): Path<String>,
+    Named(id): Named<String>,
     uri: Uri,
 ) -> Result<Response, Refused> {
     let query = query(&uri, scope)?;
@@ -291,7 +292,7 @@ pub(super) async fn show(
 pub(super) async fn delete_one(
     State(api): State<Api>,
     Extension(scope): Extension<Scope>,
-    Path(id): Path<String>,
+    Named(id): Named<String>,
 ) -> Result<Json<types::Count>, Refused> {
     let id = record(&api, scope, &id)?.id;
     api.run(move |service| service.plane.delete_sa(scope, id))
@@ -314,8 +315,8 @@ fn query(uri: &Uri, scope: Scope) -> Result<Query, Refused> {
     };
     for (word, value) in body::pairs(uri)? {
         match word.as_str() {
-            "keys" => query.keys = flag(&word, &value)?,
-            "all" => query.all = flag(&word, &value)?,
+            "keys" => query.keys = body::flag(&word, &value)?,
+            "all" => query.all = body::flag(&word, &value)?,
             _ => query.filter.set(&word, &value)?,
         }
     }
@@ -326,19 +327,6 @@ fn query(uri: &Uri, scope: Scope) -> Result<Query, Refused> {
         )));
     }
     Ok(query)
-}
-
-fn flag(word: &str, value: &str) -> Result<bool, Refusal> {
-    match value {
-        "true" | "1" | "" => Ok(true),
-        "false" | "0" => Ok(false),
-        _ => Err(Refusal::words(
-            word,
-            value,
-            "expected true or false",
-            "give one of them",
-        )),
-    }
 }
 
 /// The words of a body.

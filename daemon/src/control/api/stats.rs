@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use vesper_esp::{Counters, DropReason};
 use vesper_offload::{Loss, Losses};
 
 use super::Api;
 use super::answer::Refused;
+use super::body::Named;
 use crate::control::types;
 use crate::node::{MachineStatistics, NodeStatistics, Statistics};
 use crate::plane::Refusal;
@@ -90,7 +91,7 @@ pub(super) async fn ports(State(api): State<Api>) -> Json<types::Ports> {
 )]
 pub(super) async fn port_counters(
     State(api): State<Api>,
-    Path((host, name)): Path<(String, String)>,
+    Named((host, name)): Named<(String, String)>,
 ) -> Result<Json<types::PortCounters>, Refused> {
     let statistics = (api.0.service.statistics)();
     let unknown = || Refusal {

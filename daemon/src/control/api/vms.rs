@@ -2,12 +2,13 @@
 
 use axum::Json;
 use axum::body::Body;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::StatusCode;
 use serde::de::DeserializeOwned;
 use vesper_offload::{VlanId, VmAddress};
 
 use super::answer::Refused;
+use super::body::Named;
 use super::{Api, body, view};
 use crate::config::Mac;
 use crate::control::types;
@@ -64,7 +65,7 @@ pub(super) async fn add(
 )]
 pub(super) async fn show(
     State(api): State<Api>,
-    Path((host, name)): Path<(String, String)>,
+    Named((host, name)): Named<(String, String)>,
 ) -> Result<Json<types::Vm>, Refused> {
     let plane = &api.0.service.plane;
     let record = plane.vm_named(Some(&host), &name)?;
@@ -84,7 +85,7 @@ pub(super) async fn show(
 )]
 pub(super) async fn change(
     State(api): State<Api>,
-    Path((host, name)): Path<(String, String)>,
+    Named((host, name)): Named<(String, String)>,
     body: Body,
 ) -> Result<Json<types::Vm>, Refused> {
     let limits = api.0.limits;
@@ -128,7 +129,7 @@ pub(super) async fn change(
 )]
 pub(super) async fn remove(
     State(api): State<Api>,
-    Path((host, name)): Path<(String, String)>,
+    Named((host, name)): Named<(String, String)>,
 ) -> Result<Json<types::Count>, Refused> {
     api.run(move |service| service.plane.remove_vm(Some(&host), &name))
         .await?;

@@ -1,7 +1,7 @@
 //! System calls on network interfaces that neither `rustix` nor `nix` has: interface ioctls, TAP
 //! queues, options, rings and batches of packet sockets. And prefetching.
 //!
-//! The only place of this crate where `unsafe` may stand.
+//! `unsafe` may stand here; the only other place of this crate is `node::sys`.
 #![allow(unsafe_code)]
 
 mod frame_ring;
