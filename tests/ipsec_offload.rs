@@ -372,10 +372,14 @@ fn neighbours_with_other_ports_meet_other_policies() {
         ipsec_offload_limit: 0,
         ..VmSettings::default()
     };
+    let virtual_function = VmSettings {
+        iov_weight: 100,
+        ..VmSettings::default()
+    };
     let plan = SaPlan::new(VM, &[OffloadMode::Packet]);
     for (settings, function) in [
         (VmSettings::default(), false),
-        (VmSettings::default(), true),
+        (virtual_function, true),
         (software, false),
     ] {
         let mut bed = Bed::new(Profile::full(), function.then_some(1));
