@@ -174,6 +174,25 @@ fn numbers_go_on_after_a_crash_and_after_deletion() {
     assert_eq!(after(&put(&store, &words(1, OUT, 5)).unwrap()), 1 << 32);
 }
 
+/// A peer that has skipped numbers sends one packet, and then nothing: its mark is raised once.
+#[test]
+fn a_jump_of_the_peer_costs_one_mark() {
+    let directory = tempfile::tempdir().unwrap();
+    let (store, _) = open(directory.path());
+    let thread = refill(&store);
+    for (number, jump) in [(1, 5_000), (2, 1 << 20), (3, u64::MAX - 1)] {
+        let inbound = words(number, IN, number);
+        let receiver = begin(&thread, &inbound, &put(&store, &inbound).unwrap());
+        let before = store.statistics().commits;
+        assert!(!accept(&receiver, jump), "above the mark");
+        wait(|| accept(&receiver, jump + 1) || accept(&receiver, jump));
+        std::thread::sleep(Duration::from_millis(100));
+        let commits = store.statistics().commits - before;
+        // Another one may bring the mark nearer as the rate becomes known.
+        assert!((1..=3).contains(&commits), "{jump}: {commits}");
+    }
+}
+
 #[test]
 fn a_stop_in_order_leaves_no_gap() {
     let directory = tempfile::tempdir().unwrap();

@@ -44,7 +44,7 @@ fn after_a_power_cut_all_are_there_or_none() {
             Refill::start(store.clone(), RefillSettings::default(), |_| ()).unwrap();
         let inbound = words(1, Direction::Inbound, 1);
         let receiver = begin(&refill, &inbound, &put(&store, &inbound).unwrap());
-        disk.cut_after(1 + random.below(120));
+        disk.cut_after(1 + random.below(500));
         let is_over = AtomicBool::new(false);
         let (preparing, while_preparing) = (AtomicBool::new(true), AtomicU64::new(0));
         let is_told = thread::scope(|scope| {
@@ -116,5 +116,34 @@ fn what_could_not_be_taken_back_is_dropped_unless_it_is_put_again() {
     drop(store);
     let (_, recovered) = Store::open(disk, &kek).unwrap();
     assert_eq!(found(&recovered, 100), 1);
+    assert_eq!(found(&recovered, 500), MANY as usize);
+}
+
+#[test]
+fn what_was_lost_before_it_was_whole_is_not_said_to_be_durable() {
+    let kek = Kek::random().unwrap();
+    let disk = Disk::new();
+    let (store, _) = Store::open(disk.clone(), &kek).unwrap();
+    let (refill, thread) = Refill::start(store.clone(), RefillSettings::default(), |_| ()).unwrap();
+    let inbound = words(1, Direction::Inbound, 1);
+    let receiver = begin(&refill, &inbound, &put(&store, &inbound).unwrap());
+    store.prepare(&many(&store, 100)).unwrap();
+    // Another association's mark can not be raised, and the store is read again.
+    disk.fail(true);
+    let again = || vec![Watched::new(NODE, Arc::clone(&receiver), &Standing::Fresh)];
+    let mut commit = receiver.commit(bed::NOW);
+    let _ = commit.accept(3000, 100);
+    commit.finish();
+    refill.watch(again()).unwrap_err();
+    disk.fail(false);
+    store.settle().unwrap_err();
+    // The next change has nothing to do with it.
+    store.prepare(&many(&store, 500)).unwrap();
+    store.settle().unwrap();
+    drop(refill);
+    thread.join().unwrap();
+    drop(store);
+    let (_, recovered) = Store::open(disk, &kek).unwrap();
+    assert_eq!(found(&recovered, 100), 0);
     assert_eq!(found(&recovered, 500), MANY as usize);
 }

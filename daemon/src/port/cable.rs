@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use rtrb::{Consumer, Producer, RingBuffer};
 use vesper_esp::{Buffer, PacketBuf, prefetch};
@@ -41,6 +41,8 @@ struct End {
     waker: Waker,
     /// It has frames that there was no room for.
     is_blocked: AtomicBool,
+    /// Buffers that its pool may have; 0 while nobody knows.
+    buffers: AtomicUsize,
 }
 
 impl Cable {
@@ -50,6 +52,7 @@ impl Cable {
             Ok(Arc::new(End {
                 waker: Waker::new()?,
                 is_blocked: AtomicBool::new(false),
+                buffers: AtomicUsize::new(0),
             }))
         };
         let (left, right) = (end()?, end()?);
@@ -89,6 +92,9 @@ impl Cable {
     }
 
     fn collect_empties(&mut self, pool: &mut Pool) {
+        if self.own.buffers.load(Ordering::Relaxed) != pool.capacity {
+            self.own.buffers.store(pool.capacity, Ordering::Relaxed);
+        }
         let count = self.empties.slots();
         if count == 0 {
             return;
@@ -125,8 +131,10 @@ impl Cable {
         }
     }
 
+    /// How many buffers either end can spare.
     fn allowance(&self, pool: &Pool) -> usize {
-        OWED.min(pool.capacity / 16)
+        let peer = self.peer.buffers.load(Ordering::Relaxed);
+        OWED.min(pool.capacity.min(peer) / 16)
     }
 
     /// Asks for the memory that the next frames for the peer are written to: it is in the cache of

@@ -376,8 +376,15 @@ impl Persistence for Durable {
                 unknown.insert(name.clone());
             }
         }
+        // What is put back under the same name takes its place, and keeps its age.
+        let put_back: HashSet<SaName> = (changes.iter())
+            .filter_map(|change| match change {
+                Change::PutSa(sa) => Some(sa.name.clone()),
+                _ => None,
+            })
+            .collect();
         changes.retain(|change| match change {
-            Change::DeleteSa(name) => !unknown.contains(name),
+            Change::DeleteSa(name) => !unknown.contains(name) && !put_back.contains(name),
             _ => true,
         });
         self.store.apply(&changes).map_err(|error| failed(&error))?;

@@ -38,6 +38,8 @@ pub enum StoreError {
     },
     /// The store has changed behind the back of this process. It is not used any more.
     ChangedOutside,
+    /// The store failed between the parts of a change, some of which are gone.
+    Unfinished,
     /// There is no association of this name.
     NotFound,
     /// The system has no randomness to give.
@@ -73,6 +75,9 @@ impl fmt::Display for StoreError {
             }
             Self::ChangedOutside => f.write_str(
                 "the store was changed by somebody else while it was in use; restart the daemon",
+            ),
+            Self::Unfinished => f.write_str(
+                "the store failed in the midst of this change, which is taken back; try it again",
             ),
             Self::NotFound => f.write_str("the store does not know this association"),
             Self::Random => f.write_str("the system gives no random numbers"),

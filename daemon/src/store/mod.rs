@@ -166,6 +166,7 @@ impl Store {
     pub fn prepare(&self, changes: &[Change]) -> Result<(), StoreError> {
         let (new, mut rest) = {
             let mut writer = self.writer();
+            writer.begin();
             let mut is_new = |change: &&Change| match change {
                 Change::PutSa(sa) => writer.knows(&self.0.keys, &sa.name).map(|known| !known),
                 _ => Ok(false),
@@ -190,6 +191,10 @@ impl Store {
     }
 
     /// Makes durable what was prepared, if that is still to be done.
+    ///
+    /// # Errors
+    /// The disk fails, or has failed since, and some of what was prepared is gone: the caller takes
+    /// everything back.
     pub fn settle(&self) -> Result<(), StoreError> {
         self.writer().settle(&self.0.keys)
     }

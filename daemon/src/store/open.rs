@@ -45,6 +45,7 @@ pub(super) fn open(
         head: next_head(head, anchored.as_ref(), loss)?,
         index: Index::default(),
         prepared: false,
+        lost: false,
         loss,
         statistics: StoreStatistics::default(),
     };

@@ -32,6 +32,8 @@ pub(super) struct Supply {
     low: u64,
     /// The last number granted, or the mark.
     end: u64,
+    /// The mark that was put in force here last.
+    in_force: Option<u64>,
     /// Packets in a second, as of late; `None` while nobody knows.
     rate: Option<u64>,
     /// When the rate was measured, and the number at that time.
@@ -58,6 +60,7 @@ impl Supply {
             begun: sequence,
             low: sequence + u64::from(waits),
             end: before.map_or(sequence, |before| before.end),
+            in_force: None,
             rate,
             measured: (now, sequence),
             refused: false,
@@ -120,11 +123,15 @@ impl Supply {
             Direction::Inbound => {
                 let mark = self.sa.highest_wanted().saturating_add(block);
                 let mark = mark.min(end_of_space(self.sa.esn()));
+                if self.in_force == Some(mark) {
+                    return None;
+                }
                 if mark < self.end {
                     // Taken back before the store hears of it: numbers between the two are not
                     // accepted from now on.
                     self.end = self.sa.set_mark(mark).ok()?;
-                    self.low = self.low_between(sequence.min(self.end), self.end);
+                    self.in_force = Some(self.end);
+                    self.low = self.low_before(self.end);
                     NeedKind::Mark(self.end)
                 } else {
                     NeedKind::Mark(mark)
@@ -152,7 +159,8 @@ impl Supply {
             }
             Granted::Mark(mark) => {
                 self.end = self.sa.set_mark(mark)?;
-                self.low = self.low_between(self.sa.sequence(), self.end);
+                self.in_force = Some(self.end);
+                self.low = self.low_before(self.end);
             }
         }
         Ok(())
@@ -172,6 +180,17 @@ impl Supply {
             let before = self.rate.unwrap_or(0);
             self.rate = Some(rate.max(before - before / 8));
             self.measured = (now, sequence);
+        }
+    }
+
+    /// The number at which what is left up to a mark is low. A packet above the mark before has
+    /// asked for this one: numbers before it are not of the block.
+    fn low_before(&self, mark: u64) -> u64 {
+        let low = self.low_between(self.sa.highest_wanted().min(mark), mark);
+        // At the end of all numbers there is no other mark to ask for.
+        match mark == end_of_space(self.sa.esn()) {
+            true => u64::MAX,
+            false => low,
         }
     }
 

@@ -27,6 +27,8 @@ pub(super) struct Writer {
     pub(super) index: Index,
     /// Changes are in the database that only its next durable change makes durable.
     pub(super) prepared: bool,
+    /// Changes that were prepared are gone: what else belongs to them must not be made.
+    pub(super) lost: bool,
     /// How the store lost its memory, if it did in this epoch.
     pub(super) loss: Option<Loss>,
     pub(super) statistics: StoreStatistics,
@@ -50,6 +52,8 @@ impl Writer {
         keys: &StoreKeys,
         changes: &[Change],
     ) -> Result<Vec<Standing>, StoreError> {
+        // What takes a change back that was prepared, or has nothing to do with one.
+        self.lost = false;
         let loss = self.loss;
         self.change(keys, |transaction, index| {
             apply(keys, changes, loss, transaction, index)
@@ -67,6 +71,9 @@ impl Writer {
         last_of: Option<&[&Change]>,
     ) -> Result<(), StoreError> {
         self.mend(keys)?;
+        if self.lost {
+            return Err(StoreError::Unfinished);
+        }
         let Some(database) = &self.database else {
             return Err(StoreError::ChangedOutside);
         };
@@ -98,9 +105,15 @@ impl Writer {
         }
     }
 
+    /// What is prepared from now on is of another change.
+    pub(super) fn begin(&mut self) {
+        self.lost = false;
+    }
+
     /// Makes durable what was prepared and is not yet.
     pub(super) fn settle(&mut self, keys: &StoreKeys) -> Result<(), StoreError> {
         match self.prepared {
+            _ if self.lost => Err(StoreError::Unfinished),
             true => self.change(keys, |_, _| Ok(())),
             false => Ok(()),
         }
@@ -274,7 +287,10 @@ impl Writer {
             (StoreError::NotFound, Some(database)) => self.index = tables::index(database)?,
             // Whether the change is on the disk is not known; and the index may have gone
             // ahead. Both are read again.
-            _ => self.database = None,
+            _ => {
+                self.lost |= self.prepared;
+                self.database = None;
+            }
         }
         Ok(())
     }

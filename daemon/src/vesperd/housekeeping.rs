@@ -28,12 +28,22 @@ pub(super) fn keep_off_workers(statistics: &Statistics) {
         .flatten()
         .flatten()
     {
-        let name = fs::read_to_string(task.path().join("comm")).unwrap_or_default();
+        let worker = || {
+            let name = fs::read_to_string(task.path().join("comm")).unwrap_or_default();
+            let number = name.trim_end().strip_prefix("worker-")?.parse().ok();
+            statistics.workers.get::<usize>(number?)
+        };
         let id = task.file_name().to_str().and_then(|id| id.parse().ok());
-        if let Some(id) = id.and_then(Pid::from_raw)
-            && !name.starts_with("worker-")
-        {
-            let _ = sched_setaffinity(Some(id), &others);
+        let Some(id) = id.and_then(Pid::from_raw).filter(|_| worker().is_none()) else {
+            continue;
+        };
+        let _ = sched_setaffinity(Some(id), &others);
+        // One that has only now got its name has perhaps found its place before, and else does so
+        // from here.
+        if let Some(cpu) = worker().and_then(|worker| worker.cpu) {
+            let mut own = CpuSet::new();
+            own.set(cpu);
+            let _ = sched_setaffinity(Some(id), &own);
         }
     }
 }

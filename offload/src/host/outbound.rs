@@ -97,6 +97,9 @@ impl<B> Batch<B> {
     }
 }
 
+/// The length of an ordinary frame, in bytes.
+const ORDINARY: usize = 1514;
+
 /// What a plan comes to, where frames stay as they are.
 #[derive(Clone, Copy)]
 enum Short {
@@ -172,11 +175,24 @@ impl<B: Buffer> Host<B> {
         if machine.deficit <= 0 {
             return true;
         }
-        // A batch as a whole, however much it is: the cipher is the faster the more packets it
-        // has at a time. What it was beyond its share is owed.
-        let count = machine.sends.len().min(BATCH);
+        // A batch as a whole, if its frames are of ordinary length: the cipher is the faster the
+        // more packets it has at a time. What it was beyond its share is owed, and what a full
+        // batch leaves of the share is not kept for ever.
+        let most = BATCH as i64 * weight_of(ORDINARY);
+        machine.deficit = machine
+            .deficit
+            .min(quantum(machine.settings.share()) + most);
+        let left = machine.deficit + most;
+        let mut weight = 0;
         let lengths = machine.sends.iter().map(|send| send.frame.data().len());
-        machine.deficit -= lengths.take(count).map(weight_of).sum::<i64>();
+        let weights = lengths.take(BATCH).map(weight_of);
+        let count = weights.take_while(|next| {
+            let has_room = weight < left;
+            weight += if has_room { *next } else { 0 };
+            has_room
+        });
+        let count = count.count();
+        machine.deficit -= weight;
         move_front(&mut machine.sends, count, frames);
         if machine.sends.is_empty() {
             machine.deficit = machine.deficit.min(0);
