@@ -158,7 +158,7 @@ impl Store {
     /// change that is, or after [`settle`](Self::settle): nothing may be used before.
     ///
     /// What follows at once, as first leases do, then costs one synchronisation and not two. Of
-    /// many new associations parts are made with [leases](Self::grant) of others between them:
+    /// many new associations parts are made with leases of others between them:
     /// packets do not wait for the whole. A start that finds some of the parts forgets them.
     ///
     /// # Errors
