@@ -6,6 +6,7 @@ mod bed;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use bed::faulty::Disk;
 use bed::{NODE, Random, begin, is_long, put, stored, words};
@@ -146,4 +147,34 @@ fn what_was_lost_before_it_was_whole_is_not_said_to_be_durable() {
     let (_, recovered) = Store::open(disk, &kek).unwrap();
     assert_eq!(found(&recovered, 100), 0);
     assert_eq!(found(&recovered, 500), MANY as usize);
+}
+
+/// Another key has the name in the store, but is not in force: the one before goes on within what
+/// it was granted, and none of its numbers are counted for the other.
+#[test]
+fn numbers_of_another_key_are_not_for_the_one_before() {
+    let kek = Kek::random().unwrap();
+    let (store, _) = Store::open(Disk::new(), &kek).unwrap();
+    let (refill, thread) = Refill::start(store.clone(), RefillSettings::default(), |_| ()).unwrap();
+    let out = words(1, Direction::Outbound, 1);
+    let sender = begin(&refill, &out, &put(&store, &out).unwrap());
+    let other = stored(&store, &words(1, Direction::Outbound, 2));
+    store.prepare(&[Change::PutSa(other)]).unwrap();
+    store.settle().unwrap();
+    let mut last = 0;
+    let started = Instant::now();
+    while started.elapsed() < Duration::from_millis(300) {
+        let granted = sender.reserve(bed::NOW, [100].into_iter());
+        match granted.refused {
+            None => last = granted.first,
+            Some(_) => thread::sleep(Duration::from_millis(1)),
+        }
+    }
+    let again = put(&store, &words(9, Direction::Outbound, 1)).unwrap();
+    let Standing::After { sequence, .. } = again else {
+        panic!("{again:?}");
+    };
+    assert!(last > 0 && last <= sequence, "{last} {sequence}");
+    drop(refill);
+    thread.join().unwrap();
 }

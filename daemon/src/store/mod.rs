@@ -103,6 +103,8 @@ pub const COMMIT_BUCKETS: [u64; 8] = [250, 500, 1_000, 2_000, 5_000, 10_000, 50_
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Need {
     pub(crate) sa: SaIdentity,
+    /// The key that the association had when it was granted something before.
+    pub(crate) key: Option<Fingerprint>,
     pub(crate) kind: NeedKind,
     pub(crate) usage: Usage,
 }
@@ -122,6 +124,9 @@ pub(crate) enum Granted {
     Lease(Lease),
     Mark(u64),
 }
+
+/// What was granted, and of which key the numbers are.
+pub(crate) type Grant = Result<(Granted, Fingerprint), LeaseError>;
 
 impl Store {
     /// Opens the store, or makes one, and tells what it knows.
@@ -240,11 +245,9 @@ impl Store {
             .finish(&self.0.keys, snapshots, &Moment::now())
     }
 
-    /// Grants what several associations need in one go; each may be refused by itself.
-    pub(crate) fn grant(
-        &self,
-        needs: &[(SaName, Need)],
-    ) -> Result<Vec<Result<Granted, LeaseError>>, StoreError> {
+    /// Grants what several associations need in one go, and tells of which keys the numbers are;
+    /// each may be refused by itself.
+    pub(crate) fn grant(&self, needs: &[(SaName, Need)]) -> Result<Vec<Grant>, StoreError> {
         self.0.urgent.fetch_add(1, Ordering::Relaxed);
         let mut writer = self.writer();
         self.0.urgent.fetch_sub(1, Ordering::Relaxed);

@@ -182,7 +182,7 @@ impl Refill {
 /// The time slice that its thread asks for, see [`set_time_slice`].
 const SLICE: Duration = Duration::from_micros(100);
 /// First numbers that are made durable in one go: what carries packets already waits for no more.
-const PART: usize = 64;
+const PART: usize = 512;
 /// How soon something is tried again that failed.
 const RETRY: Duration = Duration::from_millis(100);
 
@@ -280,26 +280,45 @@ impl Worker {
     /// all of them.
     fn begin(&mut self, supplies: Vec<(SaName, Supply, bool)>) -> Result<(), WatchError> {
         let mut outcome = Ok(());
-        let mut supplies = supplies.into_iter().peekable();
-        while supplies.peek().is_some() {
-            let mut names = Vec::new();
-            for (name, supply, waits) in supplies.by_ref().take(PART) {
-                self.watched.insert(name.clone(), supply);
-                if !waits {
-                    names.push(name);
-                }
+        let mut names = Vec::with_capacity(supplies.len());
+        // All of them at once: whoever had the name before gets nothing more under it.
+        for (name, supply, waits) in supplies {
+            self.watched.insert(name.clone(), supply);
+            if !waits {
+                names.push(name);
             }
-            for (name, error) in self.refill(names).map_err(WatchError::Store)? {
+        }
+        let mut parts = names.chunks(PART);
+        while let Some(part) = parts.next() {
+            self.let_ask(part);
+            let refused = match self.refill(part.to_vec()) {
+                Ok(refused) => refused,
+                Err(error) => {
+                    // Those that are not taken back ask again later.
+                    parts.for_each(|part| self.let_ask(part));
+                    return Err(WatchError::Store(error));
+                }
+            };
+            for (name, error) in refused {
                 self.watched.remove(&name);
                 if outcome.is_ok() {
                     outcome = Err(WatchError::Refused { name, error });
                 }
             }
-            if supplies.peek().is_some() {
+            if part.len() == PART {
                 self.look(Vec::new());
             }
         }
         outcome
+    }
+
+    /// From now on these ask for numbers when they need some.
+    fn let_ask(&mut self, names: &[SaName]) {
+        for name in names {
+            if let Some(supply) = self.watched.get_mut(name) {
+                supply.is_new = false;
+            }
+        }
     }
 
     /// An association that replaces another one will have the same rate.
@@ -347,7 +366,7 @@ impl Worker {
             let Some(supply) = self.watched.get_mut(&name) else {
                 continue;
             };
-            let outcome = granted.and_then(|granted| supply.put_in_force(granted));
+            let outcome = granted.and_then(|(granted, key)| supply.put_in_force(granted, key));
             if let Err(error) = outcome {
                 supply.refused = true;
                 // One that is being deleted is gone from the store first: it ends with what it

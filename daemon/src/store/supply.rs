@@ -8,7 +8,7 @@ use vesper_sa::{Direction, LeaseError, SaIdentity, SaState};
 
 use super::record::Usage;
 use super::refill::RefillSettings;
-use super::{Granted, Need, NeedKind};
+use super::{Fingerprint, Granted, Need, NeedKind};
 
 /// Packets that a lease should last for are counted over this time.
 const LEASE_TIME: Duration = Duration::from_secs(2);
@@ -38,6 +38,10 @@ pub(super) struct Supply {
     rate: Option<u64>,
     /// When the rate was measured, and the number at that time.
     measured: (Instant, u64),
+    /// Whose numbers these are: those of another key that takes the name are not for it.
+    key: Option<Fingerprint>,
+    /// Its first numbers are still to come: nobody else is to ask for them.
+    pub(super) is_new: bool,
     /// It gets nothing more.
     pub(super) refused: bool,
     /// It is looked at between two sweeps.
@@ -63,6 +67,8 @@ impl Supply {
             in_force: None,
             rate,
             measured: (now, sequence),
+            key: None,
+            is_new: !waits,
             refused: false,
             is_busy: false,
         }
@@ -75,7 +81,7 @@ impl Supply {
 
     /// Whether more is needed.
     pub(super) fn is_low(&self) -> bool {
-        !self.refused && self.sa.highest_wanted() >= self.low
+        !self.gets_nothing() && self.sa.highest_wanted() >= self.low
     }
 
     /// Whether it is low, or its mark is further ahead than its rate makes necessary.
@@ -85,15 +91,18 @@ impl Supply {
             let wanted = self.sa.highest_wanted();
             self.end > wanted.saturating_add(2 * self.block(settings))
         };
-        self.is_low() || !self.refused && is_inbound && too_far()
+        self.is_low() || !self.gets_nothing() && is_inbound && too_far()
     }
 
     /// How long it may take until it is low, at twice the rate so far.
     pub(super) fn lasts(&self) -> Duration {
+        if self.gets_nothing() {
+            return Duration::MAX;
+        }
         let Some(rate) = self.rate else {
             return Duration::ZERO;
         };
-        if rate == 0 || self.refused {
+        if rate == 0 {
             return Duration::MAX;
         }
         let left = self.low.saturating_sub(self.sa.highest_wanted());
@@ -102,7 +111,7 @@ impl Supply {
 
     /// What the association needs; `None` if it needs nothing.
     pub(super) fn need(&mut self, sa: SaIdentity, settings: &RefillSettings) -> Option<Need> {
-        if self.refused || self.sa.state() == SaState::Deleted {
+        if self.gets_nothing() || self.sa.state() == SaState::Deleted {
             return None;
         }
         self.measure(Instant::now());
@@ -140,6 +149,7 @@ impl Supply {
         };
         Some(Need {
             sa,
+            key: self.key,
             kind,
             usage: Usage {
                 sequence,
@@ -150,7 +160,12 @@ impl Supply {
     }
 
     /// What was granted is durable.
-    pub(super) fn put_in_force(&mut self, granted: Granted) -> Result<(), LeaseError> {
+    pub(super) fn put_in_force(
+        &mut self,
+        granted: Granted,
+        key: Fingerprint,
+    ) -> Result<(), LeaseError> {
+        self.key = Some(key);
         match granted {
             Granted::Lease(lease) => {
                 self.sa.set_lease(lease)?;
@@ -164,6 +179,10 @@ impl Supply {
             }
         }
         Ok(())
+    }
+
+    const fn gets_nothing(&self) -> bool {
+        self.refused || self.is_new
     }
 
     /// Measures the rate, if enough time has passed since the last time.

@@ -10,10 +10,10 @@ use super::anchor::{Anchor, AnchorState};
 use super::clock::Moment;
 use super::kek::StoreKeys;
 use super::medium::Medium;
-use super::model::{Change, Loss, SaName, Standing, StoredSa};
+use super::model::{Change, Fingerprint, Loss, SaName, Standing, StoredSa};
 use super::plain;
 use super::tables::{self, Head, Index, NumberTable, SaTables};
-use super::{COMMIT_BUCKETS, Granted, Need, NeedKind, StoreError, StoreStatistics};
+use super::{COMMIT_BUCKETS, Grant, Granted, Need, NeedKind, StoreError, StoreStatistics};
 
 /// An open store. There is one per process.
 pub(super) struct Writer {
@@ -165,18 +165,21 @@ impl Writer {
         &mut self,
         keys: &StoreKeys,
         needs: &[(SaName, Need)],
-    ) -> Result<Vec<Result<Granted, LeaseError>>, StoreError> {
+    ) -> Result<Vec<Grant>, StoreError> {
         let holder = self.holder();
         self.change(keys, |transaction, index| {
             let mut numbers = NumberTable::open(transaction, keys)?;
             let mut granted = Vec::with_capacity(needs.len());
             for (name, need) in needs {
-                let Some(key) = index.key(name) else {
+                // Another one may have taken the name, but not be in force yet: numbers of its key
+                // are not for this one.
+                let is_its = |key: &Fingerprint| need.key.is_none_or(|its| its == *key);
+                let Some(key) = index.key(name).filter(is_its) else {
                     let unknown = Box::new(StoreError::NotFound);
                     granted.push(Err(LeaseError::Store(unknown)));
                     continue;
                 };
-                granted.push(match need.kind {
+                let outcome = match need.kind {
                     NeedKind::Lease { used, size, end } => {
                         let request = LeaseRequest {
                             sa: need.sa,
@@ -195,7 +198,8 @@ impl Writer {
                             .mark(key, mark, shared, need.usage)?
                             .map(|()| Granted::Mark(mark))
                     }
-                });
+                };
+                granted.push(outcome.map(|granted| (granted, key)));
             }
             Ok(granted)
         })
